@@ -1,0 +1,78 @@
+"""The work list: the one layout that planner, kernels and the NumPy executor share.
+
+A *tile* is a block of packed query rows of one request: packed row ``r`` of KV head ``h`` is token
+``r // group`` and query head ``h * group + r % group``, so all query heads that share a KV head
+share its keys. A *work item* is one tile over one range of keys, for every KV head; a *unit* is one
+item for one KV head (``unit = item * num_kv_heads + kv_head``), which is what a CTA or warp takes.
+A tile whose keys are split over several items is merged by the last of them to finish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+#: Fields of a work item, all int32, in memory order; rendered into the kernels as a struct.
+WORK_ITEM_FIELDS = (
+    ("request", "row of the contiguous cache that holds the request's keys"),
+    ("page_begin", "index of the request's first entry in the page table"),
+    ("q_begin", "first row of the request in q"),
+    ("q_len", "query tokens of the request"),
+    ("kv_len", "keys of the request, its new tokens included"),
+    ("row_begin", "first packed row of the tile"),
+    ("kv_begin", "first key of the item"),
+    ("kv_end", "one past the last key of the item"),
+    ("split", "which of the tile's splits this is"),
+    ("num_splits", "how many items share the tile; 1 = no merge"),
+    ("partial_row", "first row of the tile's first split in the partial buffers, in units of rows"),
+    ("merge", "index of the tile among the split tiles of the plan"),
+)
+WORK_ITEM = np.dtype([(name, np.int32) for name, _ in WORK_ITEM_FIELDS])
+
+WorkList = npt.NDArray[Any]  # structured array of WORK_ITEM
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a launch needs to know of a batch, besides its tensors.
+
+    Attributes
+    ----------
+    prefill, decode : structured arrays of `WORK_ITEM`
+        Work items in the order in which they are handed out (longest first).
+    num_kv_heads, group : int
+        KV heads, and query heads per KV head.
+    prefill_rows, decode_rows : int
+        Packed query rows of one tile of each side.
+    num_merges : int
+        Tiles that are split; each has one counter per KV head.
+    partial_rows : int
+        Rows of the partial buffers per KV head. Rows ``partial_row + split * rows`` onward of an
+        item's tile hold that split's result; buffers are ``[partial_rows, num_kv_heads]`` in blocks
+        of one tile: element ``((partial_row + split * rows) * num_kv_heads + head * rows + r)``.
+    causal : bool
+        Bottom-right aligned causal mask.
+    """
+
+    prefill: WorkList
+    decode: WorkList
+    num_kv_heads: int
+    group: int
+    prefill_rows: int
+    decode_rows: int
+    num_merges: int
+    partial_rows: int
+    causal: bool
+
+    @property
+    def num_prefill_units(self) -> int:
+        """Prefill items times KV heads."""
+        return len(self.prefill) * self.num_kv_heads
+
+    @property
+    def num_decode_units(self) -> int:
+        """Decode items times KV heads."""
+        return len(self.decode) * self.num_kv_heads
