@@ -1,0 +1,59 @@
+"""podrt: prefill and decode attention of a hybrid batch in one GPU launch, compiled at run time."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from podrt._version import __version__
+
+if TYPE_CHECKING:
+    from podrt.attention import HybridAttention, hybrid_attention
+    from podrt.errors import (
+        CompileError,
+        DeviceError,
+        MissingKernelError,
+        PodrtError,
+        UnsupportedConfigError,
+    )
+    from podrt.kernels.config import KernelConfig, Tile
+    from podrt.kernels.launch import compile_variant as compile
+
+#: Public name -> module that defines it, and the name there; imported on first use.
+_PUBLIC = {
+    "CompileError": ("podrt.errors", "CompileError"),
+    "DeviceError": ("podrt.errors", "DeviceError"),
+    "HybridAttention": ("podrt.attention", "HybridAttention"),
+    "KernelConfig": ("podrt.kernels.config", "KernelConfig"),
+    "MissingKernelError": ("podrt.errors", "MissingKernelError"),
+    "PodrtError": ("podrt.errors", "PodrtError"),
+    "Tile": ("podrt.kernels.config", "Tile"),
+    "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
+    "compile": ("podrt.kernels.launch", "compile_variant"),
+    "hybrid_attention": ("podrt.attention", "hybrid_attention"),
+}
+
+__all__ = [
+    "CompileError",
+    "DeviceError",
+    "HybridAttention",
+    "KernelConfig",
+    "MissingKernelError",
+    "PodrtError",
+    "Tile",
+    "UnsupportedConfigError",
+    "__version__",
+    "compile",
+    "hybrid_attention",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'podrt' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,7 +8,7 @@ class PodrtError(Exception):
 
 
 class UnsupportedConfigError(PodrtError, ValueError):
-    """A valid request that podrt cannot serve: names the argument, the value and what is allowed."""
+    """A valid request that podrt cannot serve: names argument, value and what is allowed."""
 
 
 class DeviceError(PodrtError, RuntimeError):

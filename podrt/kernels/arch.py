@@ -1,4 +1,4 @@
-"""One table of GPU architectures and their limits (CUDA C++ Programming Guide, compute capabilities)."""
+"""One table of GPU architectures and their limits (from the CUDA C++ Programming Guide)."""
 
 from __future__ import annotations
 

@@ -154,7 +154,9 @@ class KernelConfig:
     @property
     def name(self) -> str:
         """Readable, file-safe name that is different for different variants."""
-        parts = [f"{self.form}_{self.family}_{self.arch}_{_DTYPE_TAGS[self.dtype]}_d{self.head_dim}"]
+        parts = [
+            f"{self.form}_{self.family}_{self.arch}_{_DTYPE_TAGS[self.dtype]}_d{self.head_dim}"
+        ]
         if self.has_prefill:
             parts.append(f"p{self.prefill}")
         if self.has_decode:

@@ -1,0 +1,391 @@
+"""The front door: `HybridAttention` and `hybrid_attention`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from podrt.batch import HybridBatch
+from podrt.device import DeviceInfo, current_device, device_info
+from podrt.dispatch import base_variant, launches, parse_policy, tiling_of
+from podrt.errors import UnsupportedConfigError
+from podrt.host_arrays import host_array, to_numpy
+from podrt.kernels.config import KernelConfig
+from podrt.kernels.launch import launch, load_kernel
+from podrt.layer import Layer, make_layer
+from podrt.outputs import finish
+from podrt.page_table import PageTable, make_batch, read_page_table
+from podrt.plan import Plan, make_plan
+from podrt.reference import reference_attention
+from podrt.run_arguments import RunTensors, require_kernel_can_read, view_tensors
+from podrt.streams import resolve_stream
+from podrt.tensor_checks import require_rank
+from podrt.tensors import view
+from podrt.workspace import Workspaces
+
+_BACKENDS = ("auto", "cuda", "reference")
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What `HybridAttention.plan` leaves for `HybridAttention.run`."""
+
+    batch: HybridBatch
+    page_table: PageTable | None
+    plan: Plan
+    variants: tuple[KernelConfig, ...]
+
+
+class HybridAttention:
+    """Attention of batches that mix prefill chunks and decodes, in one launch each.
+
+    Call `plan` once for a batch (host work: it reads the lengths), then `run` as often as there are
+    layers. One object serves one layer shape on one device; its runs may be on several streams,
+    and may be captured into CUDA graphs (keep the object alive as long as the graph).
+
+    Parameters
+    ----------
+    num_qo_heads, num_kv_heads : int
+        Query heads, a multiple of the KV heads.
+    head_dim : int
+        64, 128 or 256.
+    page_size : int, optional
+        Tokens of a page of the KV cache; None (the default) is a contiguous cache.
+    kv_layout : {"NHD", "HND"}
+        Order of the cache's axes: ``[pages, page_size, Hkv, D]`` or ``[pages, Hkv, page_size, D]``;
+        likewise with ``[requests, length]`` for a contiguous cache.
+    dtype : {"bfloat16", "float16"}
+        Element type of q, the caches and the output.
+    causal : bool
+        Token t of a request sees keys 0 to ``kv_len - q_len + t``. Without it, all ``kv_len``.
+    sm_scale : float, optional
+        Factor on the scores before the softmax; ``head_dim ** -0.5`` if None.
+    policy : str
+        How SMs are shared between prefill and decode: ``"auto"`` or ``"proportional"`` (by the
+        amount of work on each side), ``"50:50"``, a prefill:decode ratio such as ``"1:3"``, or
+        ``"serial"`` (one launch after the other, for comparison).
+    device : int, optional
+        CUDA device number; the current device at the first `plan` if None.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        A choice that podrt does not offer; the message says what it offers.
+    ValueError, TypeError
+        An argument that makes no sense.
+    """
+
+    def __init__(
+        self,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        page_size: int | None = None,
+        kv_layout: str = "NHD",
+        dtype: Any = "bfloat16",
+        causal: bool = True,
+        sm_scale: float | None = None,
+        policy: str = "auto",
+        device: int | None = None,
+    ) -> None:
+        self.layer: Layer = make_layer(
+            num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
+        )
+        self.policy = parse_policy(policy)
+        self._device = device
+        self._planned: _Planned | None = None
+        self._workspaces: Workspaces | None = None
+
+    @property
+    def variants(self) -> tuple[KernelConfig, ...]:
+        """The kernels that `run` launches for the planned batch, in order."""
+        return self._require_plan().variants
+
+    @property
+    def current_plan(self) -> Plan:
+        """The work list of the planned batch."""
+        return self._require_plan().plan
+
+    def plan(
+        self,
+        qo_indptr: Any,
+        kv_lens: Any,
+        *,
+        block_table: Any = None,
+        kv_indptr: Any = None,
+        kv_indices: Any = None,
+    ) -> None:
+        """Prepare for a batch; requests may be in any order, prefill and decode mixed.
+
+        Parameters
+        ----------
+        qo_indptr : int32 [requests + 1]
+            Request i owns rows ``qo_indptr[i]`` to ``qo_indptr[i + 1]`` of q. Ints, NumPy, or a
+            tensor of any framework; reading one on a GPU waits for it.
+        kv_lens : int32 [requests]
+            Keys of every request, its new tokens (already in the cache) included.
+        block_table : int32 [requests, max_pages], optional
+            Page numbers of every request. On a GPU it is read by the kernel at every run, so its
+            values may change in place; in host memory it is copied now.
+        kv_indptr, kv_indices : int32 [requests + 1] and [at least kv_indptr[-1]], optional
+            The page numbers as one list instead; kv_indices as block_table, kv_indptr as kv_lens.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is malformed, or lengths and page table do not fit each other.
+        DeviceError
+            There is no usable GPU.
+        CompileError
+            A kernel did not compile.
+        """
+        device = self._device_info()
+        page_table = read_page_table(self.layer.page_size, block_table, kv_indptr, kv_indices)
+        batch = make_batch(
+            host_array(qo_indptr, "qo_indptr"),
+            host_array(kv_lens, "kv_lens"),
+            page_table,
+            self.layer.page_size,
+        )
+        base = base_variant(batch, self.layer, arch=device.arch.name, num_sms=device.num_sms)
+        plan = make_plan(
+            batch,
+            tiling_of(base, device.num_sms),
+            num_kv_heads=self.layer.num_kv_heads,
+            group=self.layer.group,
+            causal=self.layer.causal,
+        )
+        variants = launches(base, plan, self.policy)
+        for variant in variants:
+            load_kernel(variant, device.ordinal)  # compiles now rather than in the first run
+        self._planned = _Planned(batch, page_table, plan, variants)
+
+    def run(
+        self,
+        q: Any,
+        k_cache: Any,
+        v_cache: Any,
+        *,
+        out: Any = None,
+        lse: Any = None,
+        return_lse: bool = False,
+        stream: Any = None,
+    ) -> Any:
+        """Launch attention of the planned batch; returns without waiting for the GPU.
+
+        Parameters
+        ----------
+        q : [total_tokens, num_qo_heads, head_dim]
+            Queries, any strides over tokens and heads.
+        k_cache, v_cache : [B, L, Hkv, D] or [pages, page_size, Hkv, D]
+            Caches (axes as `kv_layout` says), any strides but the last. Slots that hold no key of
+            the batch are never read.
+        out : as q, optional
+            Where the result goes; allocated in the framework of `q` if None.
+        lse : float32 [total_tokens, num_qo_heads], optional
+            Where the log-sum-exp goes.
+        return_lse : bool
+            Return ``(out, lse)``: natural log of the sum of exp of the scaled scores, -inf for a
+            row that sees no key (whose output is 0).
+        stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
+            The current stream of the framework of `q` if None.
+
+        Returns
+        -------
+        out or (out, lse)
+            In the framework of `q`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A tensor does not fit the plan; nothing has been launched.
+        RuntimeError
+            `plan` has not been called.
+        """
+        planned = self._require_plan()
+        device = self._device_info()
+        handle = resolve_stream(stream, like=q)
+        tensors = view_tensors(
+            self.layer,
+            planned.batch,
+            handle,
+            q,
+            k_cache,
+            v_cache,
+            out=out,
+            lse=lse,
+            return_lse=return_lse,
+        )
+        require_kernel_can_read(tensors, device.ordinal)
+        self._launch(planned, tensors, device, handle)
+        result = (
+            tensors.out_tensor if out is not None else finish(tensors.out_tensor, tensors.q, handle)
+        )
+        if not return_lse:
+            return result
+        if lse is not None:
+            return result, lse
+        return result, finish(tensors.lse_tensor, tensors.q, handle)
+
+    def _launch(
+        self, planned: _Planned, tensors: RunTensors, device: DeviceInfo, stream: int
+    ) -> None:
+        if not planned.variants:
+            return
+        if self._workspaces is None:
+            self._workspaces = Workspaces(device.ordinal)
+        table = planned.page_table
+        workspace = self._workspaces.ready(
+            stream, planned.plan, self.layer.head_dim, table.host_values if table else None
+        )
+        address = 0
+        if table is not None:
+            on_host = table.host_values is not None
+            address = workspace.page_table.data.ptr if on_host else table.tensor.pointer
+        for variant in planned.variants:
+            launch(
+                variant,
+                device=device.ordinal,
+                num_sms=device.num_sms,
+                stream=stream,
+                plan=planned.plan,
+                page_table=address,
+                tensors=tensors,
+                workspace=workspace,
+                sm_scale=self.layer.sm_scale,
+            )
+
+    def _require_plan(self) -> _Planned:
+        if self._planned is None:
+            raise RuntimeError("no batch is planned: call plan() first")
+        return self._planned
+
+    def _device_info(self) -> DeviceInfo:
+        if self._device is None:
+            self._device = current_device().ordinal
+        return device_info(self._device)
+
+
+def hybrid_attention(
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    qo_indptr: Any,
+    kv_lens: Any,
+    *,
+    block_table: Any = None,
+    kv_indptr: Any = None,
+    kv_indices: Any = None,
+    kv_layout: str = "NHD",
+    causal: bool = True,
+    sm_scale: float | None = None,
+    policy: str = "auto",
+    out: Any = None,
+    lse: Any = None,
+    return_lse: bool = False,
+    stream: Any = None,
+    backend: str = "auto",
+) -> Any:
+    """Attention of one hybrid batch in one call.
+
+    Heads, head_dim, dtype and page size are read off the tensors. For many layers of one batch,
+    `HybridAttention` plans once.
+
+    Parameters
+    ----------
+    q, k_cache, v_cache, out, lse, return_lse, stream
+        As `HybridAttention.run`. The cache is paged if a page table is given.
+    qo_indptr, kv_lens, block_table, kv_indptr, kv_indices
+        As `HybridAttention.plan`.
+    kv_layout, causal, sm_scale, policy
+        As `HybridAttention`.
+    backend : {"auto", "cuda", "reference"}
+        ``"cuda"`` runs the fused kernel, ``"reference"`` exact NumPy on tensors in host memory
+        (slow), ``"auto"`` whichever of them serves the memory that `q` lies in.
+
+    Returns
+    -------
+    out or (out, lse)
+        In the framework of `q`.
+
+    Raises
+    ------
+    ValueError, TypeError, UnsupportedConfigError, DeviceError
+        As `HybridAttention` and its methods.
+    """
+    if backend not in _BACKENDS:
+        raise UnsupportedConfigError(f"backend={backend!r}: allowed are {_BACKENDS}")
+    q_view, k_view = view(q, "q"), view(k_cache, "k_cache")
+    require_rank(q_view, 3, "[total_tokens, num_qo_heads, head_dim]")
+    require_rank(k_view, 4, "of a cache")
+    tokens, heads = (1, 2) if kv_layout == "NHD" else (2, 1)
+    is_paged = any(table is not None for table in (block_table, kv_indptr, kv_indices))
+    layer_arguments: dict[str, Any] = {
+        "num_qo_heads": q_view.shape[1],
+        "num_kv_heads": k_view.shape[heads],
+        "head_dim": q_view.shape[2],
+        "page_size": k_view.shape[tokens] if is_paged else None,
+        "kv_layout": kv_layout,
+        "dtype": q_view.dtype,
+        "causal": causal,
+        "sm_scale": sm_scale,
+    }
+    tables = {"block_table": block_table, "kv_indptr": kv_indptr, "kv_indices": kv_indices}
+    outputs = {"out": out, "lse": lse, "return_lse": return_lse}
+    on_host = q_view.device is None
+    if backend == "reference" or (backend == "auto" and on_host):
+        parse_policy(policy)
+        layer = make_layer(**layer_arguments)
+        return _run_reference(layer, q, k_cache, v_cache, qo_indptr, kv_lens, tables, outputs)
+    if on_host:
+        raise ValueError(
+            "q: lies in host memory, expected a tensor on a CUDA GPU; move it there, "
+            'or pass backend="reference"'
+        )
+    attention = HybridAttention(**layer_arguments, policy=policy, device=q_view.device)
+    attention.plan(qo_indptr, kv_lens, **tables)
+    return attention.run(q, k_cache, v_cache, **outputs, stream=stream)
+
+
+def _run_reference(
+    layer: Layer,
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    qo_indptr: Any,
+    kv_lens: Any,
+    tables: dict[str, Any],
+    outputs: dict[str, Any],
+) -> Any:
+    """Exact attention of tensors in host memory, with the same checks as the kernels' path."""
+    table = read_page_table(layer.page_size, **tables)
+    batch = make_batch(
+        host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens"), table, layer.page_size
+    )
+    tensors = view_tensors(layer, batch, 0, q, k_cache, v_cache, **outputs)
+    if tensors.q.device is not None:
+        raise ValueError(
+            f'q: lies on {tensors.q.place}; backend="reference" takes tensors in host memory'
+        )
+    out, lse = reference_attention(
+        to_numpy(tensors.q),
+        to_numpy(tensors.k_cache),
+        to_numpy(tensors.v_cache),
+        batch,
+        page_table=table.flat() if table else None,
+        page_size=layer.page_size,
+        causal=layer.causal,
+        sm_scale=layer.sm_scale,
+    )
+    to_numpy(tensors.out)[...] = out
+    result = (
+        tensors.out_tensor if outputs["out"] is not None else finish(tensors.out_tensor, tensors.q)
+    )
+    if tensors.lse is not None:
+        to_numpy(tensors.lse)[...] = lse
+    if not outputs["return_lse"]:
+        return result
+    if outputs["lse"] is not None:
+        return result, tensors.lse_tensor
+    return result, finish(tensors.lse_tensor, tensors.q)

@@ -1,0 +1,245 @@
+"""`HybridBatch`: the lengths of one ragged batch and where its keys lie, validated on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True, eq=False)
+class HybridBatch:
+    """Prefill and decode requests of one batch, in any order.
+
+    Make one with `contiguous`, `from_block_table` or `from_kv_indptr`: they also check the lengths
+    against the room that the cache or page table has. Zero requests, requests without query tokens
+    and requests without keys are all fine, and so are more query tokens than keys.
+
+    Attributes
+    ----------
+    qo_indptr : int32 array [requests + 1]
+        Request i owns rows ``qo_indptr[i]`` to ``qo_indptr[i + 1]`` of q. Read-only.
+    kv_lens : int32 array [requests]
+        Keys of every request, its new tokens included. Read-only.
+    page_begin : int32 array [requests]
+        Index of every request's first entry in the flat page table; 0 for a contiguous cache.
+    page_size : int or None
+        Tokens of a page; None for a contiguous cache, where request i owns row i.
+    """
+
+    qo_indptr: Int32Array
+    kv_lens: Int32Array
+    page_begin: Int32Array
+    page_size: int | None = None
+
+    @classmethod
+    def contiguous(cls, qo_indptr: Int32Array, kv_lens: Int32Array) -> HybridBatch:
+        """Batch over a cache ``[B, L, Hkv, D]`` whose row i belongs to request i.
+
+        The cache's own shape is checked by `require_cache`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `qo_indptr` or `kv_lens` is not a valid int32 array.
+        """
+        qo_indptr, kv_lens = _lengths(qo_indptr, kv_lens)
+        return cls(qo_indptr, kv_lens, _frozen(np.zeros(len(kv_lens), np.int32)))
+
+    @classmethod
+    def from_block_table(
+        cls,
+        qo_indptr: Int32Array,
+        kv_lens: Int32Array,
+        *,
+        shape: tuple[int, ...],
+        row_stride: int,
+        page_size: int,
+    ) -> HybridBatch:
+        """Batch over a paged cache with a block table, whose values may live on a GPU.
+
+        Parameters
+        ----------
+        qo_indptr, kv_lens : int32 arrays
+            As in the class.
+        shape : tuple of int
+            ``(requests, max_pages)`` of the block table.
+        row_stride : int
+            Elements from one row of the block table to the next.
+        page_size : int
+            Tokens of a page.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is malformed, or a request has more keys than its row has pages for.
+        """
+        qo_indptr, kv_lens = _lengths(qo_indptr, kv_lens)
+        _require_page_size(page_size)
+        requests = len(kv_lens)
+        if len(shape) != 2 or shape[0] != requests:
+            raise ValueError(
+                f"block_table has shape {tuple(shape)}; expected ({requests}, max_pages), "
+                "one row per request of kv_lens"
+            )
+        if not 0 <= max(requests - 1, 0) * row_stride <= _INT32_MAX:
+            raise ValueError(
+                f"block_table has a row stride of {row_stride} elements over {requests} rows; "
+                f"offsets must be between 0 and {_INT32_MAX}"
+            )
+        _require_room(kv_lens, np.full(requests, shape[1]), page_size, "block_table")
+        page_begin = (np.arange(requests, dtype=np.int64) * row_stride).astype(np.int32)
+        return cls(qo_indptr, kv_lens, _frozen(page_begin), page_size)
+
+    @classmethod
+    def from_kv_indptr(
+        cls,
+        qo_indptr: Int32Array,
+        kv_lens: Int32Array,
+        *,
+        kv_indptr: Int32Array,
+        num_kv_indices: int,
+        page_size: int,
+    ) -> HybridBatch:
+        """Batch over a paged cache whose page numbers are listed one request after the other.
+
+        Parameters
+        ----------
+        qo_indptr, kv_lens : int32 arrays
+            As in the class.
+        kv_indptr : int32 array [requests + 1]
+            Request i owns entries ``kv_indptr[i]`` to ``kv_indptr[i + 1]`` of kv_indices.
+        num_kv_indices : int
+            Length of kv_indices, whose values may live on a GPU; it may be longer than needed.
+        page_size : int
+            Tokens of a page.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is malformed, or a request has more keys than it has pages for.
+        """
+        qo_indptr, kv_lens = _lengths(qo_indptr, kv_lens)
+        _require_page_size(page_size)
+        kv_indptr = _indptr(kv_indptr, "kv_indptr", len(kv_lens))
+        if kv_indptr[-1] > num_kv_indices:
+            raise ValueError(
+                f"kv_indices has {num_kv_indices} entries; kv_indptr ends at {kv_indptr[-1]}, "
+                "so it needs at least that many"
+            )
+        _require_room(kv_lens, np.diff(kv_indptr), page_size, "kv_indptr")
+        return cls(qo_indptr, kv_lens, _frozen(kv_indptr[:-1]), page_size)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests of the batch."""
+        return len(self.kv_lens)
+
+    @cached_property
+    def q_lens(self) -> Int32Array:
+        """Query tokens of every request, int32 ``[requests]``."""
+        return _frozen(np.diff(self.qo_indptr))
+
+    @cached_property
+    def total_tokens(self) -> int:
+        """Query tokens of the batch, the rows of q."""
+        return int(self.qo_indptr[-1])
+
+    @cached_property
+    def max_kv_len(self) -> int:
+        """Keys of the longest request; 0 in an empty batch."""
+        return int(self.kv_lens.max(initial=0))
+
+    def require_cache(self, shape: tuple[int, ...], name: str = "k_cache") -> None:
+        """Check that a cache of that shape can hold the batch.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            ``[B, L, Hkv, D]``, or ``[pages, page_size, Hkv, D]`` of a paged cache.
+        name : str
+            Argument to name in the error.
+
+        Raises
+        ------
+        ValueError
+            The cache has another rank or page size, too few rows, or rows that are too short.
+        """
+        if len(shape) != 4:
+            layout = "[B, L, Hkv, D]" if self.page_size is None else "[pages, page_size, Hkv, D]"
+            raise ValueError(f"{name} has shape {tuple(shape)}; expected {layout}")
+        if self.page_size is not None:
+            if shape[1] != self.page_size:
+                raise ValueError(
+                    f"{name} has pages of {shape[1]} tokens; expected page_size={self.page_size}"
+                )
+        elif shape[0] < self.num_requests or shape[1] < self.max_kv_len:
+            raise ValueError(
+                f"{name} has {shape[0]} rows of {shape[1]} tokens; the batch needs at least "
+                f"{self.num_requests} rows of {self.max_kv_len}: pass a larger cache, or a page "
+                "table"
+            )
+
+
+def _lengths(qo_indptr: Int32Array, kv_lens: Int32Array) -> tuple[Int32Array, Int32Array]:
+    kv_lens = _int32_vector(kv_lens, "kv_lens")
+    if (kv_lens < 0).any():
+        at = int(np.argmax(kv_lens < 0))
+        raise ValueError(f"kv_lens[{at}] is {kv_lens[at]}; lengths must be 0 or more")
+    return _indptr(qo_indptr, "qo_indptr", len(kv_lens)), kv_lens
+
+
+def _indptr(array: Int32Array, name: str, requests: int) -> Int32Array:
+    indptr = _int32_vector(array, name)
+    if len(indptr) != requests + 1:
+        raise ValueError(
+            f"{name} has {len(indptr)} entries; expected {requests + 1}, "
+            f"one more than the {requests} of kv_lens"
+        )
+    if indptr[0] != 0:
+        raise ValueError(f"{name}[0] is {indptr[0]}; it must be 0")
+    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
+    if falls.size:
+        at = int(falls[0])
+        raise ValueError(
+            f"{name} falls from {indptr[at]} at {at} to {indptr[at + 1]} at {at + 1}; "
+            "it must not decrease"
+        )
+    return indptr
+
+
+def _int32_vector(array: Int32Array, name: str) -> Int32Array:
+    """Return a read-only copy, so that a later change by the caller cannot break the batch."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} is {type(array).__name__}; expected a NumPy int32 array")
+    if array.dtype != np.int32:
+        raise TypeError(f'{name} has dtype {array.dtype}; expected int32: use .astype("int32")')
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}; expected one dimension")
+    return _frozen(array.copy())
+
+
+def _frozen(array: Int32Array) -> Int32Array:
+    array.setflags(write=False)
+    return array
+
+
+def _require_page_size(page_size: int) -> None:
+    if page_size < 1:
+        raise ValueError(f"page_size is {page_size}; it must be at least 1")
+
+
+def _require_room(kv_lens: Int32Array, pages: Int32Array, page_size: int, name: str) -> None:
+    room = pages.astype(np.int64) * page_size
+    if (kv_lens > room).any():
+        at = int(np.argmax(kv_lens > room))
+        raise ValueError(
+            f"kv_lens[{at}] is {kv_lens[at]}; {name} gives request {at} {pages[at]} pages of "
+            f"{page_size} tokens, room for {room[at]}"
+        )

@@ -1,0 +1,97 @@
+"""One batch of the demo on the GPU: fused against serial, checked and timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from podrt.attention import HybridAttention
+from podrt.cli._check import LSE_TOLERANCE, expected_of, tolerance_of
+from podrt.cli._timing import median_times_us
+from podrt.cli._workload import Geometry, Workload
+from podrt.device import load_cupy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one batch gave. Errors are the larger ones of fused and serial.
+
+    Attributes
+    ----------
+    prefills, decodes, tokens : int
+        Requests of each kind, and query rows of all.
+    variants : tuple of str
+        Names of the fused launch's variants.
+    fused_us, serial_us : float
+        Median times.
+    error : float
+        Largest error of the output relative to the largest value of its row.
+    lse_error : float
+        Largest absolute error of the LSE.
+    checked_rows : int
+        Query rows that were compared with the reference.
+    ok : bool
+        Both errors are within tolerance.
+    """
+
+    prefills: int
+    decodes: int
+    tokens: int
+    variants: tuple[str, ...]
+    fused_us: float
+    serial_us: float
+    error: float
+    lse_error: float
+    checked_rows: int
+    ok: bool
+
+    @property
+    def speedup(self) -> float:
+        """Serial time over fused time."""
+        return self.serial_us / self.fused_us
+
+
+def compete(workload: Workload, geometry: Geometry) -> Outcome:
+    """Run a batch fused and serial (two launches); compare both with the reference, and time."""
+    cupy = load_cupy()
+    attentions = [_planned(workload, geometry, policy) for policy in ("auto", "serial")]
+    tensors = [cupy.asarray(array) for array in (workload.q, workload.k_cache, workload.v_cache)]
+    expected = expected_of(workload)
+    launches, errors, lse_errors = [], [], []
+    for attention in attentions:
+        out, lse = attention.run(*tensors, return_lse=True)
+        errors.append(expected.error_of(out.get()))
+        lse_errors.append(expected.lse_error_of(lse.get()))
+        launches.append(partial(attention.run, *tensors, out=out, lse=lse, return_lse=True))
+    # NumPy's max keeps a NaN, and comparing with NaN is false: NaN is never within tolerance.
+    error, lse_error = float(np.max(errors)), float(np.max(lse_errors))
+    fused_us, serial_us = median_times_us(launches)
+    return Outcome(
+        prefills=workload.step.num_prefills,
+        decodes=workload.step.num_decodes,
+        tokens=workload.step.total_tokens,
+        variants=tuple(config.name for config in attentions[0].variants),
+        fused_us=fused_us,
+        serial_us=serial_us,
+        error=error,
+        lse_error=lse_error,
+        checked_rows=len(expected.rows),
+        ok=error <= tolerance_of(geometry.dtype) and lse_error <= LSE_TOLERANCE,
+    )
+
+
+def _planned(workload: Workload, geometry: Geometry, policy: str) -> HybridAttention:
+    attention = HybridAttention(
+        geometry.num_qo_heads,
+        geometry.num_kv_heads,
+        geometry.head_dim,
+        page_size=geometry.page_size,
+        dtype=geometry.dtype,
+        policy=policy,
+    )
+    batch = workload.batch
+    block_table = load_cupy().asarray(workload.block_table)
+    attention.plan(batch.qo_indptr, batch.kv_lens, block_table=block_table)
+    return attention

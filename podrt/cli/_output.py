@@ -1,0 +1,62 @@
+"""What every sub-command prints with: tables, JSON, progress bars, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+#: Wide enough that no variant name is folded where nobody reads by eye.
+_PIPE_WIDTH = 240
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console as wide as the terminal, or wide enough for any row in a pipe."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as indented JSON."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_error(error: Exception) -> None:
+    """Print an error to stderr, without markup: the text may hold source code."""
+    console(stderr=True).print(f"error: {error}", style="red", markup=False)
+
+
+def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()) -> Table:
+    """Return an empty table that folds long text; the columns in `numbers` align to the right."""
+    result = Table(
+        title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in columns:
+        justify: Any = "right" if column in numbers else "left"
+        result.add_column(column, justify=justify, overflow="fold")
+    return result
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on a terminal's stderr; call what it yields once per step."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    out = console(stderr=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+        task = bars.add_task(description, total=total)
+        yield lambda: bars.advance(task)

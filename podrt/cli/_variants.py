@@ -1,0 +1,155 @@
+"""Which variants a command is about: the shared filter options, and how they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from podrt.errors import PodrtError
+from podrt.kernels.arch import ARCHS
+from podrt.kernels.config import KernelConfig
+from podrt.kernels.variants import PAGE_SIZES, default_variants
+
+#: Compiled for when there is no GPU to ask.
+FALLBACK_ARCH = "sm_90a"
+
+ArchOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arch",
+        help=f"Architecture, or 'all'; repeatable. Default: this GPU, else {FALLBACK_ARCH}.",
+    ),
+]
+FormOption = Annotated[
+    list[str] | None, typer.Option("--form", help="pod, prefill or decode; repeatable.")
+]
+DtypeOption = Annotated[
+    list[str] | None, typer.Option("--dtype", help="bfloat16 or float16; repeatable.")
+]
+HeadDimOption = Annotated[
+    list[int] | None, typer.Option("--head-dim", help="64, 128 or 256; repeatable.")
+]
+PageSizeOption = Annotated[
+    list[str] | None,
+    typer.Option("--page-size", help="Tokens of a page, or 'none' for contiguous; repeatable."),
+]
+RatioOption = Annotated[
+    list[str] | None,
+    typer.Option("--ratio", help="Prefill:decode split such as 1:3; fused kernels; repeatable."),
+]
+FamilyOption = Annotated[
+    list[str] | None, typer.Option("--family", help="Kernel family; repeatable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def detected_arch() -> str:
+    """Return the architecture of the current GPU, or `FALLBACK_ARCH` without one."""
+    from podrt.device import current_device
+
+    try:
+        return current_device().arch.name
+    except PodrtError:  # no GPU, or one that podrt does not serve
+        return FALLBACK_ARCH
+
+
+def select(
+    *,
+    archs: Sequence[str] | None = None,
+    forms: Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None,
+    head_dims: Sequence[int] | None = None,
+    page_sizes: Sequence[str] | None = None,
+    ratios: Sequence[str] | None = None,
+    families: Sequence[str] | None = None,
+) -> list[KernelConfig]:
+    """Return the default variants that pass every given filter; None lets everything pass.
+
+    Page sizes need not be among the default ones: the same variants exist for any page size.
+
+    Raises
+    ------
+    ValueError
+        A filter's value is malformed or unknown, or nothing passes all filters.
+    """
+    sizes = PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
+    found = [v for arch in _archs(archs) for v in default_variants(arch, page_sizes=sizes)]
+    filters: dict[str, Sequence[Any] | None] = {
+        "form": forms,
+        "dtype": dtypes,
+        "head_dim": head_dims,
+        "ratio": None if ratios is None else [parse_ratio(text) for text in ratios],
+        "family": families,
+    }
+    for field, allowed in filters.items():
+        if allowed is not None:
+            found = _keep(found, field, allowed)
+    return found
+
+
+def find(pattern: str, archs: Sequence[str] | None = None) -> KernelConfig:
+    """Return the one default variant whose name is, or contains, `pattern`.
+
+    Raises
+    ------
+    ValueError
+        No variant matches, or several do; the message lists some.
+    """
+    variants = select(archs=archs or ["all"])
+    matches = [v for v in variants if v.name == pattern] or [
+        v for v in variants if pattern in v.name
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise ValueError(f"VARIANT={pattern!r}: no variant has it in its name; see explore list")
+    shown = "\n  ".join(v.name for v in matches[:10])
+    raise ValueError(
+        f"VARIANT={pattern!r}: {len(matches)} variants have it in their names, "
+        f"give more of one:\n  {shown}"
+    )
+
+
+def parse_page_size(text: str) -> int | None:
+    """Return the page size that `text` states, None for ``"none"``."""
+    if text.lower() == "none":
+        return None
+    if not text.isdecimal():
+        raise ValueError(f"page-size={text!r}: must be a whole number, or 'none' for contiguous")
+    return int(text)
+
+
+def parse_ratio(text: str) -> tuple[int, int]:
+    """Return ``(prefill, decode)`` of a ratio such as ``"1:3"``."""
+    prefill, colon, decode = text.partition(":")
+    if not (colon and prefill.isdecimal() and decode.isdecimal()):
+        raise ValueError(f"ratio={text!r}: must be PREFILL:DECODE, for example 1:3")
+    return int(prefill), int(decode)
+
+
+def ratio_of(config: KernelConfig) -> tuple[int, int] | None:
+    """Return the split ratio of a fused kernel; None for one side alone."""
+    return (config.prefill_share, config.decode_share) if config.form == "pod" else None
+
+
+def _archs(names: Sequence[str] | None) -> list[str]:
+    if not names:
+        return [detected_arch()]
+    return list(ARCHS) if "all" in names else list(dict.fromkeys(names))
+
+
+def _value(config: KernelConfig, field: str) -> Any:
+    return ratio_of(config) if field == "ratio" else getattr(config, field)
+
+
+def _keep(variants: list[KernelConfig], field: str, allowed: Sequence[Any]) -> list[KernelConfig]:
+    kept = [variant for variant in variants if _value(variant, field) in allowed]
+    if not kept:
+        known = sorted({str(_value(variant, field)) for variant in variants})
+        raise ValueError(
+            f"{field}={', '.join(map(str, allowed))}: no variant has it; "
+            f"there are {', '.join(known)}"
+        )
+    return kept

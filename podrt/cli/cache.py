@@ -1,0 +1,69 @@
+"""``podrt cache``: look at, find and empty the folder of compiled kernels."""
+
+from __future__ import annotations
+
+import typer
+
+from podrt.cli._output import console, print_json, table
+from podrt.cli._variants import JsonOption
+from podrt.jit import DiskCache, Entry, open_cache
+
+app = typer.Typer(
+    help="Compiled kernels on disk: list them, print their folder, delete them.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+@app.command("list")
+def list_entries(as_json: JsonOption = False) -> None:
+    """List the compiled kernels in the cache, with size and age."""
+    entries = _cache().list()
+    if as_json:
+        print_json([_as_dict(entry) for entry in entries])
+        return
+    if not entries:
+        console().print("The cache is empty.")
+        return
+    rows = table("variant", "KiB", "age", numbers=("KiB", "age"))
+    for entry in entries:
+        rows.add_row(entry.name, f"{entry.size_bytes / 1024:.0f}", format_age(entry.age_s))
+    console().print(rows)
+    total_mib = sum(entry.size_bytes for entry in entries) / 1024**2
+    console().print(f"{len(entries)} kernels, {total_mib:.1f} MiB")
+
+
+@app.command()
+def clear() -> None:
+    """Delete every compiled kernel of this version of podrt."""
+    console().print(f"Deleted {_cache().clear()} kernels.")
+
+
+@app.command()
+def path() -> None:
+    """Print the cache folder (PODRT_CACHE_DIR overrides it)."""
+    typer.echo(_cache().path)
+
+
+def format_age(age_s: float) -> str:
+    """Return an age in the largest unit that leaves at least 1, for example ``"3 h"``."""
+    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age_s >= length_s:
+            return f"{age_s / length_s:.0f} {unit}"
+    return f"{age_s:.0f} s"
+
+
+def _cache() -> DiskCache:
+    cache = open_cache()
+    if cache is None:
+        raise ValueError("the disk cache is off: unset PODRT_DISABLE_CACHE, or set PODRT_CACHE_DIR")
+    return cache
+
+
+def _as_dict(entry: Entry) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "path": str(entry.path),
+        "size_bytes": entry.size_bytes,
+        "age_s": round(entry.age_s, 1),
+    }

@@ -1,0 +1,78 @@
+"""``podrt demo``: hybrid batches of a trace through the fused kernel, checked and timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from podrt.batching import Request, read_trace, sample_trace
+from podrt.cli._demo_report import report, report_dry_run
+from podrt.cli._dry_run import dry_run
+from podrt.cli._fused import Outcome, compete
+from podrt.cli._output import progress
+from podrt.cli._workload import Geometry, hybrid_steps, make_workload
+from podrt.device import current_device
+from podrt.errors import DeviceError
+from podrt.kernels.config import DType
+
+_SEED = 0
+
+
+def demo(
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="CSV of requests. Default: the sample podrt ships."
+        ),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Query tokens of one batch.")] = 512,
+    batches: Annotated[int, typer.Option(min=1, help="Batches to run.")] = 4,
+    max_kv_tokens: Annotated[
+        int, typer.Option(min=1, help="Room of the KV cache in tokens; bounds the decodes.")
+    ] = 65536,
+    num_qo_heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 32,
+    num_kv_heads: Annotated[int, typer.Option(min=1, help="KV heads.")] = 8,
+    head_dim: Annotated[int, typer.Option(help="64, 128 or 256.")] = 128,
+    page_size: Annotated[int, typer.Option(min=1, help="Tokens of a page.")] = 16,
+    dtype: Annotated[DType, typer.Option(help="Element type.")] = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Run hybrid batches of a trace in one launch each, check them, and time fused against serial.
+
+    The trace is served by chunked prefill on a saturated server; batches with both prefill and
+    decode are taken from all over the schedule. Tensors are random, pages shuffled, and cache slots
+    that no request owns hold NaN. Results are compared with a float64 reference. Times are medians
+    with a cold L2 cache; "serial" is the same prefill and decode code in two launches.
+
+    Without a GPU: compiles the variants for sm_90a and checks the plan of one small batch of the
+    trace in NumPy, whatever --budget, --batches and --max-kv-tokens say.
+
+    Exit code: 0 when every error is within tolerance, 1 when one is not.
+    """
+    requests = sample_trace() if trace is None else read_trace(trace)
+    geometry = Geometry(num_qo_heads, num_kv_heads, head_dim, page_size, dtype)
+    try:
+        device = current_device()
+    except DeviceError as error:
+        result = dry_run(requests, geometry, np.random.default_rng(_SEED))
+        report_dry_run(result, str(error), as_json)
+        raise typer.Exit(0 if result.ok else 1) from None
+    outcomes = _run(requests, geometry, budget, max_kv_tokens, batches)
+    report(outcomes, device, geometry, as_json)
+    raise typer.Exit(0 if all(outcome.ok for outcome in outcomes) else 1)
+
+
+def _run(
+    requests: list[Request], geometry: Geometry, budget: int, max_kv_tokens: int, batches: int
+) -> list[Outcome]:
+    rng = np.random.default_rng(_SEED)
+    outcomes = []
+    steps = hybrid_steps(requests, budget=budget, max_kv_tokens=max_kv_tokens, count=batches)
+    with progress("compiling, running, checking", len(steps)) as advance:
+        for step in steps:
+            outcomes.append(compete(make_workload(step, geometry, rng), geometry))
+            advance()
+    return outcomes

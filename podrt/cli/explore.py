@@ -1,0 +1,182 @@
+"""``podrt explore``: the kernel variants, their texts, and what the compiler made of them."""
+
+from __future__ import annotations
+
+import sys
+from itertools import takewhile
+from typing import Annotated, Any
+
+import typer
+from rich.syntax import Syntax
+from rich.text import Text
+
+from podrt.cli._building import build_all
+from podrt.cli._listing import LEXERS, What, diff_of, text_of
+from podrt.cli._output import console, print_json, table
+from podrt.cli._stats import VariantStats, stats_of
+from podrt.cli._variants import (
+    ArchOption,
+    DtypeOption,
+    FamilyOption,
+    FormOption,
+    HeadDimOption,
+    JsonOption,
+    PageSizeOption,
+    RatioOption,
+    find,
+    select,
+)
+from podrt.kernels.config import KernelConfig
+
+app = typer.Typer(
+    help="The kernel variants: list them, read their code, see their resources. Needs no GPU.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+#: A narrower terminal gets names without the parts that all rows share.
+_FULL_NAMES_WIDTH = 150
+
+
+@app.command("list")
+def list_variants(
+    arch: ArchOption = None,
+    family: FamilyOption = None,
+    form: FormOption = None,
+    dtype: DtypeOption = None,
+    head_dim: HeadDimOption = None,
+    page_size: PageSizeOption = None,
+    ratio: RatioOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the names of the variants that pass every filter; a name states all parameters.
+
+    In a pipe: one name a line. Example: podrt explore list --form pod --head-dim 128 --ratio 1:1
+    """
+    configs = select(
+        archs=arch,
+        families=family,
+        forms=form,
+        dtypes=dtype,
+        head_dims=head_dim,
+        page_sizes=page_size,
+        ratios=ratio,
+    )
+    if as_json:
+        print_json([_described(config) for config in configs])
+        return
+    for config in configs:
+        typer.echo(config.name)
+    console(stderr=True).print(f"{len(configs)} variants")
+
+
+@app.command()
+def show(
+    variant: Annotated[str, typer.Argument(help="A variant's name, or a part only it has.")],
+    what: Annotated[What, typer.Option(help="Which text of the variant.")] = What.source,
+    diff: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Show what differs in another variant.")
+    ] = None,
+    arch: ArchOption = None,
+) -> None:
+    """Print a variant's rendered source, PTX, SASS, compiler log or config.
+
+    On a terminal with colours and line numbers, in a pipe as plain text. Variants of every
+    architecture are searched unless --arch says which. Example: podrt explore show VARIANT
+    --what ptx
+    """
+    config = find(variant, arch)
+    if diff is None:
+        _print_text(text_of(config, what), LEXERS[what], numbered=True)
+        return
+    other = find(diff, arch)
+    text = diff_of(config, other, what)
+    _print_text(text or f"No difference in {what.value}.", "diff", numbered=False)
+
+
+@app.command()
+def stats(
+    arch: ArchOption = None,
+    family: FamilyOption = None,
+    form: FormOption = None,
+    dtype: DtypeOption = None,
+    head_dim: HeadDimOption = None,
+    page_size: PageSizeOption = None,
+    ratio: RatioOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile variants and show registers, shared memory, spills and CTAs per SM.
+
+    The column "limit" names what stops one more CTA on an SM, "s" the seconds NVRTC took, "from"
+    where the build came from. Example: podrt explore stats --arch sm_80 --head-dim 64
+    """
+    configs = select(
+        archs=arch,
+        families=family,
+        forms=form,
+        dtypes=dtype,
+        head_dims=head_dim,
+        page_sizes=page_size,
+        ratios=ratio,
+    )
+    rows = [stats_of(*pair) for pair in zip(configs, build_all(configs), strict=True)]
+    if as_json:
+        print_json([row.to_dict() for row in rows])
+    else:
+        _print_stats(rows)
+
+
+def _described(config: KernelConfig) -> dict[str, Any]:
+    return {
+        "name": config.name,
+        "family": config.family,
+        **config.to_dict(),
+        "smem_bytes": config.smem_bytes,
+    }
+
+
+def _print_text(text: str, lexer: str, *, numbered: bool) -> None:
+    if sys.stdout.isatty():
+        console().print(Syntax(text, lexer, line_numbers=numbered, word_wrap=True))
+    else:
+        typer.echo(text)
+
+
+def _print_stats(rows: list[VariantStats]) -> None:
+    out = console()
+    names, title = [row.name for row in rows], None
+    if out.width < _FULL_NAMES_WIDTH:
+        names, title = shorten(names)
+    numbers = ("regs", "smem KiB", "spill B", "CTAs/SM", "s")
+    result = table("variant", *numbers[:-1], "limit", "s", "from", title=title, numbers=numbers)
+    for name, row in zip(names, rows, strict=True):
+        result.add_row(
+            name,
+            str(row.registers),
+            f"{row.smem_bytes / 1024:.1f}",
+            Text(str(row.spill_bytes), "red" if row.spill_bytes else ""),
+            str(row.ctas_per_sm),
+            ", ".join(row.limited_by),
+            f"{row.compile_time_s:.1f}",
+            row.cache,
+        )
+    out.print(result)
+
+
+def shorten(names: list[str]) -> tuple[list[str], str | None]:
+    """Return what is left of names without the parts they all share, and a line that says so."""
+    parts = [name.split("_") for name in names]
+    head = _num_shared(parts)
+    tail = _num_shared([part[head:][::-1] for part in parts])
+    if len(names) < 2 or head + tail == 0:
+        return names, None
+    left = ["_".join(part[head : len(part) - tail]) for part in parts]
+    shared = "_".join([*parts[0][:head], "*", *parts[0][len(parts[0]) - tail :]])
+    return left, f"variants {shared}"
+
+
+def _num_shared(lists: list[list[str]]) -> int:
+    """How many leading elements are the same in all of `lists`."""
+    return sum(
+        1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*lists, strict=False))
+    )

@@ -1,0 +1,56 @@
+"""What the compiler is given: one rendered kernel."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from podrt.jit.render import header_digest
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_ENTRY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ARCH = re.compile(r"sm_\d+[af]?")
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """One kernel, ready to compile.
+
+    Attributes
+    ----------
+    name : str
+        Readable, file-safe name of the variant; the first part of its folder in the cache.
+    arch : str
+        NVRTC target, for example ``"sm_90a"``.
+    text : str
+        CUDA C++; ``#include "..."`` is relative to `templates_dir`.
+    entry : str
+        The ``extern "C"`` kernel.
+    options : tuple of str
+        NVRTC options besides podrt's own.
+
+    Raises
+    ------
+    ValueError
+        If `name`, `arch` or `entry` has a form that cannot be used.
+    """
+
+    name: str
+    arch: str
+    text: str = field(repr=False)
+    entry: str
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, pattern, expected in (
+            ("name", _NAME, "up to 200 letters, digits and _ . -, as it names a folder"),
+            ("arch", _ARCH, "an NVRTC target such as 'sm_90a'"),
+            ("entry", _ENTRY, 'the name of an extern "C" function'),
+        ):
+            value = getattr(self, name)
+            if not pattern.fullmatch(value):
+                raise ValueError(f"{name}={value!r}: expected {expected}")
+
+    def header_digest(self) -> str:
+        """Return the SHA-256 of every header that `text` includes, as hexadecimal digits."""
+        return header_digest(self.text)

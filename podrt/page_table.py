@@ -1,0 +1,121 @@
+"""Page tables as callers pass them: a block table, or one list with offsets; on host or GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.batch import HybridBatch
+from podrt.host_arrays import host_array, to_numpy
+from podrt.tensor_checks import require_dtype, require_rank, require_unit_stride
+from podrt.tensors import TensorView, view
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class PageTable:
+    """Page numbers of a batch.
+
+    Attributes
+    ----------
+    tensor : TensorView
+        int32: a block table ``[requests, max_pages]`` or kv_indices ``[entries]``.
+    kv_indptr : int32 array [requests + 1] or None
+        Offsets into kv_indices; None for a block table.
+    host_values : int32 array or None
+        The flat page numbers when they lie in host memory.
+    """
+
+    tensor: TensorView
+    kv_indptr: Int32Array | None
+    host_values: Int32Array | None
+
+    @property
+    def row_stride(self) -> int:
+        """Entries from one row of a block table to the next, in what the kernel reads."""
+        if self.host_values is not None or self.tensor.shape[0] < 2:
+            return self.tensor.shape[1]
+        return self.tensor.strides[0]
+
+    def flat(self) -> Int32Array:
+        """Return the page numbers on the host, laid out as the kernel sees them."""
+        if self.host_values is None:
+            raise ValueError(
+                f"{self.tensor.name}: lies on {self.tensor.place}, expected host memory"
+            )
+        return self.host_values
+
+
+def read_page_table(
+    page_size: int | None, block_table: Any, kv_indptr: Any, kv_indices: Any
+) -> PageTable | None:
+    """Check which of the page-table arguments were given, and view them.
+
+    Returns None for a contiguous cache (`page_size` None), which takes none of them.
+    """
+    given = [
+        name
+        for name, value in (
+            ("block_table", block_table),
+            ("kv_indptr", kv_indptr),
+            ("kv_indices", kv_indices),
+        )
+        if value is not None
+    ]
+    if page_size is None:
+        if given:
+            raise ValueError(
+                f"{given[0]}: given for a contiguous cache; set page_size to use pages"
+            )
+        return None
+    if given == ["block_table"]:
+        return _page_table(block_table, "block_table", 2, "[requests, max_pages]", None)
+    if given == ["kv_indptr", "kv_indices"]:
+        indptr = host_array(kv_indptr, "kv_indptr")
+        return _page_table(kv_indices, "kv_indices", 1, "[entries]", indptr)
+    raise ValueError(
+        f"page_size={page_size}: pass block_table, or kv_indptr with kv_indices; "
+        f"got {', '.join(given) or 'none of them'}"
+    )
+
+
+def make_batch(
+    qo_indptr: Int32Array, kv_lens: Int32Array, table: PageTable | None, page_size: int | None
+) -> HybridBatch:
+    """Check lengths against the page table and gather them."""
+    if table is None or page_size is None:
+        return HybridBatch.contiguous(qo_indptr, kv_lens)
+    if table.kv_indptr is not None:
+        return HybridBatch.from_kv_indptr(
+            qo_indptr,
+            kv_lens,
+            kv_indptr=table.kv_indptr,
+            num_kv_indices=table.tensor.shape[0],
+            page_size=page_size,
+        )
+    return HybridBatch.from_block_table(
+        qo_indptr,
+        kv_lens,
+        shape=table.tensor.shape,
+        row_stride=table.row_stride,
+        page_size=page_size,
+    )
+
+
+def _page_table(
+    values: Any, name: str, rank: int, layout: str, kv_indptr: Int32Array | None
+) -> PageTable:
+    if isinstance(values, (list, tuple)):
+        values = host_array(values, name)
+    tensor = view(values, name)
+    require_rank(tensor, rank, layout)
+    require_dtype(tensor, "int32")
+    require_unit_stride(tensor)
+    host_values = None
+    if tensor.device is None:
+        host_values = np.array(to_numpy(tensor), np.int32, order="C").reshape(-1)
+    return PageTable(tensor, kv_indptr, host_values)

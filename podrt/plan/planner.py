@@ -1,0 +1,175 @@
+"""From a batch to a `Plan`: who is prefill and who decode, tiles, KV splits, order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.batch import HybridBatch
+from podrt.plan.split import Splits, split_keys
+from podrt.plan.work import WORK_ITEM, Plan, WorkList
+
+Ints = npt.NDArray[np.int64]
+
+#: A decode unit of fewer keys costs more to start and merge than it saves.
+MIN_DECODE_KEYS = 512
+#: Likewise for prefill, whose partial results are larger.
+MIN_PREFILL_KEYS = 1024
+#: Waves of decode units aimed at, so that the queue can even out what the split cannot.
+DECODE_WAVES = 4
+#: POD-Attention section 4.2.4: more prefill splits than two waves only add memory traffic.
+PREFILL_WAVES = 2
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What the planner must know of the kernel and the GPU.
+
+    Attributes
+    ----------
+    prefill_rows, decode_rows : int
+        Packed query rows of a tile.
+    prefill_kv_tile, decode_kv_tile : int
+        Keys of one step; splits are cut at multiples of it.
+    prefill_slots, decode_slots : int
+        Units of each side that run at once when the other side has none.
+    """
+
+    prefill_rows: int
+    decode_rows: int
+    prefill_kv_tile: int
+    decode_kv_tile: int
+    prefill_slots: int
+    decode_slots: int
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Tiles of one side: the request of each, its first packed row and the keys that it sees."""
+
+    request: Ints
+    row_begin: Ints
+    keys: Ints
+
+
+def make_plan(
+    batch: HybridBatch, tiling: Tiling, *, num_kv_heads: int, group: int, causal: bool
+) -> Plan:
+    """Plan a batch.
+
+    Parameters
+    ----------
+    batch : HybridBatch
+        Lengths and page geometry.
+    tiling : Tiling
+        Tiles and parallelism of the kernel.
+    num_kv_heads, group : int
+        KV heads, and query heads per KV head.
+    causal : bool
+        Bottom-right aligned causal mask.
+    """
+    decoding = is_decode(batch.q_lens, group, tiling.decode_rows)
+    prefill = _tiles(batch, ~decoding, tiling.prefill_rows, group, causal)
+    decode = _tiles(batch, decoding, tiling.decode_rows, group, causal)
+    decode_fills_gpu = len(decode.keys) * num_kv_heads >= tiling.decode_slots
+    decode_splits = split_keys(
+        decode.keys,
+        kv_tile=tiling.decode_kv_tile,
+        min_keys=MIN_DECODE_KEYS,
+        max_items=DECODE_WAVES * tiling.decode_slots // num_kv_heads,
+    )
+    prefill_splits = split_keys(
+        prefill.keys,
+        kv_tile=tiling.prefill_kv_tile,
+        min_keys=MIN_PREFILL_KEYS,
+        max_items=_max_prefill_items(len(prefill.keys), num_kv_heads, tiling, decode_fills_gpu),
+    )
+    prefill_merges = int((prefill_splits.counts > 1).sum())
+    prefill_rows = int(prefill_splits.counts[prefill_splits.counts > 1].sum()) * tiling.prefill_rows
+    decode_rows = int(decode_splits.counts[decode_splits.counts > 1].sum()) * tiling.decode_rows
+    return Plan(
+        prefill=_items(batch, prefill, prefill_splits, tiling.prefill_rows, 0, 0),
+        decode=_items(
+            batch, decode, decode_splits, tiling.decode_rows, prefill_merges, prefill_rows
+        ),
+        num_kv_heads=num_kv_heads,
+        group=group,
+        prefill_rows=tiling.prefill_rows,
+        decode_rows=tiling.decode_rows,
+        num_merges=prefill_merges + int((decode_splits.counts > 1).sum()),
+        partial_rows=prefill_rows + decode_rows,
+        causal=causal,
+    )
+
+
+def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> npt.NDArray[np.bool_]:
+    """Tell which requests are decodes: one token, or few enough to share one decode tile."""
+    rows: Ints = q_lens.astype(np.int64) * group
+    decoding: npt.NDArray[np.bool_] = (q_lens == 1) | (rows <= decode_rows)
+    return decoding
+
+
+def _max_prefill_items(
+    num_tiles: int, num_kv_heads: int, tiling: Tiling, decode_fills_gpu: bool
+) -> int:
+    """Split prefill only when it would leave the GPU idle and no decode is there to fill it."""
+    if decode_fills_gpu or num_tiles * num_kv_heads >= tiling.prefill_slots:
+        return num_tiles
+    return PREFILL_WAVES * tiling.prefill_slots // num_kv_heads
+
+
+def _tiles(
+    batch: HybridBatch, chosen: npt.NDArray[np.bool_], rows: int, group: int, causal: bool
+) -> _Tiles:
+    requests = np.flatnonzero(chosen & (batch.q_lens > 0))
+    num_rows = batch.q_lens[requests].astype(np.int64) * group
+    request, index = _expand(requests, -(-num_rows // rows))
+    row_begin = index * rows
+    q_len, kv_len = batch.q_lens[request].astype(np.int64), batch.kv_lens[request].astype(np.int64)
+    keys = kv_len
+    if causal:
+        last_token = np.minimum(row_begin + rows, q_len * group) - 1
+        keys = np.clip(kv_len - q_len + last_token // group + 1, 0, kv_len)
+    return _Tiles(request, row_begin, keys)
+
+
+def _items(
+    batch: HybridBatch,
+    tiles: _Tiles,
+    splits: Splits,
+    rows: int,
+    first_merge: int,
+    first_partial_row: int,
+) -> WorkList:
+    """Lay out the work items of one side, longest first."""
+    split_rows = np.where(splits.counts > 1, splits.counts * rows, 0)
+    columns: dict[str, npt.NDArray[Any]] = {
+        "request": tiles.request,
+        "page_begin": batch.page_begin[tiles.request],
+        "q_begin": batch.qo_indptr[tiles.request],
+        "q_len": batch.q_lens[tiles.request],
+        "kv_len": batch.kv_lens[tiles.request],
+        "row_begin": tiles.row_begin,
+        "num_splits": splits.counts,
+        "partial_row": first_partial_row + np.cumsum(split_rows) - split_rows,
+        "merge": first_merge + np.cumsum(splits.counts > 1) - (splits.counts > 1),
+    }
+    tile, split = _expand(np.arange(len(tiles.keys)), splits.counts)
+    items: np.ndarray[Any, Any] = np.empty(len(tile), WORK_ITEM)
+    for name, column in columns.items():
+        items[name] = column[tile]
+    items["split"] = split
+    items["kv_begin"] = split * splits.lengths[tile]
+    items["kv_end"] = np.minimum((split + 1) * splits.lengths[tile], tiles.keys[tile])
+    longest_first = np.argsort(items["kv_begin"] - items["kv_end"], kind="stable")
+    return items[longest_first]
+
+
+def _expand(values: npt.NDArray[Any], counts: Ints) -> tuple[Ints, Ints]:
+    """Repeat every value `counts` times; also number the repetitions from 0."""
+    starts = np.cumsum(counts) - counts
+    index = np.arange(int(counts.sum())) - np.repeat(starts, counts)
+    return np.repeat(values, counts), index

@@ -1,0 +1,156 @@
+"""Exact attention of a hybrid batch in float64, written to be read: the judge of the kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.batch import HybridBatch
+
+Float64Array = npt.NDArray[np.float64]
+
+#: Size of the score matrix that is held at once; a few copies of it live at the same time.
+_SCORE_BYTES = 64 << 20
+
+
+def reference_attention(
+    q: npt.NDArray[Any],
+    k_cache: npt.NDArray[Any],
+    v_cache: npt.NDArray[Any],
+    batch: HybridBatch,
+    *,
+    page_table: npt.NDArray[np.int32] | None = None,
+    page_size: int | None = None,
+    causal: bool = True,
+    sm_scale: float | None = None,
+) -> tuple[Float64Array, Float64Array]:
+    """Attention of every request, one after the other; only keys that exist are read.
+
+    Token t of a request with q_len query tokens and kv_len keys sees keys 0 to
+    ``kv_len - q_len + t`` under the causal mask, and all keys without it. Query head h uses
+    KV head ``h // (Hq // Hkv)``.
+
+    Parameters
+    ----------
+    q : array [total_tokens, Hq, D]
+        Any float dtype, bfloat16 of ml_dtypes included.
+    k_cache, v_cache : arrays [B, L, Hkv, D] or [pages, page_size, Hkv, D]
+        Contiguous, or paged when `page_table` is given.
+    batch : HybridBatch
+        Lengths and page geometry.
+    page_table : int32 array, optional
+        Flat page table that ``batch.page_begin`` points into.
+    page_size : int, optional
+        Tokens of a page, needed with `page_table`.
+    causal : bool
+        Bottom-right aligned causal mask.
+    sm_scale : float, optional
+        Factor of the scores; ``1 / sqrt(D)`` when None.
+
+    Returns
+    -------
+    out : float64 array [total_tokens, Hq, D]
+        0 in rows that see no key.
+    lse : float64 array [total_tokens, Hq]
+        Natural log of the sum of the exponentials of the scaled scores; -inf in such rows.
+
+    Raises
+    ------
+    ValueError
+        Shapes, the page size or the lengths of the batch do not agree.
+    """
+    _check(q, k_cache, v_cache, batch, page_table, page_size)
+    scale = 1 / math.sqrt(q.shape[2]) if sm_scale is None else sm_scale
+    out = np.zeros(q.shape)
+    lse = np.full(q.shape[:2], -np.inf)
+    group = q.shape[1] // k_cache.shape[2]
+    for request in range(batch.num_requests):
+        rows = slice(batch.qo_indptr[request], batch.qo_indptr[request + 1])
+        keys, values = (_of_request(c, batch, request, page_table) for c in (k_cache, v_cache))
+        for kv_head in range(k_cache.shape[2]):
+            heads = slice(kv_head * group, (kv_head + 1) * group)
+            _one_head(
+                q[rows, heads].astype(np.float64) * scale,
+                keys[:, kv_head].astype(np.float64),
+                values[:, kv_head].astype(np.float64),
+                causal,
+                out[rows, heads],
+                lse[rows, heads],
+            )
+    return out, lse
+
+
+def _one_head(
+    q: Float64Array,
+    k: Float64Array,
+    v: Float64Array,
+    causal: bool,
+    out: Float64Array,
+    lse: Float64Array,
+) -> None:
+    """Fill out ``[q_len, group, D]`` and lse ``[q_len, group]`` from k and v ``[kv_len, D]``."""
+    q_len, group, head_dim = q.shape
+    kv_len = len(k)
+    first = max(0, q_len - kv_len) if causal else 0  # tokens before it see nothing
+    if kv_len == 0:
+        return
+    chunk = max(1, _SCORE_BYTES // (8 * group * kv_len))
+    for begin in range(first, q_len, chunk):
+        tokens = np.arange(begin, min(begin + chunk, q_len))
+        visible = kv_len - q_len + tokens + 1 if causal else np.full(len(tokens), kv_len)
+        reach = visible[-1]
+        scores = (q[tokens].reshape(-1, head_dim) @ k[:reach].T).reshape(-1, group, reach)
+        hidden = np.arange(reach) >= visible[:, None]
+        scores[np.broadcast_to(hidden[:, None], scores.shape)] = -np.inf
+        top = scores.max(axis=2)
+        weights = np.exp(scores - top[:, :, None])
+        total = weights.sum(axis=2)
+        weighted = (weights.reshape(-1, reach) @ v[:reach]).reshape(-1, group, head_dim)
+        out[tokens] = weighted / total[:, :, None]
+        lse[tokens] = top + np.log(total)
+
+
+def _of_request(
+    cache: npt.NDArray[Any],
+    batch: HybridBatch,
+    request: int,
+    page_table: npt.NDArray[np.int32] | None,
+) -> npt.NDArray[Any]:
+    """Keys or values ``[kv_len, Hkv, D]`` of one request."""
+    kv_len = int(batch.kv_lens[request])
+    if page_table is None:
+        return cache[request, :kv_len]
+    page_size, kv_heads, head_dim = cache.shape[1:]
+    begin = int(batch.page_begin[request])
+    pages = page_table[begin : begin + math.ceil(kv_len / page_size)]
+    return cache[pages].reshape(-1, kv_heads, head_dim)[:kv_len]
+
+
+def _check(
+    q: npt.NDArray[Any],
+    k_cache: npt.NDArray[Any],
+    v_cache: npt.NDArray[Any],
+    batch: HybridBatch,
+    page_table: npt.NDArray[np.int32] | None,
+    page_size: int | None,
+) -> None:
+    if (page_table is None) != (page_size is None):
+        raise ValueError(
+            f"page_table and page_size={page_size} must be given together, or neither of them"
+        )
+    if page_size != batch.page_size:
+        raise ValueError(f"page_size is {page_size}; the batch was made for {batch.page_size}")
+    batch.require_cache(k_cache.shape, "k_cache")
+    if v_cache.shape != k_cache.shape:
+        raise ValueError(f"v_cache has shape {v_cache.shape}; expected {k_cache.shape}, as k_cache")
+    if q.ndim != 3 or q.shape[0] != batch.total_tokens or q.shape[2] != k_cache.shape[3]:
+        raise ValueError(
+            f"q has shape {q.shape}; expected ({batch.total_tokens}, Hq, {k_cache.shape[3]})"
+        )
+    if q.shape[1] % k_cache.shape[2]:
+        raise ValueError(
+            f"q has {q.shape[1]} heads; expected a multiple of the {k_cache.shape[2]} of k_cache"
+        )

@@ -1,0 +1,192 @@
+"""What a `Plan` computes, counted without computing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.batch import HybridBatch
+from podrt.plan.work import Plan, WorkList
+
+Counts = npt.NDArray[np.int32]
+
+
+def coverage(plan: Plan, batch: HybridBatch) -> list[Counts]:
+    """Count how often every pair of query row and key is computed.
+
+    The counts hold for each KV head, since a work item stands for all of them. They follow the
+    items' own lengths and the mask, as the kernels do.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan to look at.
+    batch : HybridBatch
+        The batch that it was made for.
+
+    Returns
+    -------
+    list of int32 arrays [q_len * group, kv_len]
+        One per request: packed row by key. A right plan equals `expected_coverage`.
+
+    Raises
+    ------
+    ValueError
+        An item reaches outside its request's rows or keys.
+    """
+    counts = [
+        np.zeros((int(q_len) * plan.group, int(kv_len)), np.int32)
+        for q_len, kv_len in zip(batch.q_lens, batch.kv_lens, strict=True)
+    ]
+    for side, items, tile_rows in _sides(plan):
+        for number, item in enumerate(items):
+            _require_inside(f"{side}[{number}]", item, batch, plan.group)
+            rows = _rows(item, tile_rows, plan.group)
+            keys = np.arange(item["kv_begin"], item["kv_end"])
+            seen = _sees(rows, keys, item["q_len"], item["kv_len"], plan)
+            counts[item["request"]][rows[:, None], keys] += seen
+    return counts
+
+
+def expected_coverage(plan: Plan, batch: HybridBatch) -> list[Counts]:
+    """Return what `coverage` must be: 1 for every visible pair and 0 for every other one."""
+    return [
+        _sees(np.arange(q_len * plan.group), np.arange(kv_len), q_len, kv_len, plan).astype(
+            np.int32
+        )
+        for q_len, kv_len in zip(batch.q_lens.tolist(), batch.kv_lens.tolist(), strict=True)
+    ]
+
+
+def check_plan(plan: Plan, batch: HybridBatch) -> None:
+    """Check everything that a kernel relies on in a plan.
+
+    Every visible pair of query row and key is computed exactly once and no other; every row is
+    written by exactly one tile, rows that see no key included; items repeat the batch's lengths;
+    the splits of a tile agree, are complete, and have partial rows that nobody else has.
+
+    Raises
+    ------
+    ValueError
+        The first rule that is broken, with the item or request.
+    """
+    for side, items, _ in _sides(plan):
+        for number, item in enumerate(items):
+            _require_same_lengths(f"{side}[{number}]", item, batch)
+            _require_inside(f"{side}[{number}]", item, batch, plan.group)
+    _require_complete_splits(plan)
+    _require_own_partial_rows(plan)
+    _require_written_once(plan, batch)
+    pairs = zip(coverage(plan, batch), expected_coverage(plan, batch), strict=True)
+    for request, (got, expected) in enumerate(pairs):
+        for row, key in np.argwhere(got != expected):
+            raise ValueError(
+                f"request {request}: packed row {row} and key {key} are computed "
+                f"{got[row, key]} times; expected {expected[row, key]}"
+            )
+
+
+def _sides(plan: Plan) -> tuple[tuple[str, WorkList, int], ...]:
+    return (
+        ("prefill", plan.prefill, plan.prefill_rows),
+        ("decode", plan.decode, plan.decode_rows),
+    )
+
+
+def _rows(item: Any, tile_rows: int, group: int) -> npt.NDArray[np.int64]:
+    end = min(int(item["row_begin"]) + tile_rows, int(item["q_len"]) * group)
+    return np.arange(int(item["row_begin"]), end)
+
+
+def _sees(
+    rows: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], q_len: int, kv_len: int, plan: Plan
+) -> npt.NDArray[np.bool_]:
+    """Whether packed row and key meet, ``[rows, keys]``."""
+    if not plan.causal:
+        return np.ones((len(rows), len(keys)), np.bool_)
+    last_key = kv_len - q_len + rows // plan.group
+    seen: npt.NDArray[np.bool_] = keys <= last_key[:, None]
+    return seen
+
+
+def _request(where: str, item: Any, batch: HybridBatch) -> int:
+    request = int(item["request"])
+    if not 0 <= request < batch.num_requests:
+        raise ValueError(f"{where}: request={request} of {batch.num_requests}")
+    return request
+
+
+def _require_inside(where: str, item: Any, batch: HybridBatch, group: int) -> None:
+    request = _request(where, item, batch)
+    rows = int(batch.q_lens[request]) * group
+    if not 0 <= item["row_begin"] < rows or item["q_len"] * group > rows:
+        raise ValueError(
+            f"{where}: row_begin={item['row_begin']}, q_len={item['q_len']} with {rows} packed rows"
+        )
+    if not 0 <= item["kv_begin"] <= item["kv_end"] <= batch.kv_lens[request]:
+        raise ValueError(
+            f"{where}: keys {item['kv_begin']} to {item['kv_end']} of {batch.kv_lens[request]}"
+        )
+
+
+def _require_same_lengths(where: str, item: Any, batch: HybridBatch) -> None:
+    request = _request(where, item, batch)
+    for field, of_batch in (
+        ("page_begin", batch.page_begin),
+        ("q_begin", batch.qo_indptr),
+        ("q_len", batch.q_lens),
+        ("kv_len", batch.kv_lens),
+    ):
+        if item[field] != of_batch[request]:
+            raise ValueError(
+                f"{where}: {field}={item[field]}; request {request} has {of_batch[request]}"
+            )
+
+
+def _require_complete_splits(plan: Plan) -> None:
+    """Check that every merge has all splits of one tile."""
+    tiles: dict[int, tuple[Any, ...]] = {}
+    splits: dict[int, list[int]] = {}
+    fields = ["request", "row_begin", "partial_row", "num_splits"]
+    for side, items, _ in _sides(plan):
+        for item in items[items["num_splits"] != 1]:
+            merge, tile = int(item["merge"]), (side, *(int(item[field]) for field in fields))
+            if tiles.setdefault(merge, tile) != tile:
+                raise ValueError(f"merge {merge} is used by tiles {tiles[merge]} and {tile}")
+            splits.setdefault(merge, []).append(int(item["split"]))
+    if sorted(tiles) != list(range(plan.num_merges)):
+        raise ValueError(f"merges {sorted(tiles)} are used; expected 0 to {plan.num_merges - 1}")
+    for merge, got in splits.items():
+        if sorted(got) != list(range(tiles[merge][-1])):
+            raise ValueError(f"merge {merge} has splits {sorted(got)} of {tiles[merge][-1]}")
+
+
+def _require_own_partial_rows(plan: Plan) -> None:
+    """Check that no two splits share a row of the partial buffers."""
+    owners = np.zeros(plan.partial_rows, np.int32)
+    for side, items, tile_rows in _sides(plan):
+        for number in np.flatnonzero(items["num_splits"] != 1):
+            item = items[number]
+            begin = int(item["partial_row"]) + int(item["split"]) * tile_rows
+            if begin < 0 or begin + tile_rows > plan.partial_rows:
+                raise ValueError(
+                    f"{side}[{number}]: partial rows {begin} to {begin + tile_rows} of "
+                    f"{plan.partial_rows}"
+                )
+            owners[begin : begin + tile_rows] += 1
+    if (owners > 1).any():
+        raise ValueError(f"partial row {int(np.argmax(owners > 1))} belongs to two splits")
+
+
+def _require_written_once(plan: Plan, batch: HybridBatch) -> None:
+    writes = [np.zeros(int(q_len) * plan.group, np.int32) for q_len in batch.q_lens]
+    for _, items, tile_rows in _sides(plan):
+        for item in items[items["split"] == 0]:
+            writes[item["request"]][_rows(item, tile_rows, plan.group)] += 1
+    for request, of_rows in enumerate(writes):
+        for row in np.flatnonzero(of_rows != 1):
+            raise ValueError(
+                f"request {request}: packed row {row} is written {of_rows[row]} times; expected 1"
+            )

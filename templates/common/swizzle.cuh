@@ -1,0 +1,21 @@
+// Shared-memory tiles of [rows][head_dim] 2-byte elements, read by ldmatrix without bank conflicts.
+//
+// ldmatrix reads one 16-byte chunk of 8 consecutive rows at a time. Rows are a multiple of 128 bytes
+// apart, so equal chunks of 8 rows would share their banks; storing chunk c of row r at c ^ (r % 8)
+// spreads them over all 32.
+#pragma once
+#include "ptx/types.cuh"
+
+constexpr int kChunkElements = 8;  // 16 bytes
+
+// Offset of a chunk from the start of a tile; the start must be aligned to a row.
+template <int kHeadDim>
+__device__ __forceinline__ u32 swizzled_offset(int row, int chunk) {
+  return row * (kHeadDim * 2) + ((chunk ^ (row & 7)) << 4);
+}
+
+// The chunk `chunk` further on in the same row, for an address whose chunk has no bit of `chunk` set.
+// One XOR with a constant, where the general form would keep one register for each chunk.
+__device__ __forceinline__ u32 advance_chunks(u32 address, int chunk) {
+  return address ^ (chunk << 4);
+}

@@ -1,0 +1,334 @@
+// Attention of one work unit: a tile of packed query rows of one request and one KV head over keys
+// [kv_begin, kv_end), FlashAttention-2 style (arXiv 2307.08691). One algorithm, two shapes: prefill
+// tiles are shared by all warps of a CTA, a decode tile belongs to one warp.
+//
+// Packed row r is token r / group and query head kv_head * group + r % group.
+//
+// Shared memory of a tile: [Q: rows x head_dim, prefill only][K/V ring: kSlots x kv_tile x head_dim],
+// 2-byte elements, swizzled as in common/swizzle.cuh.
+#pragma once
+#include "common/kv_stream.cuh"
+#include "common/merge.cuh"
+#include "common/softmax.cuh"
+#include "ptx/mma.cuh"
+
+template <int kRows_, int kKvTile_, int kSlots_, int kWarps_, bool kQInRegisters_>
+struct TileShape {
+  static constexpr int kRows = kRows_;
+  static constexpr int kKvTile = kKvTile_;
+  static constexpr int kSlots = kSlots_;
+  static constexpr int kWarps = kWarps_;
+  static constexpr bool kQInRegisters = kQInRegisters_;
+  static constexpr int kWarpRows = kRows / kWarps;
+  static constexpr int kBlocks = kWarpRows / 16;  // 16-row MMA blocks of one warp
+};
+
+template <class Config, class Tile>
+struct AttentionTile {
+  using Element = typename Config::Element;
+  using Stream = KvStream<Config, Tile>;
+  static constexpr int kHeadDim = Config::kHeadDim;
+  static constexpr int kSteps = kHeadDim / 16;          // MMA steps over the head dim
+  static constexpr int kColumns = Tile::kKvTile / 8;    // 8-key column blocks of the scores
+  static constexpr int kOutColumns = kHeadDim / 8;      // 8-wide column blocks of the output
+  static constexpr int kRowBytes = kHeadDim * 2;
+  static constexpr int kQBytes = Tile::kQInRegisters ? 0 : Tile::kRows * kHeadDim * 2;
+
+  const Params& p;
+  const WorkItem& item;
+  const int kv_head, warp, lane;
+  const u32 q_smem, ring;
+  const int num_rows;  // rows of the tile that exist
+  int slot = 0;        // ring slot of the next copy to be used
+
+  u32 q[Tile::kQInRegisters ? Tile::kBlocks : 1][Tile::kQInRegisters ? kSteps : 1][4];
+  float o[Tile::kBlocks][kOutColumns][4];
+  RowState state[Tile::kBlocks][2];
+
+  __device__ __forceinline__ AttentionTile(const Params& p, const WorkItem& item, int kv_head,
+                                           char* smem, int warp, int lane)
+      : p(p), item(item), kv_head(kv_head), warp(warp), lane(lane), q_smem(shared_address(smem)),
+        ring(q_smem + kQBytes),
+        num_rows(min(Tile::kRows, item.q_len * p.group - item.row_begin)) {}
+
+  __device__ __forceinline__ void run() {
+    const int tiles = ceil_div(item.kv_end - item.kv_begin, Tile::kKvTile);
+    Stream stream(p, item, kv_head, warp, lane, ring, tiles);
+    if constexpr (!Tile::kQInRegisters) copy_q();  // completes with the first K tile
+#pragma unroll
+    for (int i = 0; i < Tile::kSlots - 1; i++) stream.issue();
+    if constexpr (Tile::kQInRegisters) load_q();
+    clear();
+
+    const int full_limit = visible_keys(item.row_begin / p.group);  // seen by every row
+    for (int tile = tiles - 1; tile >= 0; tile--) {
+      const int first_key = item.kv_begin + tile * Tile::kKvTile;
+      step(stream, first_key, first_key + Tile::kKvTile > full_limit);
+    }
+
+    cp_async_wait<0>();
+    finish();
+  }
+
+ private:
+  // One past the last key of the item that a token of the request may see.
+  __device__ __forceinline__ int visible_keys(int token) const {
+    return Config::kCausal ? min(item.kv_end, item.kv_len - item.q_len + token + 1) : item.kv_end;
+  }
+
+  __device__ __forceinline__ int tile_row(int block, int half) const {
+    return warp * Tile::kWarpRows + block * 16 + half * 8 + lane / 4;
+  }
+
+  __device__ __forceinline__ const u16* q_row(int row) const {
+    const int packed = item.row_begin + row;
+    return p.q + i64(item.q_begin + packed / p.group) * p.q_stride_token +
+           (kv_head * p.group + packed % p.group) * p.q_stride_head;
+  }
+
+  __device__ __forceinline__ void group_sync() const {
+    if constexpr (Tile::kWarps == 1)
+      __syncwarp();
+    else
+      __syncthreads();
+  }
+
+  // Copies this warp's own rows of Q to shared memory.
+  __device__ __forceinline__ void copy_q() const {
+    const int chunk = lane % Stream::kChunks;
+#pragma unroll 4
+    for (int i = 0; i < Tile::kWarpRows / Stream::kRowsAtOnce; i++) {
+      const int row = warp * Tile::kWarpRows + i * Stream::kRowsAtOnce + lane / Stream::kChunks;
+      const bool valid = row < num_rows;
+      cp_async_16(q_smem + swizzled_offset<kHeadDim>(row, chunk),
+                  (valid ? q_row(row) : p.q) + chunk * kChunkElements, valid);
+    }
+  }
+
+  // Reads Q straight into A fragments; for the few rows of a decode tile this beats shared memory.
+  __device__ __forceinline__ void load_q() {
+#pragma unroll
+    for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int row = tile_row(block, half);
+        const bool valid = row < num_rows;
+        const u32* source = reinterpret_cast<const u32*>(valid ? q_row(row) : p.q) + lane % 4;
+#pragma unroll
+        for (int k = 0; k < kSteps; k++) {
+          q[block][k][half] = valid ? __ldg(source + k * 8) : 0;
+          q[block][k][half + 2] = valid ? __ldg(source + k * 8 + 4) : 0;
+        }
+      }
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+      for (int n = 0; n < kOutColumns; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) o[block][n][i] = 0.f;
+  }
+
+  // Waits for the next copy of the stream, refills the slot freed before it, returns its address.
+  __device__ __forceinline__ u32 next_tile(Stream& stream) {
+    cp_async_wait<Tile::kSlots - 2>();
+    group_sync();
+    stream.issue();
+    const u32 address = ring + slot * Stream::kTileBytes;
+    slot = slot + 1 == Tile::kSlots ? 0 : slot + 1;
+    return address;
+  }
+
+  __device__ __forceinline__ void step(Stream& stream, int first_key, bool masked) {
+    float scores[Tile::kBlocks][kColumns][4];
+    multiply_qk(next_tile(stream), scores);
+    if (masked) mask(scores, first_key);
+#pragma unroll
+    for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const float shrink = softmax_step(state[block][half], scores[block], half, p.scale_log2);
+#pragma unroll
+        for (int n = 0; n < kOutColumns; n++) {
+          o[block][n][2 * half] *= shrink;
+          o[block][n][2 * half + 1] *= shrink;
+        }
+      }
+    multiply_pv(next_tile(stream), scores);
+  }
+
+  __device__ __forceinline__ void multiply_qk(u32 k_tile,
+                                              float (&scores)[Tile::kBlocks][kColumns][4]) {
+#pragma unroll
+    for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+      for (int n = 0; n < kColumns; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) scores[block][n][i] = 0.f;
+    const u32 q_address =
+        q_smem + swizzled_offset<kHeadDim>(warp * Tile::kWarpRows + lane % 16, lane / 16);
+    const u32 k_address = k_tile + swizzled_offset<kHeadDim>((lane & 7) + ((lane & 16) >> 1),
+                                                             (lane >> 3) & 1);
+#pragma unroll
+    for (int k = 0; k < kSteps; k++) {
+      u32 a[Tile::kBlocks][4];
+#pragma unroll
+      for (int block = 0; block < Tile::kBlocks; block++) {
+        if constexpr (Tile::kQInRegisters) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) a[block][i] = q[block][k][i];
+        } else {
+          ldmatrix_x4(a[block], advance_chunks(q_address, 2 * k) + block * 16 * kRowBytes);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kColumns; n += 2) {
+        u32 b[4];  // keys 8n..8n+7 in b[0], b[1]; keys 8n+8.. in b[2], b[3]
+        ldmatrix_x4(b, advance_chunks(k_address, 2 * k) + n * 8 * kRowBytes);
+#pragma unroll
+        for (int block = 0; block < Tile::kBlocks; block++) {
+          Element::mma(scores[block][n], a[block], b[0], b[1]);
+          Element::mma(scores[block][n + 1], a[block], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void mask(float (&scores)[Tile::kBlocks][kColumns][4],
+                                       int first_key) const {
+    const int first_column = first_key + 2 * (lane % 4);
+#pragma unroll
+    for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int token = (item.row_begin + tile_row(block, half)) / p.group;
+        const int limit = visible_keys(token) - first_column;
+#pragma unroll
+        for (int n = 0; n < kColumns; n++)
+#pragma unroll
+          for (int i = 0; i < 2; i++)
+            if (n * 8 + i >= limit) scores[block][n][2 * half + i] = -infinity();
+      }
+  }
+
+  // Score fragments of two column blocks are the A fragment of one MMA step over the keys.
+  __device__ __forceinline__ void multiply_pv(u32 v_tile,
+                                              float (&p_)[Tile::kBlocks][kColumns][4]) {
+    const u32 v_address = v_tile + swizzled_offset<kHeadDim>(lane % 16, lane / 16);
+#pragma unroll
+    for (int k = 0; k < kColumns / 2; k++) {
+      u32 a[Tile::kBlocks][4];
+#pragma unroll
+      for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          a[block][i] = Element::pack(p_[block][2 * k + i / 2][2 * (i & 1)],
+                                      p_[block][2 * k + i / 2][2 * (i & 1) + 1]);
+#pragma unroll
+      for (int n = 0; n < kOutColumns; n += 2) {
+        u32 b[4];
+        ldmatrix_x4_trans(b, advance_chunks(v_address, n) + k * 16 * kRowBytes);
+#pragma unroll
+        for (int block = 0; block < Tile::kBlocks; block++) {
+          Element::mma(o[block][n], a[block], b[0], b[1]);
+          Element::mma(o[block][n + 1], a[block], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const float sum = quad_sum(state[block][half].sum);
+        const float inverse = sum > 0.f ? 1.f / sum : 0.f;
+        const float lse = row_lse_log2(state[block][half].max, sum, p.scale_log2);
+        const int row = tile_row(block, half);
+        if (row >= num_rows) continue;
+        if (item.num_splits == 1)
+          store_row(block, half, row, inverse, lse);
+        else
+          store_partial_row(block, half, row, inverse, lse);
+      }
+    if (item.num_splits > 1) merge();
+  }
+
+  __device__ __forceinline__ void store_row(int block, int half, int row, float inverse,
+                                            float lse) const {
+    u32* out = reinterpret_cast<u32*>(out_row(row)) + lane % 4;
+#pragma unroll
+    for (int n = 0; n < kOutColumns; n++)
+      out[n * 4] = Element::pack(o[block][n][2 * half] * inverse,
+                                 o[block][n][2 * half + 1] * inverse);
+    if (lane % 4 == 0) store_lse(row, lse);
+  }
+
+  __device__ __forceinline__ void store_partial_row(int block, int half, int row, float inverse,
+                                                    float lse) const {
+    const i64 partial = partial_index(item.split, row);
+    float2* out = reinterpret_cast<float2*>(p.partial_o + partial * kHeadDim) + lane % 4;
+#pragma unroll
+    for (int n = 0; n < kOutColumns; n++)
+      out[n * 4] = make_float2(o[block][n][2 * half] * inverse,
+                               o[block][n][2 * half + 1] * inverse);
+    if (lane % 4 == 0) p.partial_lse[partial] = lse;
+  }
+
+  __device__ __forceinline__ void merge() const {
+    if (!last_to_arrive()) return;
+    for (int row = warp; row < num_rows; row += Tile::kWarps) {
+      float out[kHeadDim / kWarp];
+      const i64 first = partial_index(0, row);
+      const float lse = merge_row<kHeadDim>(p.partial_o + first * kHeadDim, p.partial_lse + first,
+                                            i64(Tile::kRows) * p.num_kv_heads, item.num_splits,
+                                            lane, out);
+      u16* destination = out_row(row);
+#pragma unroll
+      for (int i = 0; i < kHeadDim / kWarp; i++)
+        destination[i * kWarp + lane] = static_cast<u16>(Element::pack(out[i], 0.f));
+      if (lane == 0) store_lse(row, lse);
+    }
+  }
+
+  // Publishes this split and tells whether all others of the tile had been published before.
+  __device__ __forceinline__ bool last_to_arrive() const {
+    u32* counter = p.merge_counters + item.merge * p.num_kv_heads + kv_head;
+    __threadfence();
+    group_sync();
+    bool last = false;
+    if (warp == 0 && lane == 0) last = arrive_is_last(counter, item.num_splits);
+    if constexpr (Tile::kWarps == 1)
+      last = __shfl_sync(~0u, last, 0);
+    else
+      last = __syncthreads_or(last);
+    if (last) __threadfence();
+    return last;
+  }
+
+  __device__ __forceinline__ i64 partial_index(int split, int row) const {
+    return i64(item.partial_row + split * Tile::kRows) * p.num_kv_heads + kv_head * Tile::kRows +
+           row;
+  }
+
+  __device__ __forceinline__ int token_of(int row) const {
+    return item.q_begin + (item.row_begin + row) / p.group;
+  }
+
+  __device__ __forceinline__ int head_of(int row) const {
+    return kv_head * p.group + (item.row_begin + row) % p.group;
+  }
+
+  __device__ __forceinline__ u16* out_row(int row) const {
+    return p.out + i64(token_of(row)) * p.out_stride_token + head_of(row) * p.out_stride_head;
+  }
+
+  __device__ __forceinline__ void store_lse(int row, float lse_log2) const {
+    if (p.lse)
+      p.lse[i64(token_of(row)) * p.lse_stride_token + head_of(row) * p.lse_stride_head] =
+          lse_log2 * kLn2;
+  }
+};

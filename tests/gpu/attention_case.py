@@ -1,0 +1,201 @@
+"""Ragged batches with hostile memory around them, and the check of a result.
+
+Everything that attention must not touch is poisoned: cache slots that hold no key and whole unused
+pages are NaN, unused page-table entries point far out, outputs start as NaN. Pages are shuffled,
+and q, k, v are slices of larger tensors, so that no stride is the obvious one.
+"""
+
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+
+from podrt.batch import HybridBatch
+from podrt.reference import reference_attention
+
+#: One unit in the last place at 1.
+STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+#: Largest error allowed, in steps of the row's largest value: the weights and the result are each
+#: rounded to the element type once, at up to half a step, twice over.
+ALLOWED_STEPS = 2
+LSE_TOLERANCE = 1e-4
+NO_PAGE = 2_147_480_000
+
+
+@dataclass
+class Case:
+    q_lens: list[int]
+    kv_lens: list[int]
+    num_kv_heads: int = 2
+    group: int = 4
+    head_dim: int = 128
+    dtype: str = "bfloat16"
+    page_size: int | None = 16
+    causal: bool = True
+    sm_scale: float | None = None
+    seed: int = 0
+    q: np.ndarray = field(init=False)
+    k_cache: np.ndarray = field(init=False)
+    v_cache: np.ndarray = field(init=False)
+    block_table: np.ndarray | None = field(init=False, default=None)
+
+    def __post_init__(self):
+        rng = np.random.default_rng(self.seed)
+        tokens, heads = sum(self.q_lens), self.num_kv_heads * self.group
+        # Some queries far longer than others: near-uniform and near-one-hot softmaxes.
+        length = rng.choice([0.3, 1.0, 6.0], size=(tokens, heads, 1), p=[0.2, 0.6, 0.2])
+        self.q = self._round(rng.standard_normal((tokens, heads, self.head_dim)) * length)
+        if self.page_size is None:
+            self._fill_contiguous(rng)
+        else:
+            self._fill_pages(rng)
+
+    @property
+    def qo_indptr(self):
+        return np.concatenate(([0], np.cumsum(self.q_lens))).astype(np.int32)
+
+    @property
+    def num_qo_heads(self):
+        return self.num_kv_heads * self.group
+
+    @property
+    def layer_arguments(self):
+        return {
+            "num_qo_heads": self.num_qo_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "page_size": self.page_size,
+            "dtype": self.dtype,
+            "causal": self.causal,
+            "sm_scale": self.sm_scale,
+        }
+
+    @property
+    def lengths(self):
+        return self.qo_indptr, np.array(self.kv_lens, np.int32)
+
+    def reference(self):
+        table = None
+        if self.page_size is None:
+            batch = HybridBatch.contiguous(*self.lengths)
+        else:
+            table = self.block_table.reshape(-1)
+            batch = HybridBatch.from_block_table(
+                *self.lengths,
+                shape=self.block_table.shape,
+                row_stride=self.block_table.shape[1],
+                page_size=self.page_size,
+            )
+        return reference_attention(
+            self.q,
+            self.k_cache,
+            self.v_cache,
+            batch,
+            page_table=table,
+            page_size=self.page_size,
+            causal=self.causal,
+            sm_scale=self.sm_scale,
+        )
+
+    def check(self, out, lse=None):
+        """Compare host arrays with the reference; return the error in steps and that of the LSE."""
+        expected, expected_lse = self.reference()
+        out = out.astype(np.float64)
+        assert out.shape == expected.shape
+        assert not np.isnan(out).any(), f"NaN in rows {np.unique(np.argwhere(np.isnan(out))[:, 0])}"
+        largest = np.abs(expected).max(axis=2, initial=0)
+        error = np.abs(out - expected).max(axis=2, initial=0)
+        assert (error[largest == 0] == 0).all(), "a row that sees no key must be zero"
+        steps = error / np.where(largest == 0, 1, largest) / STEP[self.dtype]
+        worst = np.unravel_index(np.argmax(steps), steps.shape) if steps.size else None
+        assert steps.max(initial=0) <= ALLOWED_STEPS, f"{steps.max()} steps at row, head {worst}"
+        return float(steps.max(initial=0)), self._check_lse(lse, expected_lse)
+
+    @staticmethod
+    def _check_lse(lse, expected):
+        if lse is None:
+            return 0.0
+        assert lse.shape == expected.shape
+        empty = np.isneginf(expected)
+        assert (np.isneginf(lse) == empty).all()
+        error = np.abs(lse[~empty] - expected[~empty]).max(initial=0)
+        assert error <= LSE_TOLERANCE
+        return float(error)
+
+    def _round(self, values):
+        dtype = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else np.float16
+        return values.astype(np.float32).astype(dtype)
+
+    def _fill_contiguous(self, rng):
+        room = max(self.kv_lens, default=0) + 3
+        caches = np.full((2, len(self.kv_lens) + 1, room, *self._row), np.nan, np.float32)
+        for request, length in enumerate(self.kv_lens):
+            caches[:, request, :length] = rng.standard_normal((2, length, *self._row))
+        self.k_cache, self.v_cache = self._round(caches)
+
+    def _fill_pages(self, rng):
+        pages = [-(-length // self.page_size) for length in self.kv_lens]
+        numbers = rng.permutation(sum(pages) + 5)
+        self.block_table = np.full((len(pages), max(pages, default=0) + 2), NO_PAGE, np.int32)
+        caches = np.full((2, len(numbers), self.page_size, *self._row), np.nan, np.float32)
+        used = 0
+        for request, (length, count) in enumerate(zip(self.kv_lens, pages, strict=True)):
+            mine = numbers[used : used + count]
+            self.block_table[request, :count] = mine
+            used += count
+            keys = np.full((2, count * self.page_size, *self._row), np.nan, np.float32)
+            keys[:, :length] = rng.standard_normal((2, length, *self._row))
+            caches[:, mine] = keys.reshape(2, count, self.page_size, *self._row)
+        self.k_cache, self.v_cache = self._round(caches)
+
+    @property
+    def _row(self):
+        return (self.num_kv_heads, self.head_dim)
+
+
+def to_gpu(array):
+    """Copy an array to the GPU, bfloat16 included."""
+    import cupy
+
+    return cupy.asarray(array.view(np.uint16)).view(array.dtype)
+
+
+def inside_larger(array, axis):
+    """Return `array` as a strided slice of a GPU tensor whose other elements are NaN."""
+    import cupy
+
+    shape = list(array.shape)
+    shape[axis] *= 2
+    larger = cupy.full(shape, 0x7FFF, np.uint16)  # NaN in both element types
+    window = tuple(slice(None, None, 2) if i == axis else slice(None) for i in range(array.ndim))
+    larger[window] = cupy.asarray(array.view(np.uint16))
+    return larger.view(array.dtype)[window]
+
+
+def poisoned(shape, dtype):
+    """Return a GPU tensor full of NaN."""
+    import cupy
+
+    if dtype == np.float32:
+        return cupy.full(shape, np.nan, np.float32)
+    return cupy.full(shape, 0x7FFF, np.uint16).view(dtype)
+
+
+def run(case, attention, *, strided=True, **arguments):
+    """Plan and run a case into poisoned outputs; return host copies of out and lse."""
+    import cupy
+
+    tables = {} if case.page_size is None else {"block_table": cupy.asarray(case.block_table)}
+    attention.plan(*case.lengths, **tables)
+    place = (lambda array, axis: inside_larger(array, axis)) if strided else lambda a, _: to_gpu(a)
+    out = poisoned(case.q.shape, case.q.dtype)
+    lse = poisoned(case.q.shape[:2], np.float32)
+    attention.run(
+        place(case.q, 1),
+        place(case.k_cache, 1),
+        place(case.v_cache, 2),
+        out=out,
+        lse=lse,
+        **arguments,
+    )
+    return out.get(), lse.get()
