@@ -1,6 +1,7 @@
 """What a launch asks of its tensors; each check names the argument, what it is and what it must be.
 
-Extents of 0 and 1 are never stepped over, so the strides of such dimensions do not matter.
+Extents of 1 are never stepped over, and nothing is in a tensor with an extent of 0, so strides of
+such dimensions and tensors do not matter.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def require_same_device(reference: TensorView, *views: TensorView) -> None:
 
 def require_unit_stride(view: TensorView) -> None:
     """Raise ValueError unless neighbours along the last dimension are neighbours in memory."""
-    if view.shape[-1] > 1 and view.strides[-1] != 1:
+    if view.shape[-1] > 1 and view.strides[-1] != 1 and 0 not in view.shape:
         raise ValueError(
             f"{view.name}: got strides {view.strides} (in elements), expected 1 for the last "
             "dimension; pass a tensor whose last dimension is contiguous"
@@ -59,7 +60,7 @@ def require_alignment(view: TensorView, alignment_bytes: int = 16) -> None:
         )
     step = alignment_bytes // view.itemsize
     steps = zip(view.shape[:-1], view.strides[:-1], strict=True)
-    if any(extent > 1 and stride % step for extent, stride in steps):
+    if 0 not in view.shape and any(extent > 1 and stride % step for extent, stride in steps):
         raise ValueError(
             f"{view.name}: got strides {view.strides} (in elements), expected multiples of {step} "
             f"for all but the last dimension, so that rows start on {alignment_bytes} bytes"
@@ -71,7 +72,7 @@ def require_writable(view: TensorView) -> None:
     if not view.writable:
         raise ValueError(f"{view.name}: is read-only, expected a tensor that can be written")
     dimensions = zip(view.shape, view.strides, strict=True)
-    if any(extent > 1 and stride == 0 for extent, stride in dimensions):
+    if 0 not in view.shape and any(extent > 1 and stride == 0 for extent, stride in dimensions):
         raise ValueError(
             f"{view.name}: got strides {view.strides} (in elements), expected none of 0, "
             "because elements that share memory cannot be written"

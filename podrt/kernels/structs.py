@@ -39,7 +39,7 @@ def render_struct(name: str, fields: Sequence[Field], *, align: int | None = Non
     for field in fields:
         offset = dtype.fields[field.name][1]  # type: ignore[index]
         checks.append(
-            f"static_assert(__builtin_offsetof({name}, {field.name}) == {offset}, "
+            f"static_assert(__INTADDR__(&(({name}*)0)->{field.name}) == {offset}, "
             f'"{name}.{field.name} differs from the host");'
         )
     return f"struct {specifier}{name} {{\n{members}\n}};\n" + "\n".join(checks)

@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all their set-up in .venv; both work with and without a GPU.
+
+PYTHON ?= python3
+CUDA   ?= cuda13
+
+VENV := .venv
+BIN  := $(VENV)/bin
+# What is installed decides the stamp: another CUDA, or an edited pyproject.toml, installs again.
+DEMO_STAMP := $(VENV)/.installed-$(CUDA)
+TEST_STAMP := $(VENV)/.installed-$(CUDA)-dev
+
+PYTEST_ARGS ?= -n auto
+
+.PHONY: demo test lint gpu-test clean
+
+demo: $(DEMO_STAMP)
+	$(BIN)/podrt demo
+
+test: lint
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(TEST_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# One process: GPU tests share the device.
+gpu-test: $(TEST_STAMP)
+	$(BIN)/pytest tests/gpu
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find podrt tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "podrt needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA)]'
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),dev]'
+	@touch $@ $(DEMO_STAMP)

@@ -1,0 +1,14 @@
+"""Reads the README for its tests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def python_example() -> str:
+    """Return the one Python block of the README."""
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    return block

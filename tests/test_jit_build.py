@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+
+import pytest
+from jit_support import tiny_source
+
+from podrt import jit, knobs
+from podrt.errors import CompileError, MissingKernelError
+
+build_module = importlib.import_module("podrt.jit.build")
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path):
+    jit.reset()
+    with knobs.scope(cache_dir=tmp_path, disable_cache=False, disable_jit=False):
+        yield
+    jit.reset()
+
+
+def test_compiled_then_memory_then_disk():
+    source = tiny_source()
+    first = jit.build(source)
+    assert (first.origin, jit.build(source).origin) == ("compiled", "memory")
+    jit.reset()
+    again = jit.build(source)
+    assert again.origin == "disk"
+    assert (again.cubin, again.key, again.log) == (first.cubin, first.key, first.log)
+    assert jit.stats() == jit.BuildStats(compiled=0, disk_hits=1, memory_hits=0)
+
+
+def test_disabled_cache_writes_nothing(tmp_path):
+    with knobs.scope(disable_cache=True):
+        jit.build(tiny_source())
+        assert jit.build(tiny_source()).origin == "memory"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disabled_jit_names_the_missing_variant_and_what_to_do(tmp_path):
+    with (
+        knobs.scope(disable_jit=True),
+        pytest.raises(
+            MissingKernelError, match=r"tiny1 .*PODRT_DISABLE_JIT.*podrt warmup"
+        ) as caught,
+    ):
+        jit.build(tiny_source())
+    assert str(tmp_path) in str(caught.value)
+    jit.build(tiny_source())
+    with knobs.scope(disable_jit=True):
+        assert jit.build(tiny_source()).origin == "memory"
+
+
+def test_lineinfo_gives_another_build():
+    plain = jit.build(tiny_source())
+    with knobs.scope(jit_lineinfo=True):
+        assert jit.build(tiny_source()).key != plain.key
+
+
+def test_threads_asking_for_one_kernel_compile_it_once():
+    origins = []
+    start = threading.Barrier(8)
+
+    def work():
+        start.wait()
+        origins.append(jit.build(tiny_source()).origin)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(origins) == ["compiled"] + ["memory"] * 7
+    assert jit.stats() == jit.BuildStats(compiled=1, memory_hits=7)
+
+
+def test_different_kernels_compile_side_by_side(monkeypatch):
+    """Both compilations are inside the compiler at once, or the barrier would break."""
+    inside = threading.Barrier(2)
+    real = build_module.compile_source
+
+    def compile_source(source):
+        inside.wait(60)
+        return real(source)
+
+    monkeypatch.setattr(build_module, "compile_source", compile_source)
+    jit.build_many([tiny_source(1), tiny_source(2)], max_workers=2)
+
+
+def test_build_many_keeps_the_order_and_reports_each():
+    sources = [tiny_source(number) for number in (3, 1, 2, 1)]
+    done = []
+    builds = jit.build_many(sources, on_done=done.append, max_workers=2)
+    assert [build.source for build in builds] == sources
+    assert sorted(build.source.name for build in done) == ["tiny1", "tiny1", "tiny2", "tiny3"]
+    assert jit.stats().compiled == 3
+    assert jit.build_many([]) == []
+
+
+def test_build_many_raises_the_failure():
+    bad = jit.KernelSource("bad", "sm_90a", "nonsense", "bad")
+    with pytest.raises(CompileError, match="nonsense"):
+        jit.build_many([tiny_source(), bad])
+    with pytest.raises(ValueError, match="max_workers=0"):
+        jit.build_many([], max_workers=0)
+
+
+def test_failed_compilation_is_tried_again_and_not_stored(tmp_path):
+    bad = jit.KernelSource("bad", "sm_90a", "nonsense", "bad")
+    for _ in range(2):
+        with pytest.raises(CompileError):
+            jit.build(bad)
+    assert list(tmp_path.iterdir()) == []
+    assert jit.stats() == jit.BuildStats()
+
+
+def test_verbose_logs_each_build(caplog):
+    with caplog.at_level(logging.INFO, logger="podrt"):
+        jit.build(tiny_source(1))
+        with knobs.scope(jit_verbose=True):
+            jit.build(tiny_source(2))
+            jit.build(tiny_source(2))
+    (message,) = caplog.messages
+    assert message.startswith("tiny2: compiled, compile time")
+    assert "registers" in message

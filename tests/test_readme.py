@@ -1,0 +1,80 @@
+"""The README keeps to what exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+from readme import README, python_example
+
+from podrt import cli, knobs
+from podrt.kernels.arch import ARCHS
+from podrt.kernels.variants import RATIOS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_python_example_is_valid_and_short():
+    ast.parse(python_example())
+    code = [line for line in python_example().splitlines() if line.strip() and line[0] != "#"]
+    assert len(code) <= 15
+
+
+def _commands():
+    """Every ``podrt ...`` in code: words up to the first option, placeholder or ``#``."""
+    code = re.findall(r"^    .*$|^\$ .*$|`[^`\n]+`", README, re.MULTILINE)
+    found = (re.search(r"\bpodrt((?: [a-z]+)+)", line) for line in code)
+    return sorted({match[1].strip() for match in found if match})
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_commands_exist(command):
+    node = typer.main.get_command(cli.app)
+    for word in command.split():
+        assert word in node.commands
+        node = node.commands[word]
+
+
+def test_every_command_is_named():
+    root = typer.main.get_command(cli.app)
+    leaves = {
+        f"{name} {sub}".strip()
+        for name, command in root.commands.items()
+        for sub in getattr(command, "commands", [""])
+    }
+    assert leaves <= set(_commands())
+
+
+def test_options_exist():
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    root = typer.main.get_command(cli.app)
+    known = {
+        option
+        for command in root.commands.values()
+        for leaf in getattr(command, "commands", {"": command}).values()
+        for parameter in leaf.params
+        for option in parameter.opts
+    }
+    assert options <= known
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"`?make (?:[A-Z]+=\S+ )?([a-z-]+)", README))
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_every_knob_is_described():
+    for knob in knobs.list_knobs():
+        assert f"| `{knob.variable}` | {knob.type_name} |" in README
+        assert knob.meaning in README
+
+
+def test_variants_table_is_complete():
+    assert all(arch in README for arch in ARCHS)
+    assert all("{}:{}".format(*ratio) in README for ratio in RATIOS)

@@ -1,0 +1,86 @@
+"""Structs that host and device share: NumPy's layout is the compiler's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from podrt.errors import CompileError
+from podrt.jit import KernelSource, compile_source
+from podrt.kernels.portable import PARAMS, PARAMS_DTYPE
+from podrt.kernels.structs import Field, render_struct, struct_dtype
+from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS
+
+WORK_ITEM_C = tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS)
+
+#: Padding inside and at the end.
+MIXED = (
+    Field("int", "a", "four bytes, then four of padding"),
+    Field("const float*", "b", "eight"),
+    Field("float", "c", "four, then four of padding at the end"),
+)
+
+
+def compiled(struct: str, name: str) -> None:
+    declarations = "" if name == "WorkItem" else "struct WorkItem;\n"  # Params points at it
+    kernel = f'extern "C" __global__ void layout({name}* x) {{}}\n'
+    text = f'#include "ptx/types.cuh"\n{declarations}{struct}\n{kernel}'
+    compile_source(KernelSource(name=f"layout_of_{name}", arch="sm_90a", text=text, entry="layout"))
+
+
+def test_numpy_pads_as_c_does() -> None:
+    dtype = struct_dtype(MIXED)
+    assert [dtype.fields[name][1] for name in "abc"] == [0, 8, 16]
+    assert dtype.itemsize == 24
+
+
+def test_pointers_are_64_bit_numbers_and_numbers_keep_their_type() -> None:
+    dtype = struct_dtype(MIXED)
+    assert [dtype[name] for name in "abc"] == [np.int32, np.uint64, np.float32]
+
+
+def test_unknown_c_type_is_refused() -> None:
+    with pytest.raises(KeyError, match="double"):
+        struct_dtype([Field("double", "x", "")])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "align"),
+    [("Mixed", MIXED, None), ("Params", PARAMS, None), ("WorkItem", WORK_ITEM_C, 16)],
+)
+def test_compiler_agrees_with_numpy(
+    name: str, fields: tuple[Field, ...], align: int | None
+) -> None:
+    compiled(render_struct(name, fields, align=align), name)
+
+
+def test_work_item_of_the_plan_is_that_of_the_kernels() -> None:
+    assert struct_dtype(WORK_ITEM_C) == WORK_ITEM
+    assert WORK_ITEM.itemsize % 16 == 0  # alignas(16) must not add padding
+    assert struct_dtype(PARAMS) == PARAMS_DTYPE
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("  int a;", "  long long a;  int more;", "Mixed differs from the host"),
+        ("  const float* b;", "  float b;", "Mixed.b differs from the host"),
+        ("  int a;", "  float c0;  int a;", "Mixed.a differs from the host"),
+    ],
+)
+def test_compiler_refuses_another_layout(old: str, new: str, complaint: str) -> None:
+    struct = render_struct("Mixed", MIXED)
+    assert old in struct
+    with pytest.raises(CompileError) as caught:
+        compiled(struct.replace(old, new), "Mixed")
+    assert complaint in caught.value.log
+
+
+def test_alignment_that_adds_padding_is_refused() -> None:
+    with pytest.raises(CompileError) as caught:
+        compiled(render_struct("Mixed", MIXED, align=16), "Mixed")
+    assert "Mixed differs from the host" in caught.value.log
+
+
+def test_members_are_described_where_they_are_declared() -> None:
+    assert "  const float* b;  // eight" in render_struct("Mixed", MIXED)
