@@ -145,18 +145,27 @@ struct AttentionTile {
     float scores[Tile::kBlocks][kColumns][4];
     multiply_qk(next_tile(stream), scores);
     if (masked) mask(scores, first_key);
+    float shrink[Tile::kBlocks][2];
+    bool any_grew = false;
 #pragma unroll
     for (int block = 0; block < Tile::kBlocks; block++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const float shrink = softmax_step(state[block][half], scores[block], half, p.scale_log2);
-#pragma unroll
-        for (int n = 0; n < kOutColumns; n++) {
-          o[block][n][2 * half] *= shrink;
-          o[block][n][2 * half + 1] *= shrink;
-        }
+        shrink[block][half] = softmax_step(state[block][half], scores[block], half, p.scale_log2);
+        any_grew |= shrink[block][half] != 1.f;
       }
+    // After the first tiles a row's maximum seldom grows, so most steps need not touch the output.
+    if (__any_sync(~0u, any_grew)) rescale(shrink);
     multiply_pv(next_tile(stream), scores);
+  }
+
+  __device__ __forceinline__ void rescale(const float (&shrink)[Tile::kBlocks][2]) {
+#pragma unroll
+    for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+      for (int n = 0; n < kOutColumns; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) o[block][n][i] *= shrink[block][i / 2];
   }
 
   __device__ __forceinline__ void multiply_qk(u32 k_tile,

@@ -1,0 +1,92 @@
+"""How keys are cut into work items."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podrt.plan.split import Splits, split_keys
+
+
+def cut(
+    keys: list[int], max_items: int, *, kv_tile: int = 16, min_keys: int = 64
+) -> tuple[list[int], list[int]]:
+    """Pieces and piece lengths of every tile."""
+    splits = split_keys(
+        np.array(keys, np.int64), kv_tile=kv_tile, min_keys=min_keys, max_items=max_items
+    )
+    return splits.counts.tolist(), splits.lengths.tolist()
+
+
+def test_one_long_tile_gets_all_items() -> None:
+    assert cut([1024], 8) == ([8], [128])
+
+
+def test_long_tiles_are_cut_and_short_ones_are_not() -> None:
+    counts, _ = cut([64, 1024, 128, 64], 10)
+    assert counts == [1, 7, 1, 1]
+
+
+def test_no_piece_is_cut_below_the_least_length() -> None:
+    assert cut([256], 1000) == ([4], [64])
+    assert cut([64], 1000) == ([1], [64])
+
+
+def test_too_few_items_leave_every_tile_whole() -> None:
+    assert cut([500, 500, 500], 2)[0] == [1, 1, 1]
+    assert cut([500, 500, 500], 0)[0] == [1, 1, 1]
+
+
+def test_tiles_without_keys_are_one_empty_piece() -> None:
+    assert cut([0, 0], 5) == ([1, 1], [0, 0])
+
+
+def test_no_tiles() -> None:
+    assert cut([], 5) == ([], [])
+
+
+@pytest.mark.parametrize("keys", [2**31 - 1, 10**6])
+def test_huge_lengths_do_not_overflow(keys: int) -> None:
+    counts, lengths = cut([keys], 100)
+    assert 90 <= counts[0] <= 100
+    assert (counts[0] - 1) * lengths[0] < keys <= counts[0] * lengths[0]
+
+
+tile_keys = st.lists(st.one_of(st.integers(0, 200), st.integers(0, 50_000)), max_size=12)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    keys=tile_keys,
+    kv_tile=st.sampled_from([16, 32, 64]),
+    min_keys=st.sampled_from([1, 100, 512, 1024]),
+    max_items=st.integers(0, 200),
+)
+def test_rules_hold_for_any_lengths(
+    keys: list[int], kv_tile: int, min_keys: int, max_items: int
+) -> None:
+    tiles = np.array(keys, np.int64)
+    splits = split_keys(tiles, kv_tile=kv_tile, min_keys=min_keys, max_items=max_items)
+    counts, lengths = splits
+    assert (counts >= 1).all()
+    assert (lengths % kv_tile == 0).all()
+    # Every key is in a piece, and no piece is empty unless the tile is.
+    assert (counts * lengths >= tiles).all()
+    assert (((counts - 1) * lengths < tiles) | (tiles == 0)).all()
+    # Equal but for rounding to whole KV tiles.
+    assert (counts * lengths < tiles + counts * kv_tile).all()
+    assert (counts[tiles <= min_keys] == 1).all()
+    if max_items >= len(keys):
+        assert counts.sum() <= max_items
+    else:
+        assert (counts == 1).all()
+    require_one_limit(tiles, splits, kv_tile)
+
+
+def require_one_limit(tiles: np.ndarray, splits: Splits, kv_tile: int) -> None:
+    """No tile is cut while a longer piece than all of it is left whole."""
+    is_cut = splits.counts > 1
+    if is_cut.any():
+        assert tiles[is_cut].min() > splits.lengths.max() - kv_tile
