@@ -97,7 +97,9 @@ class LoadedKernel:
         """
         self._check_launch(grid, smem_bytes, threads)
         with self._cuda.Device(self.device_id):
-            self._function(grid, (threads,), (args,), smem_bytes, _Stream(stream_handle))
+            # CuPy asks NumPy to describe the type of every argument: cheap for plain bytes only.
+            packed = args.view(f"V{args.itemsize}")
+            self._function(grid, (threads,), (packed,), smem_bytes, _Stream(stream_handle))
 
     def max_active_ctas_per_sm(self, threads: int, smem_bytes: int) -> int:
         """Return how many CTAs of that many threads and dynamic shared memory fit on one SM."""
