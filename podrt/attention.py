@@ -10,7 +10,7 @@ from podrt.device import DeviceInfo, current_device, device_info
 from podrt.dispatch import base_variant, launches, parse_policy, tiling_of
 from podrt.errors import UnsupportedConfigError
 from podrt.host_arrays import host_array, to_numpy
-from podrt.kernels.config import KernelConfig
+from podrt.kernels.families import Variant
 from podrt.kernels.launch import launch, load_kernel
 from podrt.layer import Layer, make_layer
 from podrt.outputs import finish
@@ -33,7 +33,7 @@ class _Planned:
     batch: HybridBatch
     page_table: PageTable | None
     plan: Plan
-    variants: tuple[KernelConfig, ...]
+    variants: tuple[Variant, ...]
 
 
 class HybridAttention:
@@ -61,9 +61,11 @@ class HybridAttention:
     sm_scale : float, optional
         Factor on the scores before the softmax; ``head_dim ** -0.5`` if None.
     policy : str
-        How SMs are shared between prefill and decode: ``"auto"`` or ``"proportional"`` (by the
-        amount of work on each side), ``"50:50"``, a prefill:decode ratio such as ``"1:3"``, or
-        ``"serial"`` (one launch after the other, for comparison).
+        Which kernels run and how they share the SMs. ``"auto"``: the Hopper family where it can
+        serve the layer, else the portable one. ``"hopper"``, ``"portable"``: that family.
+        ``"serial"``, ``"hopper-serial"``, ``"portable-serial"``: one launch after the other, for
+        comparison. The portable family shares an SM's CTAs by the amount of work on each side;
+        ``"50:50"`` or a prefill:decode ratio such as ``"1:3"`` fixes their share.
     device : int, optional
         CUDA device number; the current device at the first `plan` if None.
 
@@ -98,7 +100,7 @@ class HybridAttention:
         self._workspaces: Workspaces | None = None
 
     @property
-    def variants(self) -> tuple[KernelConfig, ...]:
+    def variants(self) -> tuple[Variant, ...]:
         """The kernels that `run` launches for the planned batch, in order."""
         return self._require_plan().variants
 
@@ -148,10 +150,12 @@ class HybridAttention:
             page_table,
             self.layer.page_size,
         )
-        base = base_variant(batch, self.layer, arch=device.arch.name, num_sms=device.num_sms)
+        base = base_variant(
+            batch, self.layer, self.policy, arch=device.arch.name, num_sms=device.num_sms
+        )
         plan = make_plan(
             batch,
-            tiling_of(base, device.num_sms),
+            tiling_of(base, device.num_sms, self.layer.group),
             num_kv_heads=self.layer.num_kv_heads,
             group=self.layer.group,
             causal=self.layer.causal,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from podrt.traces import Request, read_trace, sample_trace
 
-__all__ = ["HybridStep", "Request", "read_trace", "sample_trace", "schedule"]
+__all__ = ["HybridStep", "Request", "hybrid_steps", "read_trace", "sample_trace", "schedule"]
 
 Int32Array = npt.NDArray[np.int32]
+
+#: Steps of the schedule that batches are chosen from; a longer trace shows nothing new.
+_MAX_STEPS = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +144,31 @@ def schedule(
             )
     max_running = min(token_budget, max_batch_size or token_budget)
     return _steps(requests, token_budget, max_running, max_kv_tokens, iteration_time_s)
+
+
+def hybrid_steps(
+    requests: Sequence[Request], *, budget: int, max_kv_tokens: int, count: int
+) -> list[HybridStep]:
+    """Return `count` steps with prefills and decodes, spread evenly over the schedule.
+
+    The server is saturated: every request of the trace waits from the start, so the room of the
+    cache and not the arrival times decide how many run together.
+
+    Raises
+    ------
+    ValueError
+        The trace has fewer hybrid steps than that.
+    """
+    waiting = [replace(request, arrival_s=0.0) for request in requests]
+    steps = islice(schedule(waiting, budget, max_kv_tokens=max_kv_tokens), _MAX_STEPS)
+    hybrid = [step for step in steps if step.num_decodes and step.num_prefills]
+    if len(hybrid) < count:
+        raise ValueError(
+            f"batches={count}: the trace gives {len(hybrid)} steps with prefill and decode; "
+            "ask for fewer, or lower --budget"
+        )
+    chosen = np.linspace(0, len(hybrid) - 1, count + 2)[1:-1]
+    return [hybrid[int(position)] for position in chosen]
 
 
 def _steps(

@@ -1,60 +1,102 @@
-"""Which variant serves a batch: form, shape and the prefill:decode split ratio."""
+"""Which variant serves a batch: family, form, shape and how SMs are shared."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from podrt.batch import HybridBatch
 from podrt.errors import UnsupportedConfigError
-from podrt.kernels.config import KernelConfig
+from podrt.kernels import hopper
+from podrt.kernels.config import Form, KernelConfig
+from podrt.kernels.families import Variant
+from podrt.kernels.hopper_config import DECODE_ROWS, HopperConfig
+from podrt.kernels.hopper_variants import hopper_variant, supports
 from podrt.kernels.variants import RATIOS, Shape, variant
 from podrt.layer import Layer
 from podrt.plan import Plan, Tiling, is_decode
 
-_NAMED_POLICIES = ("auto", "proportional", "50:50", "serial")
 _MAX_SHARE = 64
+#: Share of the decodes that a decode tile must hold; the others are taken as prefills.
+_COVERED_DECODES = 0.9
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How the SMs are shared.
+    """Which kernels run, and how the SMs are shared.
 
     Attributes
     ----------
+    family : {"auto", "portable", "hopper"}
+        Kernel family; ``"auto"`` takes the Hopper family where it has a kernel for the layer.
     ratio : (int, int) or None
-        Fixed prefill:decode ratio; None follows the amount of work on each side.
+        Fixed prefill:decode ratio of the portable family; None follows the work on each side.
     serial : bool
         One launch per side instead of a fused one.
     """
 
+    family: Literal["auto", "portable", "hopper"] = "auto"
     ratio: tuple[int, int] | None = None
     serial: bool = False
 
 
+_NAMED = {
+    "auto": Policy(),
+    "serial": Policy(serial=True),
+    "hopper": Policy(family="hopper"),
+    "hopper-serial": Policy(family="hopper", serial=True),
+    "portable": Policy(family="portable"),
+    "portable-serial": Policy(family="portable", serial=True),
+    "proportional": Policy(family="portable"),
+    "50:50": Policy(family="portable", ratio=(1, 1)),
+}
+
+
 def parse_policy(policy: str) -> Policy:
     """Read a `policy` argument: a name, or a ratio such as ``"1:3"``."""
-    if policy == "serial":
-        return Policy(serial=True)
-    if policy in ("auto", "proportional"):
-        return Policy()
-    if policy == "50:50":
-        return Policy(ratio=(1, 1))
+    if policy in _NAMED:
+        return _NAMED[policy]
     prefill, colon, decode = str(policy).partition(":")
     if colon and prefill.isdecimal() and decode.isdecimal():
         ratio = int(prefill), int(decode)
         if min(ratio) >= 1 and max(ratio) <= _MAX_SHARE:
-            return Policy(ratio=ratio)
+            return Policy(family="portable", ratio=ratio)
     raise UnsupportedConfigError(
-        f"policy={policy!r}: allowed are {', '.join(map(repr, _NAMED_POLICIES))}, or a "
+        f"policy={policy!r}: allowed are {', '.join(map(repr, _NAMED))}, or a "
         f'prefill:decode ratio "P:D" of numbers from 1 to {_MAX_SHARE}'
     )
 
 
-def base_variant(batch: HybridBatch, layer: Layer, *, arch: str, num_sms: int) -> KernelConfig:
-    """Return the fused variant whose tiles suit the batch; its split ratio is still open."""
+def base_variant(
+    batch: HybridBatch, layer: Layer, policy: Policy, *, arch: str, num_sms: int
+) -> Variant:
+    """Return the fused variant whose tiles suit the batch.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        The policy asks for the Hopper family, which cannot serve this layer or GPU.
+    """
+    has_hopper = arch == "sm_90a" and supports(layer.head_dim, layer.group, layer.page_size)
+    if policy.family == "hopper" and not has_hopper:
+        raise UnsupportedConfigError(
+            f"policy: the Hopper family needs an sm_90a GPU (this one is {arch}), head_dim 64 or "
+            f"128 (got {layer.head_dim}), a group of at most 128 (got {layer.group}) and "
+            f"page_size None, 16, 32, 64, 128 or 256 (got {layer.page_size}); use "
+            'policy="portable"'
+        )
+    if has_hopper and policy.family != "portable":
+        return hopper_variant(
+            "pod",
+            layer.dtype,
+            layer.head_dim,
+            decode_rows=_decode_rows(batch, layer.group),
+            page_size=layer.page_size,
+            causal=layer.causal,
+        )
     return variant(
         "pod",
         arch,
@@ -66,22 +108,25 @@ def base_variant(batch: HybridBatch, layer: Layer, *, arch: str, num_sms: int) -
     )
 
 
-def launches(base: KernelConfig, plan: Plan, policy: Policy) -> tuple[KernelConfig, ...]:
+def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:
     """Return the variants to launch, in order: one, or two for a serial policy; none for no work.
 
     A side that is alone gets the kernel of its own form.
     """
     prefill, decode = plan.num_prefill_units, plan.num_decode_units
     if policy.serial or not (prefill and decode):
-        alone = replace(base, prefill_share=1, decode_share=1)
-        sides = [replace(alone, form="prefill")] if prefill else []
-        return tuple(sides + ([replace(alone, form="decode")] if decode else []))
+        sides = [_alone(base, "prefill")] if prefill else []
+        return tuple(sides + ([_alone(base, "decode")] if decode else []))
+    if isinstance(base, HopperConfig):
+        return (base,)
     ratio = policy.ratio or nearest_ratio(prefill, decode / base.warps)
     return (replace(base, prefill_share=ratio[0], decode_share=ratio[1]),)
 
 
-def tiling_of(config: KernelConfig, num_sms: int) -> Tiling:
+def tiling_of(config: Variant, num_sms: int, group: int) -> Tiling:
     """Return what the planner must know of a variant on a GPU of `num_sms` SMs."""
+    if isinstance(config, HopperConfig):
+        return hopper.tiling_of(config, group, num_sms)
     ctas = num_sms * config.ctas_per_sm
     return Tiling(
         prefill_rows=config.prefill.rows,
@@ -97,6 +142,30 @@ def nearest_ratio(prefill_ctas: float, decode_ctas: float) -> tuple[int, int]:
     """Return the compiled ratio nearest to the CTAs' (POD-Attention's proportional policy)."""
     wanted = math.log(prefill_ctas / decode_ctas)
     return min(RATIOS, key=lambda ratio: abs(math.log(ratio[0] / ratio[1]) - wanted))
+
+
+def _alone(base: Variant, form: Form) -> Variant:
+    if isinstance(base, KernelConfig):
+        return replace(base, form=form, prefill_share=1, decode_share=1)
+    return hopper_variant(
+        form,
+        base.dtype,
+        base.head_dim,
+        decode_rows=base.decode_rows,
+        page_size=base.page_size,
+        causal=base.causal,
+    )
+
+
+def _decode_rows(batch: HybridBatch, group: int) -> int:
+    """Rows of the smallest decode tile that holds nearly all requests of few rows whole."""
+    rows = np.minimum(batch.q_lens.astype(np.int64) * group, DECODE_ROWS[-1] + 1)
+    rows = np.where(batch.q_lens == 1, np.minimum(rows, DECODE_ROWS[-1]), rows)
+    small = rows[(rows > 0) & (rows <= DECODE_ROWS[-1])]
+    for candidate in DECODE_ROWS[:-1]:
+        if candidate >= group and (small <= candidate).sum() >= _COVERED_DECODES * len(small):
+            return candidate
+    return DECODE_ROWS[-1]
 
 
 def _choose_shape(batch: HybridBatch, layer: Layer, arch: str, num_sms: int) -> Shape:

@@ -58,7 +58,11 @@ def make_layer(
     sm_scale: float | None,
 ) -> Layer:
     """Check the arguments of `podrt.HybridAttention` and gather them; errors as there."""
-    for name, value in (("num_qo_heads", num_qo_heads), ("num_kv_heads", num_kv_heads)):
+    # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.
+    if kv_layout not in get_args(KvLayout):
+        raise UnsupportedConfigError(f"kv_layout={kv_layout!r}: allowed are {get_args(KvLayout)}")
+    sizes = (("num_qo_heads", num_qo_heads), ("num_kv_heads", num_kv_heads), ("head_dim", head_dim))
+    for name, value in sizes:
         _require_positive_int(name, value)
     if num_qo_heads % num_kv_heads:
         raise ValueError(
@@ -68,8 +72,6 @@ def make_layer(
         raise UnsupportedConfigError(f"head_dim={head_dim!r}: allowed are {HEAD_DIMS}")
     if page_size is not None:
         _require_positive_int("page_size", page_size)
-    if kv_layout not in get_args(KvLayout):
-        raise UnsupportedConfigError(f"kv_layout={kv_layout!r}: allowed are {get_args(KvLayout)}")
     if not isinstance(causal, bool):
         raise TypeError(f"causal={causal!r}: expected True or False")
     return Layer(

@@ -48,7 +48,7 @@ class Workspace:
             self.page_table = self._upload(self.page_table, page_table)
         self.partial_o = self._grown(self.partial_o, rows * head_dim, "float32")
         self.partial_lse = self._grown(self.partial_lse, rows, "float32")
-        merges = plan.num_merges * plan.num_kv_heads
+        merges = 2 * plan.num_merges * plan.num_kv_heads
         if self.merge_counters.size < merges:
             self.merge_counters = self._zeros(merges)
         self._plan = plan

@@ -9,12 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from podrt import cli, knobs
-from podrt.batching import Request, sample_trace
+from podrt.batching import Request, hybrid_steps, sample_trace
 from podrt.cli import _check, _dry_run, demo
-from podrt.cli._check import expected_of, tolerance_of
+from podrt.bench.accuracy import tolerance_of
+from podrt.cli._check import expected_of
 from podrt.cli._demo_report import report
 from podrt.cli._fused import Outcome
-from podrt.cli._workload import Geometry, hybrid_steps, make_workload
+from podrt.cli._workload import Geometry, make_workload
 from podrt.device import DeviceInfo
 from podrt.errors import DeviceError
 from podrt.kernels.arch import get_arch

@@ -159,6 +159,29 @@ def test_refusal_names_field_value_and_what_is_allowed(
             f"bytes of shared memory on an SM; sm_90a has {228 * KIB}",
         ),
         (
+            # 26 KiB of tiles, 1 KiB of static variables and 1 KiB of the driver's, six times.
+            {
+                "arch": "sm_80",
+                "head_dim": 64,
+                "warps": 2,
+                "prefill": Tile(64, 48, 3),
+                "decode": Tile(16, 16, 2),
+                "ctas_per_sm": 6,
+            },
+            f"6 CTAs need {168 * KIB} bytes of shared memory on an SM; sm_80 has {164 * KIB}",
+        ),
+        (
+            {
+                "form": "prefill",
+                "head_dim": 64,
+                "warps": 64,
+                "prefill": Tile(1024, 64, 2),
+                "decode": Tile(16, 16, 2),
+                "ctas_per_sm": 1,
+            },
+            "warps=64: 2048 threads in a CTA; CUDA allows 1024",
+        ),
+        (
             {
                 "form": "prefill",
                 "arch": "sm_87",
@@ -182,7 +205,14 @@ def test_refusal_names_field_value_and_what_is_allowed(
             "ctas_per_sm=17: sm_87 allows 16",
         ),
     ],
-    ids=["shared memory of a CTA", "shared memory of an SM", "threads", "CTA slots"],
+    ids=[
+        "shared memory of a CTA",
+        "shared memory of an SM",
+        "static shared memory",
+        "threads of a CTA",
+        "threads of an SM",
+        "CTA slots",
+    ],
 )
 def test_refusal_names_the_limit(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UnsupportedConfigError, match=re.escape(message)):

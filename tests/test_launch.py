@@ -119,6 +119,6 @@ def test_without_lse_the_kernel_gets_a_null_pointer(launched: list[dict[str, Any
 def test_compile_variant_says_which_kernel_is_missing() -> None:
     with (
         knobs.scope(disable_cache=True, disable_jit=True),
-        pytest.raises(MissingKernelError, match="pod_portable_sm_90a_f16_d64_.*r3to7"),
+        pytest.raises(MissingKernelError, match=r"pod_portable_sm_90a_f16_d64_.*r3to7"),
     ):
         launch_module.compile_variant(variant("pod", "sm_90a", "float16", 64, ratio=(3, 7)))

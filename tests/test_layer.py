@@ -75,6 +75,7 @@ def test_dtype_of_any_framework(dtype: object, name: str) -> None:
         ),
         ({"num_qo_heads": 4}, ValueError, "num_qo_heads=4: must be a multiple"),
         ({"head_dim": 96}, UnsupportedConfigError, "head_dim=96: allowed are (64, 128, 256)"),
+        ({"head_dim": 64.0}, TypeError, "head_dim=64.0: expected an int"),
         ({"page_size": 0}, ValueError, "page_size=0: must be at least 1"),
         ({"page_size": "16"}, TypeError, "page_size='16': expected an int"),
         (

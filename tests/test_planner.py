@@ -212,9 +212,10 @@ def test_decodes_that_fill_the_gpu_are_not_split() -> None:
     assert plan.num_merges == 0
 
 
-def test_lone_prefill_that_leaves_the_gpu_idle_is_split() -> None:
-    plan = plan_of([(64, 64 * MIN_PREFILL_KEYS)], HOPPER, group=1)
-    assert 1 < plan.num_prefill_units <= PREFILL_WAVES * HOPPER.prefill_slots
+@pytest.mark.parametrize("num_kv_heads", [1, 8])
+def test_lone_prefill_that_leaves_the_gpu_idle_is_split(num_kv_heads: int) -> None:
+    plan = plan_of([(64, 512 * MIN_PREFILL_KEYS)], HOPPER, num_kv_heads=num_kv_heads, group=1)
+    assert num_kv_heads < plan.num_prefill_units <= PREFILL_WAVES * HOPPER.prefill_slots
     assert plan.num_merges == 1
 
 

@@ -213,8 +213,16 @@ def test_host_tensors_are_refused() -> None:
     ("name", "fields", "message"),
     [
         ("q", {"device": 1}, "q: lies on cuda:1, expected cuda:0, the device of this object"),
-        ("q", {"strides": (1024, 128, 2)}, "q: got strides (1024, 128, 2) (in elements), expected 1"),
-        ("v_cache", {"pointer": 1032}, "v_cache: starts at address 0x408, expected a multiple of 16"),
+        (
+            "q",
+            {"strides": (1024, 128, 2)},
+            "q: got strides (1024, 128, 2) (in elements), expected 1",
+        ),
+        (
+            "v_cache",
+            {"pointer": 1032},
+            "v_cache: starts at address 0x408, expected a multiple of 16",
+        ),
         ("k_cache", {"strides": (2048, 68, 64, 1)}, "k_cache: got strides (2048, 68, 64, 1)"),
         ("out", {"strides": (516, 64, 1)}, "out: got strides (516, 64, 1)"),
         ("k_cache", {"strides": (2**31, 128, 64, 1)}, "expected at most 2147483647 each"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from podrt._version import __version__
-from podrt.cli import cache, demo, doctor, explore, warmup
+from podrt.cli import bench, cache, demo, doctor, explore, warmup
 from podrt.cli._output import print_error
 from podrt.errors import PodrtError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("warmup")(warmup.warmup)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from podrt.cli._output import progress
 from podrt.jit import Build, build_many
 from podrt.kernels.config import KernelConfig
-from podrt.kernels.portable import source_of
+from podrt.kernels.families import source_of
 
 
 def build_all(configs: Sequence[KernelConfig], description: str = "compiling") -> list[Build]:

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from podrt.cli._check import LSE_TOLERANCE, tolerance_of
+from podrt.bench.accuracy import tolerance_of
+from podrt.cli._check import LSE_TOLERANCE
 from podrt.cli._dry_run import DRY_RUN_TOLERANCE, DryRun
 from podrt.cli._fused import Outcome
 from podrt.cli._output import console, print_json, table

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from podrt.batching import Request
+from podrt.batching import Request, hybrid_steps
 from podrt.cli._building import build_all
 from podrt.cli._check import expected_of
 from podrt.cli._variants import FALLBACK_ARCH
-from podrt.cli._workload import Geometry, Workload, hybrid_steps, make_workload
+from podrt.cli._workload import Geometry, Workload, make_workload
 from podrt.dispatch import base_variant, tiling_of
 from podrt.kernels.variants import default_variants
 from podrt.layer import Layer

@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 
 from podrt.attention import HybridAttention
-from podrt.cli._check import LSE_TOLERANCE, expected_of, tolerance_of
-from podrt.cli._timing import median_times_us
+from podrt.bench.accuracy import tolerance_of
+from podrt.bench.timing import median_times_us
+from podrt.cli._check import LSE_TOLERANCE, expected_of
 from podrt.cli._workload import Geometry, Workload
 from podrt.device import load_cupy
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from podrt.jit import build, compile_ptx, disassemble
 from podrt.kernels.config import KernelConfig
-from podrt.kernels.portable import source_of
+from podrt.kernels.families import source_of
 
 
 class What(StrEnum):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from podrt.batch import HybridBatch
-from podrt.batching import HybridStep, Request, schedule
+from podrt.batching import HybridStep
 from podrt.kernels.config import DType
 from podrt.layer import Layer, make_layer
 from podrt.tensors import numpy_dtype
 
-#: Steps of the schedule that batches are chosen from; a longer trace shows nothing new.
-_MAX_STEPS = 5000
 #: Pages that no request owns, full of NaN; unused block-table entries point at the last of them.
 _SPARE_PAGES = 8
 
@@ -96,31 +92,6 @@ def batch_of(
         row_stride=block_table.shape[1],
         page_size=page_size,
     )
-
-
-def hybrid_steps(
-    requests: Sequence[Request], *, budget: int, max_kv_tokens: int, count: int
-) -> list[HybridStep]:
-    """Return `count` steps with prefills and decodes, spread evenly over the schedule.
-
-    The server is saturated: every request of the trace waits from the start, so the room of the
-    cache and not the arrival times decide how many run together.
-
-    Raises
-    ------
-    ValueError
-        The trace has fewer hybrid steps than that.
-    """
-    waiting = [replace(request, arrival_s=0.0) for request in requests]
-    steps = islice(schedule(waiting, budget, max_kv_tokens=max_kv_tokens), _MAX_STEPS)
-    hybrid = [step for step in steps if step.num_decodes and step.num_prefills]
-    if len(hybrid) < count:
-        raise ValueError(
-            f"batches={count}: the trace gives {len(hybrid)} steps with prefill and decode; "
-            "ask for fewer, or lower --budget"
-        )
-    chosen = np.linspace(0, len(hybrid) - 1, count + 2)[1:-1]
-    return [hybrid[int(position)] for position in chosen]
 
 
 def make_workload(step: HybridStep, geometry: Geometry, rng: np.random.Generator) -> Workload:

@@ -16,11 +16,15 @@ HEAD_DIMS = (64, 128, 256)
 #: Tickets for which CTAs draw; SMs with ids beyond it share (see ``templates/common/queue.cuh``).
 NUM_TICKETS = 256
 
-_DTYPE_TAGS = {"bfloat16": "bf16", "float16": "f16"}
+#: Short names of element types, for variant names.
+DTYPE_TAGS = {"bfloat16": "bf16", "float16": "f16"}
 _ELEMENT_BYTES = 2
 _WARP = 32
 _MMA_ROWS = 16
 _MMA_DEPTH = 16
+_MAX_THREADS = 1024
+#: The kernels' static shared memory, rounded up to the alignment of the dynamic part.
+_STATIC_SMEM_BYTES = 1 * KIB
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,7 @@ class KernelConfig:
     @property
     def name(self) -> str:
         """Readable, file-safe name that is different for different variants."""
-        parts = [
-            f"{self.form}_{self.family}_{self.arch}_{_DTYPE_TAGS[self.dtype]}_d{self.head_dim}"
-        ]
+        parts = [f"{self.form}_{self.family}_{self.arch}_{DTYPE_TAGS[self.dtype]}_d{self.head_dim}"]
         if self.has_prefill:
             parts.append(f"p{self.prefill}")
         if self.has_decode:
@@ -222,12 +224,17 @@ class KernelConfig:
 
     def _check_residency(self) -> None:
         limits = self.limits
-        if self.smem_bytes > limits.smem_per_cta_bytes:
+        if self.threads > _MAX_THREADS:
             raise UnsupportedConfigError(
-                f"{self.name}: needs {self.smem_bytes} bytes of shared memory in a CTA; "
+                f"warps={self.warps}: {self.threads} threads in a CTA; CUDA allows {_MAX_THREADS}"
+            )
+        per_cta = self.smem_bytes + _STATIC_SMEM_BYTES
+        if per_cta > limits.smem_per_cta_bytes:
+            raise UnsupportedConfigError(
+                f"{self.name}: needs {per_cta} bytes of shared memory in a CTA; "
                 f"{limits.name} allows {limits.smem_per_cta_bytes}"
             )
-        per_sm = self.ctas_per_sm * (self.smem_bytes + KIB // 4 + RESERVED_SMEM_BYTES)
+        per_sm = self.ctas_per_sm * (per_cta + RESERVED_SMEM_BYTES)
         if per_sm > limits.smem_per_sm_bytes:
             raise UnsupportedConfigError(
                 f"{self.name}: {self.ctas_per_sm} CTAs need {per_sm} bytes of shared memory on an "

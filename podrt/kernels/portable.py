@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from podrt.jit import KernelSource, render
+from podrt.kernels.arguments import WORK_ITEM_STRUCT, buffer_arguments
 from podrt.kernels.config import NUM_TICKETS, KernelConfig
-from podrt.kernels.structs import Field, render_struct, struct_dtype
-from podrt.plan.work import WORK_ITEM_FIELDS
+from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
+from podrt.plan import Plan
+
+if TYPE_CHECKING:
+    from podrt.run_arguments import RunTensors
+    from podrt.workspace import Workspace
 
 #: Arguments of every kernel of the family, in memory order. Strides are in elements.
 #: They fit 32 bits (checked where tensors enter), which saves registers in the inner loops.
@@ -24,7 +31,7 @@ PARAMS = (
     Field("float*", "partial_o", "[partial_rows * num_kv_heads, head_dim]"),
     Field("float*", "partial_lse", "[partial_rows * num_kv_heads], base 2"),
     Field("u32*", "counters", "tickets, taken by role, finished; zero between launches"),
-    Field("u32*", "merge_counters", "[merges * num_kv_heads]; zero between launches"),
+    Field("u32*", "merge_counters", "[merges * num_kv_heads, 2]; zero between launches"),
     Field("int", "q_stride_token", ""),
     Field("int", "q_stride_head", ""),
     Field("int", "k_stride_page", "of a page, or of a request's row"),
@@ -48,8 +55,6 @@ PARAMS_DTYPE = struct_dtype(PARAMS)
 #: 32-bit words of the counter block: tickets, taken by role, finished.
 NUM_COUNTERS = NUM_TICKETS + 3
 
-_WORK_ITEM = tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS)
-
 
 def source_of(config: KernelConfig) -> KernelSource:
     """Render the CUDA C++ source of a variant."""
@@ -59,7 +64,7 @@ def source_of(config: KernelConfig) -> KernelSource:
             "config": config,
             "num_tickets": NUM_TICKETS,
             "params_struct": render_struct("Params", PARAMS),
-            "work_item_struct": render_struct("WorkItem", _WORK_ITEM, align=16),
+            "work_item_struct": WORK_ITEM_STRUCT,
         },
     )
     return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
@@ -75,12 +80,28 @@ def num_ctas(
     return min(work, config.ctas_per_sm * num_sms) if config.persistent else work
 
 
-def new_params(**values: Any) -> np.ndarray[Any, Any]:
-    """Return a launch's argument block; every member of `PARAMS` must be given."""
-    params = np.zeros(1, PARAMS_DTYPE)
-    missing = set(PARAMS_DTYPE.names or ()) - values.keys()
-    if missing:
-        raise TypeError(f"new_params: missing {', '.join(sorted(missing))}")
-    for name, value in values.items():
-        params[name] = value
-    return params
+def params_of(
+    plan: Plan,
+    tensors: RunTensors,
+    workspace: Workspace,
+    page_table: int,
+    sm_scale: float,
+) -> npt.NDArray[np.void]:
+    """Return a launch's argument block."""
+    q, k, v = tensors.q, tensors.k_cache, tensors.v_cache
+    return fill_struct(
+        PARAMS_DTYPE,
+        q=q.pointer,
+        k=k.pointer,
+        v=v.pointer,
+        q_stride_token=q.strides[0],
+        q_stride_head=q.strides[1],
+        k_stride_page=k.strides[0],
+        k_stride_token=k.strides[1],
+        k_stride_head=k.strides[2],
+        v_stride_page=v.strides[0],
+        v_stride_token=v.strides[1],
+        v_stride_head=v.strides[2],
+        scale_log2=sm_scale * math.log2(math.e),
+        **buffer_arguments(plan, tensors, workspace, page_table),
+    )

@@ -305,7 +305,7 @@ struct AttentionTile {
 
   // Publishes this split and tells whether all others of the tile had been published before.
   __device__ __forceinline__ bool last_to_arrive() const {
-    u32* counter = p.merge_counters + item.merge * p.num_kv_heads + kv_head;
+    u32* counter = p.merge_counters + 2 * (item.merge * p.num_kv_heads + kv_head);
     __threadfence();
     group_sync();
     bool last = false;

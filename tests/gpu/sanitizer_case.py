@@ -12,7 +12,7 @@ from podrt import HybridAttention
 def main():
     for head_dim in (64, 128, 256):
         for page_size in (None, 16):
-            for policy in ("1:1", "serial"):
+            for policy in ("1:1", "portable-serial", "auto", "serial"):
                 case = Case(
                     [1, 40, 1, 0, 2],
                     [1300, 70, 17, 5, 40],

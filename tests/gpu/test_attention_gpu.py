@@ -8,6 +8,7 @@ import pytest
 from attention_case import Case, inside_larger, poisoned, run, to_gpu
 
 from podrt import HybridAttention, hybrid_attention
+from podrt.device import current_device
 from podrt.errors import UnsupportedConfigError
 
 cupy = pytest.importorskip("cupy")
@@ -24,6 +25,13 @@ def ragged(lengths=ALL_LENGTHS, **arguments):
     return Case(list(q_lens), list(kv_lens), **arguments)
 
 
+@pytest.fixture(params=["portable", "hopper"])
+def family(request):
+    if request.param == "hopper" and current_device().arch.name != "sm_90a":
+        pytest.skip("the Hopper family needs an sm_90a GPU")
+    return request.param
+
+
 def checked(case, record_property=None, *, policy="auto", **arguments):
     attention = HybridAttention(**case.layer_arguments, policy=policy)
     steps, lse_error = case.check(*run(case, attention, **arguments))
@@ -37,7 +45,9 @@ def checked(case, record_property=None, *, policy="auto", **arguments):
 @pytest.mark.parametrize("group", [1, 3, 4, 7, 8, 16])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_ragged_batch(dtype, head_dim, group, page_size, record_property):
+def test_ragged_batch(family, dtype, head_dim, group, page_size, record_property):
+    if family == "hopper" and head_dim == 256:
+        pytest.skip("the Hopper family has head dims 64 and 128")
     case = ragged(
         dtype=dtype,
         head_dim=head_dim,
@@ -46,39 +56,51 @@ def test_ragged_batch(dtype, head_dim, group, page_size, record_property):
         num_kv_heads=2 if group <= 4 else 1,
         seed=group * head_dim,
     )
-    attention = checked(case, record_property)
-    assert [config.form for config in attention.variants] == ["pod"]
+    attention = checked(case, record_property, policy=family)
+    assert [(config.form, config.family) for config in attention.variants] == [("pod", family)]
 
 
-@pytest.mark.parametrize("policy", ["50:50", "1:3", "8:1", "proportional", "serial"])
+@pytest.mark.parametrize(
+    "policy", ["50:50", "1:3", "8:1", "proportional", "auto", "serial", "portable-serial"]
+)
 def test_policies_agree_with_the_reference(policy, record_property):
     checked(ragged(seed=11), record_property, policy=policy)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("causal", [True, False])
-def test_large_tiles(head_dim, causal):
+def test_many_heads(family, head_dim, causal):
+    if family == "hopper" and head_dim == 256:
+        pytest.skip("the Hopper family has head dims 64 and 128")
     case = Case([700, 1, 333, 1, 1], [2000, 900, 333, 17, 4100], num_kv_heads=8, group=4,
                 head_dim=head_dim, causal=causal, seed=head_dim)  # fmt: skip
-    attention = checked(case)
-    assert attention.variants[0].warps == 4
+    checked(case, policy=family)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_more_queries_than_keys(causal):
-    checked(ragged([(40, 7), (3, 2), (20, 20), (1, 300), (600, 130)], causal=causal, seed=5))
+def test_more_queries_than_keys(family, causal):
+    lengths = [(40, 7), (3, 2), (20, 20), (1, 300), (600, 130)]
+    checked(ragged(lengths, causal=causal, seed=5), policy=family)
 
 
-@pytest.mark.parametrize("page_size", [1, 8, 24, 64, 256])
+@pytest.mark.parametrize("page_size", [1, 8, 24, 32, 64, 128, 256])
 def test_other_page_sizes(page_size):
-    checked(ragged([(1, 1000), (65, 65), (200, 777), (1, 17)], page_size=page_size, seed=page_size))
+    lengths = [(1, 1000), (65, 65), (200, 777), (1, 17)]
+    for policy in ("auto", "portable"):
+        checked(ragged(lengths, page_size=page_size, seed=page_size), policy=policy)
+
+
+@pytest.mark.parametrize("q_len", [2, 3, 4, 8, 9])
+@pytest.mark.parametrize("group", [1, 4, 8])
+def test_speculative_tokens(family, group, q_len):
+    lengths = [(q_len, 900), (q_len, q_len), (q_len, 65), (1, 100), (300, 500)]
+    checked(ragged(lengths, group=group, seed=q_len), policy=family)
 
 
 @pytest.mark.parametrize("group", [20, 32, 71])
-def test_groups_beyond_one_decode_tile(group):
-    checked(
-        ragged([(1, 1000), (1, 16), (2, 50), (30, 90)], group=group, num_kv_heads=1, seed=group)
-    )
+def test_groups_beyond_one_decode_tile(family, group):
+    lengths = [(1, 1000), (1, 16), (2, 50), (30, 90)]
+    checked(ragged(lengths, group=group, num_kv_heads=1, seed=group), policy=family)
 
 
 @pytest.mark.parametrize(
@@ -90,23 +112,23 @@ def test_groups_beyond_one_decode_tile(group):
         ([], []),
     ],
 )
-def test_one_side_empty(lengths, forms):
+def test_one_side_empty(family, lengths, forms):
     case = Case([q for q, _ in lengths], [kv for _, kv in lengths], seed=3)
-    attention = checked(case)
+    attention = checked(case, policy=family)
     assert [config.form for config in attention.variants] == forms
 
 
-def test_long_keys_split_over_the_gpu():
+def test_long_keys_split_over_the_gpu(family):
     case = Case([1, 40, 1], [30000, 20000, 9], num_kv_heads=1, group=8, seed=9)
-    attention = checked(case)
+    attention = checked(case, policy=family)
     plan = attention.current_plan
     assert plan.prefill["num_splits"].max() > 1
     assert plan.decode["num_splits"].max() > 1
 
 
-def test_many_runs_of_one_plan_and_of_new_plans():
+def test_many_runs_of_one_plan_and_of_new_plans(family):
     """Counters must be ready again after every launch, whatever the one before did."""
-    attention = HybridAttention(8, 2, 128, page_size=16)
+    attention = HybridAttention(8, 2, 128, page_size=16, policy=family)
     for seed in range(6):
         rng = np.random.default_rng(seed)
         q_lens = [int(q) for q in rng.choice([1, 1, 1, 5, 90], size=rng.integers(1, 20))]
@@ -123,7 +145,7 @@ def test_many_runs_of_one_plan_and_of_new_plans():
 
 def test_kernel_options_that_no_policy_chooses():
     case = ragged(seed=2)
-    attention = HybridAttention(**case.layer_arguments)
+    attention = HybridAttention(**case.layer_arguments, policy="portable")
     run(case, attention)
     planned = attention._planned
     inputs = [to_gpu(x) for x in (case.q, case.k_cache, case.v_cache)]
@@ -186,9 +208,9 @@ def test_scale_is_used():
     checked(ragged([(1, 700), (50, 90)], sm_scale=0.01, seed=1))
 
 
-def test_streams_side_by_side():
+def test_streams_side_by_side(family):
     cases = [ragged(seed=seed) for seed in (20, 21)]
-    attention = HybridAttention(**cases[0].layer_arguments)
+    attention = HybridAttention(**cases[0].layer_arguments, policy=family)
     attention.plan(*cases[0].lengths, block_table=cupy.asarray(cases[0].block_table))
     inputs = [to_gpu(x) for x in (cases[0].q, cases[0].k_cache, cases[0].v_cache)]
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
@@ -203,9 +225,9 @@ def test_streams_side_by_side():
             cases[0].check(out.get())
 
 
-def test_cuda_graph_replays_after_new_plans():
+def test_cuda_graph_replays_after_new_plans(family):
     case, other = ragged(seed=30), ragged(seed=31)
-    attention = HybridAttention(**case.layer_arguments)
+    attention = HybridAttention(**case.layer_arguments, policy=family)
     attention.plan(*case.lengths, block_table=(table := cupy.asarray(case.block_table)))
     q, k, v = (to_gpu(x) for x in (case.q, case.k_cache, case.v_cache))
     out = poisoned(case.q.shape, case.q.dtype)

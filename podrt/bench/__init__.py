@@ -1,0 +1,1 @@
+"""The benchmark suite behind ``podrt bench``: suites of cases, contenders, timing, results."""

@@ -1,0 +1,95 @@
+"""`Case`: one hybrid batch to be measured, as plain lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from podrt.kernels.config import DType
+
+Side = Literal["both", "prefill", "decode"]
+
+_ELEMENT_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch: prefills first, then decodes.
+
+    Attributes
+    ----------
+    name : str
+        Different for every case of a suite; the part before the first ``/`` is its group.
+    num_qo_heads, num_kv_heads, head_dim, dtype
+        The attention layer.
+    page_size : int or None
+        Tokens of a page; None for a contiguous cache.
+    prefill : tuple of (q_len, kv_len)
+        Prefill chunks; kv_len counts the chunk.
+    decode : tuple of int
+        Keys of every decode.
+    policies : tuple of str
+        podrt's policies to measure beside the contenders that every case has.
+    """
+
+    name: str
+    num_qo_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: DType
+    page_size: int | None
+    prefill: tuple[tuple[int, int], ...]
+    decode: tuple[int, ...]
+    policies: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.prefill or self.decode):
+            raise ValueError(f"case {self.name!r} has neither prefill nor decode")
+        for q_len, kv_len in self.prefill:
+            if not 1 <= q_len <= kv_len:
+                raise ValueError(
+                    f"case {self.name!r}: prefill [{q_len}, {kv_len}] must be [q_len, kv_len] "
+                    "with 1 <= q_len <= kv_len"
+                )
+        if min(self.decode, default=1) < 1:
+            raise ValueError(f"case {self.name!r}: a decode has {min(self.decode)} keys, not 1+")
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether it has both prefill and decode."""
+        return bool(self.prefill and self.decode)
+
+    @property
+    def q_lens(self) -> tuple[int, ...]:
+        """Query tokens of every request."""
+        return tuple(q_len for q_len, _ in self.prefill) + (1,) * len(self.decode)
+
+    @property
+    def kv_lens(self) -> tuple[int, ...]:
+        """Keys of every request."""
+        return tuple(kv_len for _, kv_len in self.prefill) + self.decode
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Query tokens of the prefills, the first rows of q."""
+        return sum(q_len for q_len, _ in self.prefill)
+
+    def flops(self, side: Side = "both") -> int:
+        """Floating-point operations of causal attention: two products, two each per pair."""
+        pairs = sum(q * (kv - q) + q * (q + 1) // 2 for q, kv in self._requests(side))
+        return 4 * self.num_qo_heads * self.head_dim * pairs
+
+    def min_bytes(self, side: Side = "both") -> int:
+        """Bytes that must move: every key, value and query read once, every output written once."""
+        rows = sum(
+            2 * q * self.num_qo_heads + 2 * kv * self.num_kv_heads for q, kv in self._requests(side)
+        )
+        return rows * self.head_dim * _ELEMENT_BYTES
+
+    def _requests(self, side: Side) -> Iterable[tuple[int, int]]:
+        requests = list(zip(self.q_lens, self.kv_lens, strict=True))
+        prefills = len(self.prefill)
+        return {"both": requests, "prefill": requests[:prefills], "decode": requests[prefills:]}[
+            side
+        ]

@@ -1,0 +1,144 @@
+"""What the rows of a results file say about each case, and about all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from statistics import geometric_mean
+
+from podrt.bench.case import Case
+from podrt.bench.contenders import AUTO, DECODE_ALONE, PREFILL_ALONE, SERIAL, STREAMS
+from podrt.bench.results import Row
+from podrt.bench.timing import best_and_ties
+
+#: Contenders that are baselines or half of the work, not a way to run the batch fused.
+_NOT_FUSED = (SERIAL, STREAMS, PREFILL_ALONE, DECODE_ALONE)
+#: POD-Attention's filter: each side takes at least this share of serial.
+_BALANCED_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """One case's rows, seen from the automatic choice."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the case."""
+        return self.rows[0].case
+
+    @cached_property
+    def case(self) -> Case:
+        """The case itself."""
+        return self.rows[0].to_case()
+
+    @cached_property
+    def times_us(self) -> dict[str, float]:
+        """Times of podrt's contenders that have one, by policy."""
+        return {row.policy: row.time_us for row in self.rows if row.time_us is not None}
+
+    @property
+    def auto_us(self) -> float | None:
+        """Time of the automatic choice."""
+        return self.times_us.get(AUTO)
+
+    @property
+    def best(self) -> list[str]:
+        """Fastest fused policies: the best one, then those that tie with it."""
+        fused = {name: us for name, us in self.times_us.items() if name not in _NOT_FUSED}
+        return best_and_ties(fused) if fused else []
+
+    @property
+    def best_us(self) -> float | None:
+        """Time of the fastest fused policy."""
+        return self.times_us[self.best[0]] if self.best else None
+
+    @property
+    def tflops(self) -> float | None:
+        """Arithmetic rate of the automatic choice."""
+        return self.case.flops() / self.auto_us / 1e6 if self.auto_us else None
+
+    @property
+    def gbs(self) -> float | None:
+        """Memory rate of the automatic choice: the fewest bytes that must move over the time."""
+        return self.case.min_bytes() / self.auto_us / 1e3 if self.auto_us else None
+
+    @property
+    def max_rel_err(self) -> float | None:
+        """Largest error of any contender."""
+        errors = [row.max_rel_err for row in self.rows if row.max_rel_err is not None]
+        return max(errors, default=None)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether each side alone takes at least a fifth of serial."""
+        serial_us = self.times_us.get(SERIAL)
+        sides = [self.times_us.get(side) for side in (PREFILL_ALONE, DECODE_ALONE)]
+        return serial_us is not None and all(
+            us is not None and us >= _BALANCED_SHARE * serial_us for us in sides
+        )
+
+    def speedup_over(self, other_us: float | None) -> float | None:
+        """Return another time over that of the automatic choice."""
+        return other_us / self.auto_us if other_us and self.auto_us else None
+
+    @property
+    def over_serial(self) -> float | None:
+        """podrt's own serial time over the automatic choice's."""
+        return self.speedup_over(self.rows[0].own_serial_us)
+
+    def errors(self) -> dict[str, str]:
+        """Return what failed, by contender, and why."""
+        mine = {row.policy: row.error for row in self.rows if row.error}
+        return {**mine, **self.rows[0].peer_errors}
+
+
+def summarise(rows: Iterable[Row]) -> list[CaseSummary]:
+    """Group rows by case, in the order of the cases."""
+    return [CaseSummary(tuple(group)) for _name, group in groupby(rows, key=lambda row: row.case)]
+
+
+def peer_names(summaries: Sequence[CaseSummary]) -> list[str]:
+    """Return the peers' contenders that do a whole hybrid batch, or the only side of a case."""
+    names = dict.fromkeys(name for summary in summaries for name in summary.rows[0].peers_us)
+    hybrid = any(summary.case.is_hybrid for summary in summaries)
+    return [name for name in names if not (hybrid and name.endswith("alone"))]
+
+
+def headlines(summaries: Sequence[CaseSummary]) -> list[str]:
+    """Return the sentences that a suite is summed up in; each states what it is a mean of."""
+    lines = []
+    over_serial = _known(summary.over_serial for summary in summaries)
+    balanced = _known(summary.over_serial for summary in summaries if summary.is_balanced)
+    if balanced:
+        lines.append(
+            f"own serial / auto: geomean {geometric_mean(balanced):.3f} over {len(balanced)} cases "
+            f"where each side is at least {_BALANCED_SHARE:.0%} of serial, peak {max(balanced):.3f}"
+        )
+    if over_serial:
+        lines.append(f"own serial / auto: least {min(over_serial):.3f} of {len(over_serial)} cases")
+    regret = _known(
+        summary.auto_us / summary.best_us if summary.auto_us and summary.best_us else None
+        for summary in summaries
+    )
+    if regret:
+        lines.append(
+            f"auto / best of all variants: geomean {geometric_mean(regret):.3f}, worst "
+            f"{max(regret):.3f} of {len(regret)} cases"
+        )
+    for name in peer_names(summaries):
+        ratios = _known(
+            summary.speedup_over(summary.rows[0].peers_us.get(name)) for summary in summaries
+        )
+        if ratios:
+            lines.append(
+                f"{name} / auto: geomean {geometric_mean(ratios):.3f} over {len(ratios)} cases"
+            )
+    return lines
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

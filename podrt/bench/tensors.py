@@ -1,0 +1,119 @@
+"""Tensors of a case, made on the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.bench.case import Case
+from podrt.device import load_cupy
+from podrt.errors import DeviceError
+from podrt.kernels.config import DType
+from podrt.tensors import numpy_dtype
+
+#: A contiguous cache has room for a multiple of this, so that it can be seen as pages too.
+ROOM_STEP = 16
+
+_GIB = 1 << 30
+#: Left free for outputs, workspaces and the buffer that empties the L2 cache.
+_RESERVE_BYTES = 4 * _GIB
+_CHUNK = 1 << 26
+
+
+@dataclass(frozen=True, eq=False)
+class CaseTensors:
+    """Random tensors for a case; request i is row i of the block table or of the cache.
+
+    Attributes
+    ----------
+    case : Case
+    q, out : CuPy arrays [tokens, num_qo_heads, head_dim]
+    k_cache, v_cache : CuPy arrays [pages, page_size, num_kv_heads, head_dim], or [requests, room,
+        num_kv_heads, head_dim] of a contiguous cache
+    block_table : int32 array [requests, max_pages] on the host, pages in random order; None for a
+        contiguous cache
+    """
+
+    case: Case
+    q: Any
+    k_cache: Any
+    v_cache: Any
+    out: Any
+    block_table: npt.NDArray[np.int32] | None
+
+
+def make_tensors(case: Case, seed: int = 0) -> CaseTensors:
+    """Return normally distributed tensors.
+
+    Raises
+    ------
+    DeviceError
+        They do not fit in the free memory of the GPU.
+    """
+    cupy = load_cupy()
+    block_table, num_pages = shuffled_pages(case, np.random.default_rng(seed))
+    kv_shape = (*_cache_rows(case, num_pages), case.num_kv_heads, case.head_dim)
+    q_shape = (sum(case.q_lens), case.num_qo_heads, case.head_dim)
+    _require_memory(case, 4 * (int(np.prod(kv_shape)) + int(np.prod(q_shape))))
+    random = cupy.random.RandomState(seed)
+    q, k_cache, v_cache = (
+        _normal(shape, case.dtype, random) for shape in (q_shape, kv_shape, kv_shape)
+    )
+    return CaseTensors(case, q, k_cache, v_cache, cupy.empty_like(q), block_table)
+
+
+def shuffled_pages(
+    case: Case, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int32] | None, int]:
+    """Return a block table over pages in random order, and the number of pages."""
+    if case.page_size is None:
+        return None, 0
+    counts = -(-np.array(case.kv_lens) // case.page_size)
+    block_table = np.zeros((len(counts), int(counts.max())), np.int32)
+    owned = np.arange(block_table.shape[1]) < counts[:, None]
+    num_pages = int(counts.sum())
+    block_table[owned] = rng.permutation(num_pages)
+    return block_table, num_pages
+
+
+def free_memory() -> None:
+    """Give unused memory of CuPy, and of PyTorch if it is loaded, back to the GPU."""
+    import sys
+
+    load_cupy().get_default_memory_pool().free_all_blocks()
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.cuda.empty_cache()
+
+
+def _cache_rows(case: Case, num_pages: int) -> tuple[int, int]:
+    if case.page_size is not None:
+        return num_pages, case.page_size
+    room = -(-max(case.kv_lens) // ROOM_STEP) * ROOM_STEP
+    return len(case.kv_lens), room
+
+
+def _require_memory(case: Case, needed_bytes: int) -> None:
+    free_bytes = load_cupy().cuda.runtime.memGetInfo()[0]
+    if needed_bytes + _RESERVE_BYTES > free_bytes:
+        raise DeviceError(
+            f"case {case.name!r} needs {needed_bytes / _GIB:.1f} GiB for its tensors and "
+            f"{_RESERVE_BYTES / _GIB:.0f} GiB beside them; {free_bytes / _GIB:.1f} GiB are free"
+        )
+
+
+def _normal(shape: tuple[int, ...], dtype: DType, random: Any) -> Any:
+    """Return random numbers, rounded to `dtype` a chunk at a time."""
+    cupy = load_cupy()
+    bits = cupy.empty(int(np.prod(shape)), "uint16")
+    for begin in range(0, bits.size, _CHUNK):
+        part = bits[begin : begin + _CHUNK]
+        values = random.standard_normal(part.size, dtype="float32")
+        if dtype == "float16":
+            part[...] = values.astype("float16").view("uint16")
+        else:  # the upper half of a float32, rounded half up
+            part[...] = (values.view("uint32") + 0x8000) >> 16
+    return bits.reshape(shape).view(numpy_dtype(dtype))

@@ -1,0 +1,133 @@
+"""Host side of the Hopper family: what its kernels are given, and their source."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.jit import KernelSource, render
+from podrt.kernels.arguments import WORK_ITEM_STRUCT, buffer_arguments
+from podrt.kernels.config import NUM_TICKETS, DType
+from podrt.kernels.hopper_config import PREFILL_ROWS, HopperConfig
+from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
+from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, tensor_map
+from podrt.plan import Plan, Tiling
+
+if TYPE_CHECKING:
+    from podrt.run_arguments import RunTensors
+    from podrt.tensors import TensorView
+    from podrt.workspace import Workspace
+
+#: Arguments of every kernel of the family, in memory order. Strides are in elements.
+PARAMS = (
+    Field("TensorMap", "q_map", "boxes of 64 columns x group heads x tile_tokens tokens"),
+    Field("TensorMap", "k_map", "boxes of 64 columns x 1 KV head x box_rows tokens of a page"),
+    Field("TensorMap", "v_map", "as k_map"),
+    Field("const u16*", "q", "[tokens, num_qo_heads, head_dim]"),
+    Field("u16*", "out", "[tokens, num_qo_heads, head_dim]"),
+    Field("float*", "lse", "[tokens, num_qo_heads] natural log, or null"),
+    Field("const int*", "page_table", "page numbers; unused for a contiguous cache"),
+    Field("const WorkItem*", "items", "prefill items, then decode items"),
+    Field("float*", "partial_o", "[partial_rows * num_kv_heads, head_dim]"),
+    Field("float*", "partial_lse", "[partial_rows * num_kv_heads], base 2"),
+    Field("u32*", "counters", "tickets, taken by role, finished; zero between launches"),
+    Field("u32*", "merge_counters", "[merges * num_kv_heads, 2]; zero between launches"),
+    Field("int", "q_stride_token", ""),
+    Field("int", "q_stride_head", ""),
+    Field("int", "out_stride_token", ""),
+    Field("int", "out_stride_head", ""),
+    Field("int", "lse_stride_token", ""),
+    Field("int", "lse_stride_head", ""),
+    Field("int", "num_prefill_items", ""),
+    Field("int", "num_decode_items", ""),
+    Field("int", "num_kv_heads", ""),
+    Field("int", "group", "query heads per KV head"),
+    Field("int", "tile_tokens", "tokens of a prefill tile: 128 / group, rounded down"),
+    Field("float", "scale_log2", "sm_scale * log2(e)"),
+)
+_ALIGN = 64
+PARAMS_DTYPE = struct_dtype(PARAMS, align=_ALIGN)
+
+
+def source_of(config: HopperConfig) -> KernelSource:
+    """Render the CUDA C++ source of a variant."""
+    text = render(
+        f"{config.family}/kernel.cu.jinja",
+        {
+            "config": config,
+            "num_tickets": NUM_TICKETS,
+            "params_struct": render_struct("Params", PARAMS, align=_ALIGN),
+            "work_item_struct": WORK_ITEM_STRUCT,
+        },
+    )
+    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
+
+
+def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
+    """Return what the planner must know of a variant on a GPU of `num_sms` SMs."""
+    return Tiling(
+        prefill_rows=tile_tokens(group) * group,
+        decode_rows=config.decode_rows,
+        prefill_kv_tile=config.kv_tile,
+        decode_kv_tile=64,
+        prefill_slots=num_sms,
+        decode_slots=num_sms,
+    )
+
+
+def tile_tokens(group: int) -> int:
+    """Tokens of a prefill tile, whose rows are all query heads of a KV head for each of them."""
+    return PREFILL_ROWS // group
+
+
+def num_ctas(config: HopperConfig, plan: Plan, num_sms: int) -> int:
+    """Return the grid of a launch: a CTA per SM, or fewer when there is not that much work."""
+    prefill = plan.num_prefill_units if config.has_prefill else 0
+    decode = plan.num_decode_units if config.has_decode else 0
+    return min(prefill + decode, num_sms)
+
+
+def params_of(
+    config: HopperConfig,
+    plan: Plan,
+    tensors: RunTensors,
+    workspace: Workspace,
+    page_table: int,
+    sm_scale: float,
+) -> npt.NDArray[np.void]:
+    """Return a launch's argument block."""
+    q = tensors.q
+    q_box = (64, plan.group, tile_tokens(plan.group))
+    kv_box = (64, 1, config.box_rows, 1)
+    return fill_struct(
+        PARAMS_DTYPE,
+        q_map=_map_of(q, q_box, config.dtype),
+        k_map=_map_of(tensors.k_cache, kv_box, config.dtype),
+        v_map=_map_of(tensors.v_cache, kv_box, config.dtype),
+        q=q.pointer,
+        q_stride_token=q.strides[0],
+        q_stride_head=q.strides[1],
+        tile_tokens=tile_tokens(plan.group),
+        scale_log2=sm_scale * math.log2(math.e),
+        **buffer_arguments(plan, tensors, workspace, page_table),
+    )
+
+
+def _map_of(tensor: TensorView, box: tuple[int, ...], dtype: DType) -> npt.NDArray[np.void]:
+    """Map a tensor, axes innermost first: head_dim, heads, tokens and, of a cache, pages."""
+    if 0 in tensor.shape:  # nothing will be read, and the driver maps no empty tensor
+        return np.zeros(1, f"V{TENSOR_MAP_BYTES}")
+    if any(stride < 0 for stride in tensor.strides):
+        raise ValueError(
+            f"{tensor.name}: got strides {tensor.strides} (in elements), expected none below 0; "
+            'pass another tensor, or use policy="portable"'
+        )
+    # The driver wants a valid stride even along axes that are never stepped over.
+    strides = tuple(
+        stride if extent > 1 else tensor.shape[-1]
+        for extent, stride in zip(tensor.shape, tensor.strides, strict=True)
+    )
+    return tensor_map(tensor.pointer, tensor.shape[::-1], strides[::-1], box, dtype)

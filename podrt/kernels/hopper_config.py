@@ -1,0 +1,198 @@
+"""`HopperConfig`: one variant of the Hopper family (wgmma and TMA, sm_90a)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from podrt.errors import UnsupportedConfigError
+from podrt.kernels.arch import Arch, get_arch
+from podrt.kernels.config import DTYPE_TAGS, DType, Form
+
+HEAD_DIMS = (64, 128)
+KV_TILES = (64, 80, 96, 112, 128)
+DECODE_ROWS = (8, 16, 32)
+#: Page sizes whose pages a bulk copy can place in a swizzled tile.
+PAGE_SIZES = (16, 32, 64, 128, 256)
+#: Packed query rows of a prefill tile, and keys of a decode tile.
+PREFILL_ROWS, DECODE_KEYS = 128, 64
+
+_WARPGROUP = 128
+_ELEMENT_BYTES = 2
+_WORK_SLOT_BYTES = 64
+#: Registers that the warpgroups of one CTA share, in units of one thread of each (ISA limits).
+_REGISTER_POOL = {3: 504, 4: 512}
+
+
+@dataclass(frozen=True)
+class HopperConfig:
+    """One persistent CTA per SM: a producer warpgroup, one for decode, two for prefill.
+
+    Attributes
+    ----------
+    form : {"pod", "prefill", "decode"}
+        The fused kernel, or one side alone.
+    arch : str
+        ``"sm_90a"``.
+    dtype : {"bfloat16", "float16"}
+        Element type of q, k, v and out.
+    head_dim : int
+        64 or 128.
+    decode_rows : int
+        Packed query rows of a decode tile: 8, 16 or 32.
+    kv_tile : int
+        Keys of a prefill tile.
+    stages : int
+        Depth of the prefill ring, for K and V each.
+    decode_slots : int
+        Depth of the decode ring, in tiles of 64 keys or values.
+    producer_registers, decode_registers, prefill_registers : int
+        Registers of a thread, by role.
+    page_size : int or None
+        Tokens of a page of the KV cache; None for a contiguous cache.
+    causal : bool
+        Bottom-right aligned causal mask.
+    """
+
+    form: Form
+    dtype: DType
+    head_dim: int
+    decode_rows: int = 8
+    kv_tile: int = 128
+    stages: int = 2
+    decode_slots: int = 3
+    producer_registers: int = 40
+    decode_registers: int = 56
+    prefill_registers: int = 208
+    page_size: int | None = None
+    causal: bool = True
+    arch: str = "sm_90a"
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("form", get_args(Form)),
+            ("dtype", get_args(DType)),
+            ("head_dim", HEAD_DIMS),
+            ("decode_rows", DECODE_ROWS),
+            ("kv_tile", KV_TILES),
+            ("page_size", (None, *PAGE_SIZES)),
+            ("arch", ("sm_90a",)),
+        ):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise UnsupportedConfigError(
+                    f"{field}={value!r}: allowed are {', '.join(map(repr, allowed))}"
+                )
+        if self.stages < 2 or self.decode_slots < 2:
+            raise UnsupportedConfigError(
+                f"stages={self.stages}, decode_slots={self.decode_slots}: at least 2 each"
+            )
+        self._check_budgets()
+
+    @property
+    def family(self) -> str:
+        """Kernel family; also its folder in ``templates/``."""
+        return "hopper"
+
+    @property
+    def limits(self) -> Arch:
+        """Limits of `arch`."""
+        return get_arch(self.arch)
+
+    @property
+    def ctas_per_sm(self) -> int:
+        """CTAs on one SM together."""
+        return 1
+
+    @property
+    def warpgroups(self) -> int:
+        """Warpgroups of the CTA."""
+        return 1 + int(self.has_decode) + 2 * int(self.has_prefill)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the CTA."""
+        return self.warpgroups * _WARPGROUP
+
+    @property
+    def has_prefill(self) -> bool:
+        """Whether the kernel takes prefill work."""
+        return self.form != "decode"
+
+    @property
+    def has_decode(self) -> bool:
+        """Whether the kernel takes decode work."""
+        return self.form != "prefill"
+
+    @property
+    def box_rows(self) -> int:
+        """Tokens of one bulk copy."""
+        return math.gcd(self.page_size or DECODE_KEYS, DECODE_KEYS, self.kv_tile)
+
+    @property
+    def launch_registers(self) -> int:
+        """Registers that a thread has before the roles share them out."""
+        return min(255, self.limits.registers_per_sm // self.threads // 8 * 8)
+
+    @property
+    def max_registers(self) -> int:
+        """Most registers that a thread of any role has."""
+        return max(self.launch_registers, self.prefill_registers if self.has_prefill else 0)
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of the CTA; the map is in ``hopper/shared_memory.cuh``."""
+        row_bytes = self.head_dim * _ELEMENT_BYTES
+        total = 0
+        if self.has_prefill:
+            total += (PREFILL_ROWS + 2 * self.stages * self.kv_tile) * row_bytes
+        if self.has_decode:
+            total += (self.decode_slots * DECODE_KEYS + self.decode_rows) * row_bytes
+            total += self.decode_rows * DECODE_KEYS * _ELEMENT_BYTES
+        barriers = 2 + 4 * self.stages + 8 + 2 * self.decode_slots
+        barrier_bytes = -(-8 * barriers // 16) * 16
+        return total + barrier_bytes + 4 * _WORK_SLOT_BYTES + 16 * self.decode_rows + 8
+
+    @property
+    def name(self) -> str:
+        """Readable, file-safe name that is different for different variants."""
+        tag = DTYPE_TAGS[self.dtype]
+        parts = [f"{self.form}_hopper_{self.arch}_{tag}_d{self.head_dim}"]
+        registers = [self.producer_registers]
+        if self.has_prefill:
+            parts.append(f"p{PREFILL_ROWS}x{self.kv_tile}s{self.stages}")
+        if self.has_decode:
+            parts.append(f"d{self.decode_rows}x{DECODE_KEYS}s{self.decode_slots}")
+            registers.append(self.decode_registers)
+        if self.has_prefill:
+            registers.append(self.prefill_registers)
+        parts.append("regs" + "x".join(map(str, registers)))
+        parts.append("contiguous" if self.page_size is None else f"page{self.page_size}")
+        parts.append("causal" if self.causal else "full")
+        return "_".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as plain values, for JSON."""
+        return asdict(self)
+
+    def _check_budgets(self) -> None:
+        roles = [self.producer_registers]
+        roles += [self.decode_registers] if self.has_decode else []
+        roles += [self.prefill_registers] * 2 if self.has_prefill else []
+        for registers in roles:
+            if registers % 8 or not 24 <= registers <= 256:
+                raise UnsupportedConfigError(
+                    f"registers of a role are {registers}: must be a multiple of 8 from 24 to 256"
+                )
+        pool = _REGISTER_POOL.get(self.warpgroups, 512)
+        if sum(roles) > pool:
+            raise UnsupportedConfigError(
+                f"registers of all roles add up to {sum(roles)}; {self.warpgroups} warpgroups "
+                f"have {pool}"
+            )
+        if self.smem_bytes > self.limits.smem_per_cta_bytes:
+            raise UnsupportedConfigError(
+                f"{self.name}: needs {self.smem_bytes} bytes of shared memory in a CTA; "
+                f"{self.arch} allows {self.limits.smem_per_cta_bytes}"
+            )

@@ -1,0 +1,86 @@
+"""Tensor maps: what the copy engine must know of a tensor (CUDA driver, cuTensorMapEncodeTiled)."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.errors import DeviceError
+from podrt.kernels.config import DType
+
+TENSOR_MAP_BYTES = 128
+_ALIGNMENT = 128
+_DATA_TYPE = {"float16": 6, "bfloat16": 9}  # CU_TENSOR_MAP_DATA_TYPE_*
+_INTERLEAVE_NONE, _SWIZZLE_128B, _L2_PROMOTION_256B, _ZEROS_OUT_OF_BOUNDS = 0, 3, 3, 0
+_ELEMENT_BYTES = 2
+
+
+@lru_cache(maxsize=4096)
+def tensor_map(
+    pointer: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    box: tuple[int, ...],
+    dtype: DType,
+) -> npt.NDArray[np.void]:
+    """Encode a tensor and the box that one copy takes from it, in the 128-byte swizzle.
+
+    Parameters
+    ----------
+    pointer : int
+        Address of the first element, a multiple of 16.
+    shape, strides : tuple of int
+        Extents and steps in elements, innermost axis first; the innermost step is 1, the others are
+        multiples of 8.
+    box : tuple of int
+        Elements of a copy along each axis; innermost 64, others at most 256.
+    dtype : {"bfloat16", "float16"}
+        Element type.
+
+    Returns
+    -------
+    array [1] of 128-byte void
+        The map, to be passed to a kernel by value.
+
+    Raises
+    ------
+    DeviceError
+        The driver refuses the map, or there is none.
+    """
+    rank = len(shape)
+    memory = np.zeros(TENSOR_MAP_BYTES + _ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % _ALIGNMENT
+    encoded = memory[offset : offset + TENSOR_MAP_BYTES]
+    strides_bytes = [stride * _ELEMENT_BYTES for stride in strides[1:]]
+    status = _driver().cuTensorMapEncodeTiled(
+        ctypes.c_void_p(encoded.ctypes.data),
+        ctypes.c_int(_DATA_TYPE[dtype]),
+        ctypes.c_uint32(rank),
+        ctypes.c_void_p(pointer),
+        (ctypes.c_uint64 * rank)(*shape),
+        (ctypes.c_uint64 * (rank - 1))(*strides_bytes),
+        (ctypes.c_uint32 * rank)(*box),
+        (ctypes.c_uint32 * rank)(*([1] * rank)),
+        ctypes.c_int(_INTERLEAVE_NONE),
+        ctypes.c_int(_SWIZZLE_128B),
+        ctypes.c_int(_L2_PROMOTION_256B),
+        ctypes.c_int(_ZEROS_OUT_OF_BOUNDS),
+    )
+    if status:
+        raise DeviceError(
+            f"the driver refuses a tensor map (CUresult {status}) of shape {shape}, strides "
+            f"{strides} and box {box}, innermost axis first"
+        )
+    return encoded.view(f"V{TENSOR_MAP_BYTES}").copy()
+
+
+@cache
+def _driver() -> Any:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise DeviceError(f"no NVIDIA driver: {error}") from error

@@ -1,0 +1,22 @@
+// Shared-memory matrix descriptors of wgmma for 2-byte elements in the 128-byte swizzle.
+//
+// A tile is stored as blocks of 64 columns, each block as rows of 128 bytes; a group of 8 rows
+// (1024 bytes, aligned to them) is one swizzle atom, in which the 16-byte chunk c of row r lies at
+// c ^ r. TMA writes this layout and wgmma undoes it, so only ordinary stores need to know.
+//
+// K-major operand (Q, K, P): 16 columns further on is +32 bytes, inside the atom; the next 64
+// columns are the next block. MN-major operand (V): 16 rows further on is +2048 bytes; `block_bytes`
+// leads to the next 64 columns.
+#pragma once
+#include "ptx/types.cuh"
+
+__device__ __forceinline__ u64 descriptor(u32 address, u32 block_bytes = 16) {
+  constexpr u64 kSwizzle128 = u64(1) << 62, kAtomBytes = 1024;
+  return u64((address & 0x3FFFF) >> 4) | u64(block_bytes >> 4) << 16 | (kAtomBytes >> 4) << 32 |
+         kSwizzle128;
+}
+
+// Byte offset of a 16-byte chunk in a block of rows of 128 bytes.
+__device__ __forceinline__ u32 swizzle128(int row, int chunk) {
+  return row * 128 + ((chunk ^ (row & 7)) << 4);
+}

@@ -1,0 +1,50 @@
+// A work item as the roles of a Hopper CTA read it, and where its results go.
+#pragma once
+#include "common/merge.cuh"
+
+// One past the last key of the item that a token of its request may see.
+template <class Config>
+__device__ __forceinline__ int visible_keys(const WorkItem& item, int token) {
+  return Config::kCausal ? min(item.kv_end, item.kv_len - item.q_len + token + 1) : item.kv_end;
+}
+
+// Addresses of one packed row of a tile: token row / group, query head kv_head * group + row % group.
+struct RowAddress {
+  i64 token;
+  int head;
+  __device__ __forceinline__ RowAddress(const Params& p, const WorkItem& item, int kv_head, int row)
+      : token(item.q_begin + (item.row_begin + row) / p.group),
+        head(kv_head * p.group + (item.row_begin + row) % p.group) {}
+  __device__ __forceinline__ const u16* q(const Params& p) const {
+    return p.q + token * p.q_stride_token + head * p.q_stride_head;
+  }
+  __device__ __forceinline__ u16* out(const Params& p) const {
+    return p.out + token * p.out_stride_token + head * p.out_stride_head;
+  }
+  __device__ __forceinline__ void store_lse(const Params& p, float lse_log2) const {
+    if (p.lse) p.lse[token * p.lse_stride_token + head * p.lse_stride_head] = lse_log2 * kLn2;
+  }
+};
+
+// Row of the partial buffers for a row of the tile in one of its splits.
+__device__ __forceinline__ i64 partial_row(const Params& p, const WorkItem& item, int kv_head,
+                                           int tile_rows, int split, int row) {
+  return i64(item.partial_row + split * tile_rows) * p.num_kv_heads + kv_head * tile_rows + row;
+}
+
+// One warp merges the splits of one row and writes the result.
+template <class Config>
+__device__ __forceinline__ void merge_into_row(const Params& p, const WorkItem& item, int kv_head,
+                                               int tile_rows, int row, int lane) {
+  float merged[Config::kHeadDim / kWarp];
+  const i64 first = partial_row(p, item, kv_head, tile_rows, 0, row);
+  const float lse = merge_row<Config::kHeadDim>(
+      p.partial_o + first * Config::kHeadDim, p.partial_lse + first,
+      i64(tile_rows) * p.num_kv_heads, item.num_splits, lane, merged);
+  const RowAddress address(p, item, kv_head, row);
+  u16* destination = address.out(p);
+#pragma unroll
+  for (int i = 0; i < Config::kHeadDim / kWarp; i++)
+    destination[i * kWarp + lane] = static_cast<u16>(Config::Element::pack(merged[i], 0.f));
+  if (lane == 0) address.store_lse(p, lse);
+}

@@ -1,0 +1,262 @@
+"""The front door: `hybrid_attention` on the reference backend, `HybridAttention` without a GPU."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from attention_support import KV_LENS, QO_INDPTR, Batch
+
+import podrt
+from podrt import attention as attention_module
+from podrt import device as device_module
+from podrt.device import DeviceInfo
+from podrt.errors import DeviceError
+from podrt.kernels.arch import get_arch
+
+STEP = {"float16": 2**-11, "bfloat16": 2**-8}
+GOOD = Batch()
+
+
+def require_close(got: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for rounding to the output's type."""
+    step = STEP[got.dtype.name]
+    np.testing.assert_allclose(got.astype(np.float64), expected, rtol=step, atol=1e-6)
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def batch(request: pytest.FixtureRequest) -> Batch:
+    return Batch(request.param)
+
+
+def call(batch: Batch, **options: Any) -> Any:
+    return podrt.hybrid_attention(
+        batch.q, batch.k, batch.v, QO_INDPTR, batch.kv_lens, backend="reference", **options
+    )
+
+
+def call_paged(batch: Batch, **options: Any) -> Any:
+    return podrt.hybrid_attention(
+        batch.q, batch.k_pages, batch.v_pages, QO_INDPTR, batch.kv_lens, **options
+    )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_contiguous_cache(batch: Batch, causal: bool) -> None:
+    out, lse = call(batch, causal=causal, return_lse=True)
+    expected_out, expected_lse = batch.expected(causal=causal)
+    assert isinstance(out, np.ndarray)
+    assert (out.dtype, lse.dtype) == (batch.q.dtype, np.float32)
+    require_close(out, expected_out)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-6)
+
+
+def test_rows_without_keys_are_zero_with_lse_of_minus_infinity(batch: Batch) -> None:
+    out, lse = call(batch, return_lse=True)
+    assert (out[-2:] == 0).all()
+    assert np.isneginf(lse[-2:]).all()
+    assert np.isfinite(lse[:-2]).all()
+
+
+def test_block_table(batch: Batch) -> None:
+    require_close(call_paged(batch, block_table=batch.block_table), batch.expected()[0])
+
+
+def test_list_of_pages(batch: Batch) -> None:
+    require_close(call_paged(batch, **batch.ragged_pages), batch.expected()[0])
+
+
+@pytest.mark.parametrize("paged", [True, False])
+def test_hnd_layout(batch: Batch, paged: bool) -> None:
+    k, v = (batch.k_pages, batch.v_pages) if paged else (batch.k, batch.v)
+    k, v = (np.ascontiguousarray(cache.transpose(0, 2, 1, 3)) for cache in (k, v))
+    table = batch.block_table if paged else None
+    out = podrt.hybrid_attention(
+        batch.q, k, v, QO_INDPTR, batch.kv_lens, kv_layout="HND", block_table=table
+    )
+    require_close(out, batch.expected()[0])
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (6, 2), (71, 1)])
+def test_any_group(heads: tuple[int, int]) -> None:
+    batch = Batch(heads=heads)
+    require_close(call(batch), batch.expected()[0])
+
+
+def test_scale(batch: Batch) -> None:
+    require_close(call(batch, sm_scale=0.5), batch.expected(sm_scale=0.5)[0])
+
+
+def test_lengths_may_be_plain_lists() -> None:
+    batch = Batch()
+    out = podrt.hybrid_attention(batch.q, batch.k, batch.v, QO_INDPTR.tolist(), KV_LENS)
+    require_close(out, batch.expected()[0])
+
+
+def test_outputs_are_written_in_place(batch: Batch) -> None:
+    out = np.full((*batch.q.shape[:2], 128), 7, batch.q.dtype)[:, :, :64]
+    lse = np.full(batch.q.shape[1::-1], 7, np.float32).T
+    returned = call(batch, out=out, lse=lse, return_lse=True)
+    assert returned[0] is out
+    assert returned[1] is lse
+    expected_out, expected_lse = batch.expected()
+    require_close(out, expected_out)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-6)
+    assert (out.base[:, :, 64:] == 7).all()
+
+
+def test_lse_is_filled_without_being_returned(batch: Batch) -> None:
+    lse = np.full(batch.q.shape[:2], 7, np.float32)
+    assert isinstance(call(batch, lse=lse), np.ndarray)
+    np.testing.assert_allclose(lse, batch.expected()[1], rtol=1e-6)
+
+
+def test_strided_inputs_are_read_where_they_lie(batch: Batch) -> None:
+    tokens, heads, head_dim = batch.q.shape
+    wide = np.zeros((heads, tokens, 2 * head_dim), batch.q.dtype)
+    strided = wide.transpose(1, 0, 2)[:, :, :head_dim]
+    strided[:] = batch.q
+    batch.q = strided
+    require_close(call(batch), batch.expected()[0])
+
+
+def test_batch_without_tokens() -> None:
+    batch = Batch()
+    nothing = np.zeros(6, np.int32)
+    out, lse = podrt.hybrid_attention(
+        batch.q[:0], batch.k, batch.v, nothing, batch.kv_lens, return_lse=True
+    )
+    assert (out.shape, lse.shape) == ((0, 8, 64), (0, 8))
+
+
+def test_auto_backend_computes_host_tensors_on_the_host() -> None:
+    batch = Batch()
+    out = podrt.hybrid_attention(batch.q, batch.k, batch.v, QO_INDPTR, batch.kv_lens)
+    np.testing.assert_array_equal(out, call(batch))
+
+
+@pytest.mark.parametrize("policy", ["auto", "proportional", "50:50", "serial", "1:3"])
+def test_policies_do_not_change_the_result(policy: str) -> None:
+    batch = Batch()
+    np.testing.assert_array_equal(call(batch, policy=policy), call(batch))
+
+
+def test_run_before_plan() -> None:
+    attention = podrt.HybridAttention(8, 2, 64)
+    with pytest.raises(RuntimeError, match=r"no batch is planned: call plan\(\) first"):
+        attention.run(GOOD.q, GOOD.k, GOOD.v)
+    with pytest.raises(RuntimeError, match="no batch is planned"):
+        _ = attention.variants
+    with pytest.raises(RuntimeError, match="no batch is planned"):
+        _ = attention.current_plan
+
+
+class NoDriverError(RuntimeError):
+    """As CuPy's, of a machine without a driver."""
+
+
+def no_driver(*_: object) -> Any:
+    raise NoDriverError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+
+@pytest.mark.parametrize("device", [None, 0])
+def test_without_a_gpu_plan_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, device: int | None
+) -> None:
+    runtime = SimpleNamespace(
+        CUDARuntimeError=NoDriverError, getDevice=no_driver, getDeviceProperties=no_driver
+    )
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(device_module, "load_cupy", lambda: cupy)
+    device_module.device_info.cache_clear()
+    attention = podrt.HybridAttention(8, 2, 64, device=device)
+    with pytest.raises(DeviceError, match="install an NVIDIA driver"):
+        attention.plan([0, 1], [5])
+    with pytest.raises(RuntimeError, match="no batch is planned"):
+        attention.run(GOOD.q, GOOD.k, GOOD.v)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A GPU to plan for; kernels that `plan` would load are listed instead."""
+    loaded: list[Any] = []
+    info = DeviceInfo(0, "NVIDIA H100", get_arch("sm_90a"), 132, 80 << 30, 50 << 20)
+    monkeypatch.setattr(attention_module, "current_device", lambda: info)
+    monkeypatch.setattr(attention_module, "device_info", lambda ordinal: info)
+    monkeypatch.setattr(
+        attention_module, "load_kernel", lambda config, device: loaded.append(config)
+    )
+    return loaded
+
+
+def test_plan_loads_what_run_will_launch(hopper: list[Any]) -> None:
+    attention = podrt.HybridAttention(8, 2, 64, dtype="float16")
+    attention.plan(QO_INDPTR, GOOD.kv_lens)
+    assert [config.form for config in attention.variants] == ["pod"]
+    assert tuple(hopper) == attention.variants
+    assert attention.current_plan.num_kv_heads == 2
+    assert set(attention.current_plan.decode["request"].tolist()) == {0, 4}
+
+
+def test_planning_again_replaces_the_plan(hopper: list[Any]) -> None:
+    attention = podrt.HybridAttention(8, 2, 64, page_size=16, policy="serial", causal=False)
+    attention.plan(QO_INDPTR, GOOD.kv_lens, block_table=GOOD.block_table)
+    assert [config.form for config in attention.variants] == ["prefill", "decode"]
+    attention.plan([0, 1], [5], **{"kv_indptr": [0, 1], "kv_indices": [3]})
+    assert [config.form for config in attention.variants] == ["decode"]
+    assert attention.variants[0].page_size == 16
+    assert attention.variants[0].causal is False
+    attention.plan([0], [], block_table=np.empty((0, 4), np.int32))
+    assert attention.variants == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"kv_lens": [5, -1]}, ValueError, "kv_lens[1] is -1"),
+        ({"kv_lens": np.array([5, 5])}, TypeError, "kv_lens: got dtype int64"),
+        ({"qo_indptr": [0, 2, 1]}, ValueError, "qo_indptr falls from 2"),
+        ({"kv_lens": [5, 99]}, ValueError, "kv_lens[1] is 99; block_table gives request 1 1 pages"),
+        ({"block_table": None}, ValueError, "page_size=16: pass block_table"),
+    ],
+)
+def test_plan_checks_its_arguments_and_keeps_the_old_plan(
+    hopper: list[Any], changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments: dict[str, Any] = {
+        "qo_indptr": [0, 1, 2],
+        "kv_lens": [5, 5],
+        "block_table": [[0], [1]],
+    }
+    attention = podrt.HybridAttention(8, 2, 64, page_size=16)
+    attention.plan(**arguments)
+    before = attention.current_plan
+    with pytest.raises(error, match=re.escape(message)):
+        attention.plan(**(arguments | changes))
+    assert attention.current_plan is before
+
+
+def test_run_refuses_host_tensors(hopper: list[Any]) -> None:
+    attention = podrt.HybridAttention(8, 2, 64, dtype="float16")
+    attention.plan(QO_INDPTR, GOOD.kv_lens)
+    with pytest.raises(ValueError, match="q: lies in host memory, expected a tensor on a CUDA GPU"):
+        attention.run(GOOD.q, GOOD.k, GOOD.v)
+
+
+def test_run_checks_tensors_against_the_plan(hopper: list[Any]) -> None:
+    attention = podrt.HybridAttention(8, 2, 64, dtype="float16")
+    attention.plan(QO_INDPTR, GOOD.kv_lens)
+    with pytest.raises(ValueError, match=re.escape("q: got shape (29, 8, 64), expected (30, 8,")):
+        attention.run(GOOD.q[1:], GOOD.k, GOOD.v)
+    with pytest.raises(TypeError, match="stream: got str"):
+        attention.run(GOOD.q, GOOD.k, GOOD.v, stream="main")
+
+
+def test_public_names() -> None:
+    assert set(podrt.__all__) <= set(dir(podrt))
+    assert all(getattr(podrt, name) is not None for name in podrt.__all__)
+    with pytest.raises(AttributeError, match="module 'podrt' has no attribute 'attend'"):
+        _ = podrt.attend
