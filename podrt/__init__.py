@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         UnsupportedConfigError,
     )
     from podrt.kernels.config import KernelConfig, Tile
+    from podrt.kernels.hopper_config import HopperConfig
     from podrt.kernels.launch import compile_variant as compile
 
 #: Public name -> module that defines it, and the name there; imported on first use.
 _PUBLIC = {
     "CompileError": ("podrt.errors", "CompileError"),
     "DeviceError": ("podrt.errors", "DeviceError"),
+    "HopperConfig": ("podrt.kernels.hopper_config", "HopperConfig"),
     "HybridAttention": ("podrt.attention", "HybridAttention"),
     "KernelConfig": ("podrt.kernels.config", "KernelConfig"),
     "MissingKernelError": ("podrt.errors", "MissingKernelError"),
@@ -36,6 +38,7 @@ _PUBLIC = {
 __all__ = [
     "CompileError",
     "DeviceError",
+    "HopperConfig",
     "HybridAttention",
     "KernelConfig",
     "MissingKernelError",

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 from podrt.batch import HybridBatch
 from podrt.device import DeviceInfo, current_device, device_info
 from podrt.dispatch import base_variant, launches, parse_policy, tiling_of
 from podrt.errors import UnsupportedConfigError
-from podrt.host_arrays import host_array, to_numpy
+from podrt.host_arrays import host_array
+from podrt.host_attention import attend_on_host
+from podrt.kernels.config import DType
 from podrt.kernels.families import Variant
 from podrt.kernels.launch import launch, load_kernel
 from podrt.layer import Layer, make_layer
 from podrt.outputs import finish
-from podrt.page_table import PageTable, make_batch, read_page_table
+from podrt.page_table import (
+    PageTable,
+    make_batch,
+    read_page_table,
+    require_on_device,
+    require_pages_exist,
+)
 from podrt.plan import Plan, make_plan
-from podrt.reference import reference_attention
 from podrt.run_arguments import RunTensors, require_kernel_can_read, view_tensors
 from podrt.streams import resolve_stream
-from podrt.tensor_checks import require_rank
+from podrt.tensor_checks import require_dtype, require_rank
 from podrt.tensors import view
 from podrt.workspace import Workspaces
 
@@ -28,12 +35,16 @@ _BACKENDS = ("auto", "cuda", "reference")
 
 @dataclass(frozen=True)
 class _Planned:
-    """What `HybridAttention.plan` leaves for `HybridAttention.run`."""
+    """What `HybridAttention.plan` leaves for `HybridAttention.run`.
+
+    `checked_num_pages` holds the cache sizes against which the page table has been checked.
+    """
 
     batch: HybridBatch
     page_table: PageTable | None
     plan: Plan
     variants: tuple[Variant, ...]
+    checked_num_pages: set[int] = field(default_factory=set)
 
 
 class HybridAttention:
@@ -95,7 +106,7 @@ class HybridAttention:
             num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
         )
         self.policy = parse_policy(policy)
-        self._device = device
+        self._device = _checked_device(device)
         self._planned: _Planned | None = None
         self._workspaces: Workspaces | None = None
 
@@ -129,7 +140,9 @@ class HybridAttention:
             Keys of every request, its new tokens (already in the cache) included.
         block_table : int32 [requests, max_pages], optional
             Page numbers of every request. On a GPU it is read by the kernel at every run, so its
-            values may change in place; in host memory it is copied now.
+            values may change in place; in host memory it is copied now. Page numbers in host memory
+            are checked against the cache by `run`. Those on a GPU cannot be checked without a copy:
+            one that is not a page of the cache reads memory that is not the cache's.
         kv_indptr, kv_indices : int32 [requests + 1] and [at least kv_indptr[-1]], optional
             The page numbers as one list instead; kv_indices as block_table, kv_indptr as kv_lens.
 
@@ -144,6 +157,7 @@ class HybridAttention:
         """
         device = self._device_info()
         page_table = read_page_table(self.layer.page_size, block_table, kv_indptr, kv_indices)
+        require_on_device(page_table, device.ordinal)
         batch = make_batch(
             host_array(qo_indptr, "qo_indptr"),
             host_array(kv_lens, "kv_lens"),
@@ -203,7 +217,8 @@ class HybridAttention:
         Raises
         ------
         ValueError, TypeError
-            A tensor does not fit the plan; nothing has been launched.
+            A tensor does not fit the plan, or a page number in host memory is not a page of the
+            cache; nothing has been launched.
         RuntimeError
             `plan` has not been called.
         """
@@ -222,6 +237,7 @@ class HybridAttention:
             return_lse=return_lse,
         )
         require_kernel_can_read(tensors, device.ordinal)
+        self._require_pages_exist(planned, tensors.k_cache.shape[0])
         self._launch(planned, tensors, device, handle)
         result = (
             tensors.out_tensor if out is not None else finish(tensors.out_tensor, tensors.q, handle)
@@ -259,6 +275,12 @@ class HybridAttention:
                 workspace=workspace,
                 sm_scale=self.layer.sm_scale,
             )
+
+    def _require_pages_exist(self, planned: _Planned, num_pages: int) -> None:
+        table = planned.page_table
+        if table is not None and num_pages not in planned.checked_num_pages:
+            require_pages_exist(table, planned.batch, num_pages)
+            planned.checked_num_pages.add(num_pages)
 
     def _require_plan(self) -> _Planned:
         if self._planned is None:
@@ -299,7 +321,8 @@ def hybrid_attention(
     Parameters
     ----------
     q, k_cache, v_cache, out, lse, return_lse, stream
-        As `HybridAttention.run`. The cache is paged if a page table is given.
+        As `HybridAttention.run`. The cache is paged if a page table is given; `stream` is for work
+        on a GPU.
     qo_indptr, kv_lens, block_table, kv_indptr, kv_indices
         As `HybridAttention.plan`.
     kv_layout, causal, sm_scale, policy
@@ -322,6 +345,7 @@ def hybrid_attention(
         raise UnsupportedConfigError(f"backend={backend!r}: allowed are {_BACKENDS}")
     q_view, k_view = view(q, "q"), view(k_cache, "k_cache")
     require_rank(q_view, 3, "[total_tokens, num_qo_heads, head_dim]")
+    require_dtype(q_view, *get_args(DType))
     require_rank(k_view, 4, "of a cache")
     tokens, heads = (1, 2) if kv_layout == "NHD" else (2, 1)
     is_paged = any(table is not None for table in (block_table, kv_indptr, kv_indices))
@@ -340,8 +364,13 @@ def hybrid_attention(
     on_host = q_view.device is None
     if backend == "reference" or (backend == "auto" and on_host):
         parse_policy(policy)
+        if stream is not None:
+            raise ValueError(
+                f"stream={stream!r}: orders work on a GPU, but this call computes on the host; "
+                "leave it out"
+            )
         layer = make_layer(**layer_arguments)
-        return _run_reference(layer, q, k_cache, v_cache, qo_indptr, kv_lens, tables, outputs)
+        return attend_on_host(layer, q, k_cache, v_cache, qo_indptr, kv_lens, tables, outputs)
     if on_host:
         raise ValueError(
             "q: lies in host memory, expected a tensor on a CUDA GPU; move it there, "
@@ -352,44 +381,11 @@ def hybrid_attention(
     return attention.run(q, k_cache, v_cache, **outputs, stream=stream)
 
 
-def _run_reference(
-    layer: Layer,
-    q: Any,
-    k_cache: Any,
-    v_cache: Any,
-    qo_indptr: Any,
-    kv_lens: Any,
-    tables: dict[str, Any],
-    outputs: dict[str, Any],
-) -> Any:
-    """Exact attention of tensors in host memory, with the same checks as the kernels' path."""
-    table = read_page_table(layer.page_size, **tables)
-    batch = make_batch(
-        host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens"), table, layer.page_size
-    )
-    tensors = view_tensors(layer, batch, 0, q, k_cache, v_cache, **outputs)
-    if tensors.q.device is not None:
-        raise ValueError(
-            f'q: lies on {tensors.q.place}; backend="reference" takes tensors in host memory'
-        )
-    out, lse = reference_attention(
-        to_numpy(tensors.q),
-        to_numpy(tensors.k_cache),
-        to_numpy(tensors.v_cache),
-        batch,
-        page_table=table.flat() if table else None,
-        page_size=layer.page_size,
-        causal=layer.causal,
-        sm_scale=layer.sm_scale,
-    )
-    to_numpy(tensors.out)[...] = out
-    result = (
-        tensors.out_tensor if outputs["out"] is not None else finish(tensors.out_tensor, tensors.q)
-    )
-    if tensors.lse is not None:
-        to_numpy(tensors.lse)[...] = lse
-    if not outputs["return_lse"]:
-        return result
-    if outputs["lse"] is not None:
-        return result, tensors.lse_tensor
-    return result, finish(tensors.lse_tensor, tensors.q)
+def _checked_device(device: Any) -> int | None:
+    if device is None:
+        return None
+    if not isinstance(device, int) or isinstance(device, bool):
+        raise TypeError(f"device={device!r}: expected a CUDA device number, or None")
+    if device < 0:
+        raise ValueError(f"device={device}: must be at least 0")
+    return device

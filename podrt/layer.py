@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from podrt.errors import UnsupportedConfigError
@@ -105,10 +106,9 @@ def _dtype_name(dtype: Any) -> DType:
 def _checked_scale(sm_scale: float | None, head_dim: int) -> float:
     if sm_scale is None:
         return float(head_dim**-0.5)
-    try:
-        scale = float(sm_scale)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"sm_scale={sm_scale!r}: expected a number or None") from error
+    if not isinstance(sm_scale, Real) or isinstance(sm_scale, bool):
+        raise TypeError(f"sm_scale={sm_scale!r}: expected a number or None")
+    scale = float(sm_scale)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"sm_scale={sm_scale!r}: must be finite and greater than 0")
     return scale

@@ -106,6 +106,40 @@ def make_batch(
     )
 
 
+def require_on_device(table: PageTable | None, device: int) -> None:
+    """Raise ValueError if the page numbers lie on another GPU than the one that will read them."""
+    if table is not None and table.tensor.device not in (None, device):
+        raise ValueError(
+            f"{table.tensor.name}: lies on {table.tensor.place}, expected cuda:{device}, the "
+            "device of this object, or host memory"
+        )
+
+
+def require_pages_exist(table: PageTable, batch: HybridBatch, num_pages: int) -> None:
+    """Check the page numbers that the batch reads, where they lie in host memory.
+
+    Entries beyond a request's keys, and those of requests without queries, may hold anything.
+
+    Raises
+    ------
+    ValueError
+        A page is not one of the cache's `num_pages`.
+    """
+    if table.host_values is None or batch.page_size is None:
+        return
+    num_entries = np.where(batch.q_lens > 0, -(-batch.kv_lens // batch.page_size), 0)
+    request = np.repeat(np.arange(batch.num_requests), num_entries)
+    entry = np.arange(len(request)) - np.repeat(np.cumsum(num_entries) - num_entries, num_entries)
+    pages = table.host_values[batch.page_begin[request] + entry]
+    wrong = np.flatnonzero((pages < 0) | (pages >= num_pages))
+    if wrong.size:
+        at = wrong[0]
+        raise ValueError(
+            f"{table.tensor.name}: page {entry[at]} of request {request[at]} is {pages[at]}, "
+            f"expected at least 0 and less than {num_pages}, the pages of k_cache"
+        )
+
+
 def _page_table(
     values: Any, name: str, rank: int, layout: str, kv_indptr: Int32Array | None
 ) -> PageTable:

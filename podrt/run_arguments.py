@@ -19,7 +19,7 @@ from podrt.tensor_checks import (
 )
 from podrt.tensors import TensorView, view
 
-_MAX_STRIDE = 2**31 - 1
+_MAX_OFFSET = 2**31 - 1
 _Q_LAYOUT = "[total_tokens, num_qo_heads, head_dim]"
 
 
@@ -83,7 +83,7 @@ def view_tensors(
 
 
 def require_kernel_can_read(tensors: RunTensors, device: int) -> None:
-    """Check what the kernels need beyond right shapes: this GPU, alignment, 32-bit strides."""
+    """Check what the kernels need beyond right shapes: this GPU, alignment, 32-bit offsets."""
     require_gpu(tensors.q)
     if tensors.q.device != device:
         raise ValueError(
@@ -93,9 +93,9 @@ def require_kernel_can_read(tensors: RunTensors, device: int) -> None:
     for tensor in (tensors.q, tensors.k_cache, tensors.v_cache, tensors.out):
         require_unit_stride(tensor)
         require_alignment(tensor)
-        _require_short_strides(tensor)
+        _require_short_strides(tensor, heads_axis=-2)
     if tensors.lse is not None:
-        _require_short_strides(tensors.lse)
+        _require_short_strides(tensors.lse, heads_axis=-1)
 
 
 def _check_q(q: TensorView, layer: Layer, batch: HybridBatch) -> None:
@@ -147,9 +147,17 @@ def _check_lse(lse: TensorView, q: TensorView) -> None:
     require_writable(lse)
 
 
-def _require_short_strides(tensor: TensorView) -> None:
-    if any(abs(stride) > _MAX_STRIDE for stride in tensor.strides):
+def _require_short_strides(tensor: TensorView, heads_axis: int) -> None:
+    """Check what the kernels keep in 32 bits: every stride, and the offset of the last head."""
+    if any(abs(stride) > _MAX_OFFSET for stride in tensor.strides):
         raise ValueError(
             f"{tensor.name}: got strides {tensor.strides} (in elements), expected at most "
-            f"{_MAX_STRIDE} each"
+            f"{_MAX_OFFSET} each"
+        )
+    num_heads, stride = tensor.shape[heads_axis], tensor.strides[heads_axis]
+    if (num_heads - 1) * abs(stride) > _MAX_OFFSET:
+        raise ValueError(
+            f"{tensor.name}: got {num_heads} heads {stride} elements apart, expected the last at "
+            f"most {_MAX_OFFSET} elements from the first; pass a tensor whose heads lie closer "
+            "together"
         )

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from podrt import cli, knobs
 from podrt.batching import Request, hybrid_steps, sample_trace
-from podrt.cli import _check, _dry_run, demo
 from podrt.bench.accuracy import tolerance_of
+from podrt.cli import _check, _dry_run, demo
 from podrt.cli._check import expected_of
 from podrt.cli._demo_report import report
 from podrt.cli._fused import Outcome

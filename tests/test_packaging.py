@@ -42,6 +42,7 @@ def test_wheel_holds_every_module_template_and_data_file(names):
         f"podrt/templates/{path.relative_to(ROOT / 'templates')}"
         for path in _files(ROOT / "templates")
     }
+    expected |= {f"podrt/bench/suites/{path.name}" for path in _files(ROOT / "bench" / "suites")}
     assert expected <= names
     assert {"podrt/py.typed", "podrt/data/sample_trace.csv"} <= names
     assert "podrt/templates/portable/kernel.cu.jinja" in names
@@ -51,10 +52,13 @@ def test_wheel_holds_nothing_else(names):
     assert {name.partition("/")[0] for name in names} == {"podrt", f"podrt-{__version__}.dist-info"}
 
 
-def test_an_installed_wheel_finds_its_templates(wheel, tmp_path):
+def test_an_installed_wheel_finds_its_templates_and_suites(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    script = "from podrt.jit import templates_dir; print(templates_dir())"
+    script = (
+        "from podrt.bench.suites import suites_dir; from podrt.jit import templates_dir; "
+        "print(templates_dir()); print(suites_dir())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
@@ -63,7 +67,8 @@ def test_an_installed_wheel_finds_its_templates(wheel, tmp_path):
         text=True,
         check=True,
     )
-    assert Path(done.stdout.strip()) == tmp_path / "podrt" / "templates"
+    package = tmp_path / "podrt"
+    assert done.stdout.split() == [str(package / "templates"), str(package / "bench" / "suites")]
 
 
 def _files(folder):

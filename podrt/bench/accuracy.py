@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from podrt.batch import HybridBatch
 from podrt.bench.case import Case
-from podrt.bench.tensors import CaseTensors
+from podrt.bench.tensors import CaseTensors, fetch
 from podrt.reference import reference_attention
 
 #: Spacing of the numbers just below 1: the rounding step that errors are counted in.
@@ -54,7 +54,7 @@ class Expected:
             The requests that were computed; others are not compared.
         """
         mine = (self.requests >= requests.start) & (self.requests < requests.stop)
-        got, expected = out[self.rows[mine]].get().astype(np.float64), self.out[mine]
+        got, expected = fetch(out, self.rows[mine]).astype(np.float64), self.out[mine]
         return float(
             (np.abs(got - expected).max(axis=2) / np.abs(expected).max(axis=2)).max(initial=0.0)
         )
@@ -106,9 +106,8 @@ def _reference(
 def _keys(cache: Any, tensors: CaseTensors, request: int, visible: int) -> npt.NDArray[Any]:
     """Fetch the first keys of a request: ``[1, visible, num_kv_heads, head_dim]`` on the host."""
     if tensors.block_table is None or tensors.case.page_size is None:
-        rows = cache[request, :visible]
+        rows: npt.NDArray[Any] = cache[request, :visible].get()
     else:
         pages = tensors.block_table[request, : -(-visible // tensors.case.page_size)]
-        rows = cache[pages].reshape(-1, *cache.shape[2:])[:visible]
-    host: npt.NDArray[Any] = rows.get()
-    return host[None]
+        rows = fetch(cache, pages).reshape(-1, *cache.shape[2:])[:visible]
+    return rows[None]

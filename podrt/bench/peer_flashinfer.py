@@ -135,7 +135,8 @@ class _Problem:
 def _block_table(tensors: CaseTensors, page_size: int) -> list[list[int]]:
     """Return the page numbers of every request."""
     if tensors.block_table is not None:
-        return tensors.block_table.tolist()
+        table: list[list[int]] = tensors.block_table.tolist()
+        return table
     requests, room = tensors.k_cache.shape[:2]
     if room % page_size:
         raise UnsupportedConfigError(f"a cache of {room} tokens is no whole number of pages")

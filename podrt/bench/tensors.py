@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +81,15 @@ def shuffled_pages(
     return block_table, num_pages
 
 
+def fetch(array: Any, indices: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return some rows of a CuPy array on the host; CuPy gathers no bfloat16 by itself."""
+    bits = array.view("uint16")[load_cupy().asarray(indices)].get()
+    return bits.view(numpy_dtype(array.dtype.name))  # type: ignore[no-any-return]
+
+
 def free_memory() -> None:
     """Give unused memory of CuPy, and of PyTorch if it is loaded, back to the GPU."""
-    import sys
-
+    gc.collect()  # frames of a failed case may still hold its tensors
     load_cupy().get_default_memory_pool().free_all_blocks()
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from podrt.cli._output import progress
 from podrt.jit import Build, build_many
-from podrt.kernels.config import KernelConfig
-from podrt.kernels.families import source_of
+from podrt.kernels.families import Variant, source_of
 
 
-def build_all(configs: Sequence[KernelConfig], description: str = "compiling") -> list[Build]:
+def build_all(configs: Sequence[Variant], description: str = "compiling") -> list[Build]:
     """Return one build per variant, in order; cached ones are not compiled again."""
     with progress(description, len(configs)) as advance:
         return build_many([source_of(config) for config in configs], lambda _: advance())

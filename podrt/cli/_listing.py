@@ -7,8 +7,7 @@ import json
 from enum import StrEnum
 
 from podrt.jit import build, compile_ptx, disassemble
-from podrt.kernels.config import KernelConfig
-from podrt.kernels.families import source_of
+from podrt.kernels.families import Variant, source_of
 
 
 class What(StrEnum):
@@ -31,7 +30,7 @@ LEXERS = {
 }
 
 
-def text_of(config: KernelConfig, what: What) -> str:
+def text_of(config: Variant, what: What) -> str:
     """Return one text of a variant, compiled first where need be; no GPU is needed."""
     match what:
         case What.config:
@@ -46,7 +45,7 @@ def text_of(config: KernelConfig, what: What) -> str:
             return build(source_of(config)).log
 
 
-def diff_of(first: KernelConfig, second: KernelConfig, what: What) -> str:
+def diff_of(first: Variant, second: Variant, what: What) -> str:
     """Return the unified diff of one text of two variants; empty when they are the same."""
     lines = difflib.unified_diff(
         text_of(first, what).splitlines(),

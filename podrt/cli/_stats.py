@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from podrt.jit import Build
-from podrt.kernels.config import KernelConfig
+from podrt.kernels.families import Variant
+from podrt.kernels.hopper_config import HopperConfig
 from podrt.kernels.occupancy import occupancy
 
 
@@ -18,7 +19,10 @@ class VariantStats:
     name : str
         The variant.
     registers : int
-        Of one thread.
+        Of one thread when the kernel starts.
+    role_registers : dict of str to int
+        Of one thread of each role, after the roles have shared them out; empty where all threads
+        keep `registers`.
     smem_bytes : int
         Shared memory of one CTA, static and dynamic.
     spill_bytes : int
@@ -41,6 +45,7 @@ class VariantStats:
 
     name: str
     registers: int
+    role_registers: dict[str, int]
     smem_bytes: int
     spill_bytes: int
     ctas_per_sm: int
@@ -57,7 +62,7 @@ class VariantStats:
         return asdict(self)
 
 
-def stats_of(config: KernelConfig, build: Build) -> VariantStats:
+def stats_of(config: Variant, build: Build) -> VariantStats:
     """Return the resources of a build, and how many of its CTAs fit on an SM of its arch."""
     resources = build.resources
     smem_bytes = resources.static_smem_bytes + config.smem_bytes
@@ -70,6 +75,7 @@ def stats_of(config: KernelConfig, build: Build) -> VariantStats:
     return VariantStats(
         name=config.name,
         registers=resources.registers,
+        role_registers=role_registers(config),
         smem_bytes=smem_bytes,
         spill_bytes=resources.spill_store_bytes + resources.spill_load_bytes,
         ctas_per_sm=resident.ctas_per_sm,
@@ -81,3 +87,15 @@ def stats_of(config: KernelConfig, build: Build) -> VariantStats:
         cache=build.origin,
         key=build.key,
     )
+
+
+def role_registers(config: Variant) -> dict[str, int]:
+    """Return the registers of a thread by role; empty where the family has no such roles."""
+    if not isinstance(config, HopperConfig):
+        return {}
+    registers = {"producer": config.producer_registers}
+    if config.has_decode:
+        registers["decode"] = config.decode_registers
+    if config.has_prefill:
+        registers["prefill"] = config.prefill_registers
+    return registers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +10,8 @@ import typer
 from podrt.errors import PodrtError
 from podrt.kernels.arch import ARCHS
 from podrt.kernels.config import KernelConfig
-from podrt.kernels.variants import PAGE_SIZES, default_variants
+from podrt.kernels.families import Variant, all_default_variants
+from podrt.kernels.variants import PAGE_SIZES
 
 #: Compiled for when there is no GPU to ask.
 FALLBACK_ARCH = "sm_90a"
@@ -37,10 +38,15 @@ PageSizeOption = Annotated[
 ]
 RatioOption = Annotated[
     list[str] | None,
-    typer.Option("--ratio", help="Prefill:decode split such as 1:3; fused kernels; repeatable."),
+    typer.Option("--ratio", help="Prefill:decode split such as 1:2; portable pod; repeatable."),
+]
+DecodeRowsOption = Annotated[
+    list[int] | None,
+    typer.Option("--decode-rows", help="Query rows of a decode tile: 8, 16 or 32; repeatable."),
 ]
 FamilyOption = Annotated[
-    list[str] | None, typer.Option("--family", help="Kernel family; repeatable.")
+    list[str] | None,
+    typer.Option("--family", help="portable, or hopper (sm_90a alone); repeatable."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -63,11 +69,12 @@ def select(
     head_dims: Sequence[int] | None = None,
     page_sizes: Sequence[str] | None = None,
     ratios: Sequence[str] | None = None,
+    decode_rows: Sequence[int] | None = None,
     families: Sequence[str] | None = None,
-) -> list[KernelConfig]:
+) -> list[Variant]:
     """Return the default variants that pass every given filter; None lets everything pass.
 
-    Page sizes need not be among the default ones: the same variants exist for any page size.
+    Page sizes need not be among the default ones: variants are made for any that a family serves.
 
     Raises
     ------
@@ -75,13 +82,14 @@ def select(
         A filter's value is malformed or unknown, or nothing passes all filters.
     """
     sizes = PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
-    found = [v for arch in _archs(archs) for v in default_variants(arch, page_sizes=sizes)]
+    found = [v for arch in _archs(archs) for v in all_default_variants(arch, page_sizes=sizes)]
     filters: dict[str, Sequence[Any] | None] = {
+        "family": families,
         "form": forms,
         "dtype": dtypes,
         "head_dim": head_dims,
         "ratio": None if ratios is None else [parse_ratio(text) for text in ratios],
-        "family": families,
+        "decode_rows": decode_rows,
     }
     for field, allowed in filters.items():
         if allowed is not None:
@@ -89,7 +97,7 @@ def select(
     return found
 
 
-def find(pattern: str, archs: Sequence[str] | None = None) -> KernelConfig:
+def find(pattern: str, archs: Sequence[str] | None = None) -> Variant:
     """Return the one default variant whose name is, or contains, `pattern`.
 
     Raises
@@ -129,27 +137,47 @@ def parse_ratio(text: str) -> tuple[int, int]:
     return int(prefill), int(decode)
 
 
-def ratio_of(config: KernelConfig) -> tuple[int, int] | None:
-    """Return the split ratio of a fused kernel; None for one side alone."""
-    return (config.prefill_share, config.decode_share) if config.form == "pod" else None
-
-
 def _archs(names: Sequence[str] | None) -> list[str]:
     if not names:
         return [detected_arch()]
     return list(ARCHS) if "all" in names else list(dict.fromkeys(names))
 
 
-def _value(config: KernelConfig, field: str) -> Any:
-    return ratio_of(config) if field == "ratio" else getattr(config, field)
+def _ratio_of(config: Variant) -> tuple[int, int] | None:
+    """Return the split ratio of a portable fused kernel; other kernels have none."""
+    if isinstance(config, KernelConfig) and config.form == "pod":
+        return config.prefill_share, config.decode_share
+    return None
 
 
-def _keep(variants: list[KernelConfig], field: str, allowed: Sequence[Any]) -> list[KernelConfig]:
+def _decode_rows_of(config: Variant) -> int | None:
+    """Return the rows of a decode tile; None for a prefill kernel."""
+    if not config.has_decode:
+        return None
+    return config.decode.rows if isinstance(config, KernelConfig) else config.decode_rows
+
+
+#: Filters that are not plain fields of a variant.
+_DERIVED: dict[str, Callable[[Variant], Any]] = {
+    "ratio": _ratio_of,
+    "decode_rows": _decode_rows_of,
+}
+
+
+def _value(config: Variant, field: str) -> Any:
+    return _DERIVED[field](config) if field in _DERIVED else getattr(config, field)
+
+
+def _keep(variants: list[Variant], field: str, allowed: Sequence[Any]) -> list[Variant]:
     kept = [variant for variant in variants if _value(variant, field) in allowed]
     if not kept:
-        known = sorted({str(_value(variant, field)) for variant in variants})
+        known = sorted({_text(_value(variant, field)) for variant in variants})
         raise ValueError(
-            f"{field}={', '.join(map(str, allowed))}: no variant has it; "
+            f"{field}={', '.join(map(_text, allowed))}: no variant has it; "
             f"there are {', '.join(known)}"
         )
     return kept
+
+
+def _text(value: Any) -> str:
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()

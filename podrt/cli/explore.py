@@ -16,6 +16,7 @@ from podrt.cli._output import console, print_json, table
 from podrt.cli._stats import VariantStats, stats_of
 from podrt.cli._variants import (
     ArchOption,
+    DecodeRowsOption,
     DtypeOption,
     FamilyOption,
     FormOption,
@@ -26,7 +27,7 @@ from podrt.cli._variants import (
     find,
     select,
 )
-from podrt.kernels.config import KernelConfig
+from podrt.kernels.families import Variant
 
 app = typer.Typer(
     help="The kernel variants: list them, read their code, see their resources. Needs no GPU.",
@@ -47,6 +48,7 @@ def list_variants(
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
     ratio: RatioOption = None,
+    decode_rows: DecodeRowsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the names of the variants that pass every filter; a name states all parameters.
@@ -61,6 +63,7 @@ def list_variants(
         head_dims=head_dim,
         page_sizes=page_size,
         ratios=ratio,
+        decode_rows=decode_rows,
     )
     if as_json:
         print_json([_described(config) for config in configs])
@@ -103,12 +106,14 @@ def stats(
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
     ratio: RatioOption = None,
+    decode_rows: DecodeRowsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile variants and show registers, shared memory, spills and CTAs per SM.
 
-    The column "limit" names what stops one more CTA on an SM, "s" the seconds NVRTC took, "from"
-    where the build came from. Example: podrt explore stats --arch sm_80 --head-dim 64
+    Warpgroups of a Hopper kernel have registers by role: producer/decode/prefill, or those of them
+    that it has. The column "limit" names what stops one more CTA on an SM, "s" the seconds NVRTC
+    took, "from" where the build came from. Example: podrt explore stats --arch sm_80 --head-dim 64
     """
     configs = select(
         archs=arch,
@@ -118,6 +123,7 @@ def stats(
         head_dims=head_dim,
         page_sizes=page_size,
         ratios=ratio,
+        decode_rows=decode_rows,
     )
     rows = [stats_of(*pair) for pair in zip(configs, build_all(configs), strict=True)]
     if as_json:
@@ -126,7 +132,7 @@ def stats(
         _print_stats(rows)
 
 
-def _described(config: KernelConfig) -> dict[str, Any]:
+def _described(config: Variant) -> dict[str, Any]:
     return {
         "name": config.name,
         "family": config.family,
@@ -152,7 +158,7 @@ def _print_stats(rows: list[VariantStats]) -> None:
     for name, row in zip(names, rows, strict=True):
         result.add_row(
             name,
-            str(row.registers),
+            _registers(row),
             f"{row.smem_bytes / 1024:.1f}",
             Text(str(row.spill_bytes), "red" if row.spill_bytes else ""),
             str(row.ctas_per_sm),
@@ -161,6 +167,10 @@ def _print_stats(rows: list[VariantStats]) -> None:
             row.cache,
         )
     out.print(result)
+
+
+def _registers(row: VariantStats) -> str:
+    return "/".join(map(str, row.role_registers.values() or [row.registers]))
 
 
 def shorten(names: list[str]) -> tuple[list[str], str | None]:

@@ -13,7 +13,9 @@ from podrt.cli._building import build_all
 from podrt.cli._output import console, print_json
 from podrt.cli._variants import (
     ArchOption,
+    DecodeRowsOption,
     DtypeOption,
+    FamilyOption,
     FormOption,
     HeadDimOption,
     JsonOption,
@@ -36,11 +38,13 @@ _PAGE_SIZES: dict[Preset, list[str] | None] = {Preset.paged16: ["16"], Preset.al
 
 def warmup(
     arch: ArchOption = None,
+    family: FamilyOption = None,
     form: FormOption = None,
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
     ratio: RatioOption = None,
+    decode_rows: DecodeRowsOption = None,
     preset: Annotated[
         Preset,
         typer.Option(help="paged16: what a server with 16-token pages uses; all: every variant."),
@@ -54,11 +58,13 @@ def warmup(
     """
     configs = select(
         archs=arch,
+        families=family,
         forms=form,
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size or _PAGE_SIZES[preset],
         ratios=ratio,
+        decode_rows=decode_rows,
     )
     begin_s = time.perf_counter()
     builds = build_all(configs)

@@ -185,16 +185,21 @@ class KernelConfig:
             ("head_dim", HEAD_DIMS),
         ):
             value = getattr(self, field)
-            if value not in allowed:
+            # 64.0 and 64 are equal, but would be rendered differently.
+            if value not in allowed or type(value) is not type(allowed[0]):
                 raise UnsupportedConfigError(
                     f"{field}={value!r}: allowed are {', '.join(map(repr, allowed))}"
                 )
         for field in ("warps", "ctas_per_sm", "prefill_share", "decode_share"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise UnsupportedConfigError(f"{field}={value!r}: must be an int of at least 1")
-        if self.page_size is not None and self.page_size < 1:
-            raise UnsupportedConfigError(f"page_size={self.page_size}: must be at least 1, or None")
+            _require_positive_int(field, getattr(self, field))
+        for side in ("prefill", "decode"):
+            for field, value in asdict(getattr(self, side)).items():
+                _require_positive_int(f"{side}.{field}", value)
+        if self.page_size is not None:
+            _require_positive_int("page_size", self.page_size, ", or None")
+        for field in ("persistent", "causal"):
+            if not isinstance(getattr(self, field), bool):
+                raise UnsupportedConfigError(f"{field}={getattr(self, field)!r}: must be a bool")
         get_arch(self.arch)
 
     def _check_tiles(self) -> None:
@@ -205,7 +210,7 @@ class KernelConfig:
                     f"{side}.rows={tile.rows}: {warps} warp(s) share the tile, so it must have "
                     f"{_MMA_ROWS * warps} or {2 * _MMA_ROWS * warps} rows"
                 )
-            if tile.kv_tile < 1 or tile.kv_tile % _MMA_DEPTH or tile.kv_tile % warps:
+            if tile.kv_tile % _MMA_DEPTH or tile.kv_tile % warps:
                 raise UnsupportedConfigError(
                     f"{side}.kv_tile={tile.kv_tile}: must be a multiple of {_MMA_DEPTH} "
                     f"that {warps} warp(s) share evenly"
@@ -249,3 +254,8 @@ class KernelConfig:
             raise UnsupportedConfigError(
                 f"ctas_per_sm={self.ctas_per_sm}: {limits.name} allows {limits.max_ctas_per_sm}"
             )
+
+
+def _require_positive_int(name: str, value: Any, alternative: str = "") -> None:
+    if type(value) is not int or value < 1:
+        raise UnsupportedConfigError(f"{name}={value!r}: must be an int of at least 1{alternative}")

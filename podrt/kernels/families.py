@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal, get_args
+
 from podrt.jit import KernelSource
 from podrt.kernels import hopper, portable
-from podrt.kernels.config import KernelConfig
-from podrt.kernels.hopper_config import HopperConfig
+from podrt.kernels.arch import get_arch
+from podrt.kernels.config import HEAD_DIMS, DType, Form, KernelConfig
+from podrt.kernels.hopper_config import DECODE_ROWS, HopperConfig
+from podrt.kernels.hopper_variants import default_hopper_variants
+from podrt.kernels.variants import PAGE_SIZES, RATIOS, default_variants
+
+Family = Literal["portable", "hopper"]
 
 #: A variant of any family.
 Variant = KernelConfig | HopperConfig
+
+#: The one architecture of the Hopper family.
+HOPPER_ARCH = "sm_90a"
 
 
 def source_of(config: Variant) -> KernelSource:
@@ -16,3 +27,58 @@ def source_of(config: Variant) -> KernelSource:
     if isinstance(config, HopperConfig):
         return hopper.source_of(config)
     return portable.source_of(config)
+
+
+def all_default_variants(
+    arch: str,
+    *,
+    families: Iterable[Family] = get_args(Family),
+    forms: Iterable[Form] = get_args(Form),
+    dtypes: Iterable[DType] = get_args(DType),
+    head_dims: Iterable[int] = HEAD_DIMS,
+    page_sizes: Iterable[int | None] = PAGE_SIZES,
+    ratios: Iterable[tuple[int, int]] = RATIOS,
+    decode_rows: Iterable[int] = DECODE_ROWS,
+) -> list[Variant]:
+    """Return the causal variants that the dispatcher may pick on `arch`, as the filters allow.
+
+    Parameters
+    ----------
+    arch : str
+        For example ``"sm_80"``; only ``"sm_90a"`` has variants of the Hopper family.
+    families, forms, dtypes, head_dims : iterable
+        What to keep.
+    page_sizes : iterable of int or None
+        Pages to make variants for, None being a contiguous cache; sizes that the Hopper family
+        cannot serve give portable variants alone.
+    ratios : iterable of (int, int)
+        Prefill:decode ratios of the portable family's fused variants.
+    decode_rows : iterable of int
+        Rows of the Hopper family's decode tiles.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        `arch` is unknown.
+    """
+    families, forms, dtypes = tuple(families), tuple(forms), tuple(dtypes)
+    head_dims, page_sizes = tuple(head_dims), tuple(page_sizes)
+    found: list[Variant] = []
+    if "portable" in families:
+        found += default_variants(
+            arch,
+            forms=forms,
+            dtypes=dtypes,
+            head_dims=head_dims,
+            page_sizes=page_sizes,
+            ratios=ratios,
+        )
+    if "hopper" in families and get_arch(arch).name == HOPPER_ARCH:
+        found += default_hopper_variants(
+            forms=forms,
+            dtypes=dtypes,
+            head_dims=head_dims,
+            page_sizes=page_sizes,
+            decode_rows=decode_rows,
+        )
+    return found

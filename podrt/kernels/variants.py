@@ -16,7 +16,8 @@ from podrt.kernels.config import HEAD_DIMS, DType, Form, KernelConfig, Tile
 
 Shape = Literal["large", "small"]
 
-#: Prefill:decode ratios that are compiled; any other is rounded to the nearest of them.
+#: Prefill:decode ratios of the default set, of which the dispatcher takes the nearest to the work;
+#: a ratio that the caller fixes is compiled as it is.
 RATIOS = ((8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 4), (1, 8))
 
 #: Page sizes of the default set; None is a contiguous cache.

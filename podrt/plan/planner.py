@@ -131,8 +131,8 @@ def _tiles(
     q_len, kv_len = batch.q_lens[request].astype(np.int64), batch.kv_lens[request].astype(np.int64)
     keys = kv_len
     if causal:
-        last_token = np.minimum(row_begin + rows, q_len * group) - 1
-        keys = np.clip(kv_len - q_len + last_token // group + 1, 0, kv_len)
+        end_token = (row_begin + rows - 1) // group + 1  # beyond q_len in the last tile
+        keys = np.clip(kv_len - q_len + end_token, 0, kv_len)
     return _Tiles(request, row_begin, keys)
 
 

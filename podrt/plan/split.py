@@ -46,9 +46,9 @@ def split_keys(keys: Ints, *, kv_tile: int, min_keys: int, max_items: int) -> Sp
             low = middle + 1
     counts = _counts(keys, low * kv_tile)
     lengths = -(-keys // (counts * kv_tile)) * kv_tile
-    return Splits(_counts(keys, np.maximum(lengths, 1)), lengths)
+    return Splits(counts, lengths)
 
 
-def _counts(keys: Ints, limit: int | Ints) -> Ints:
+def _counts(keys: Ints, limit: int) -> Ints:
     counts: Ints = np.maximum(-(-keys // limit), 1)
     return counts

@@ -69,6 +69,8 @@ def reference_attention(
     group = q.shape[1] // k_cache.shape[2]
     for request in range(batch.num_requests):
         rows = slice(batch.qo_indptr[request], batch.qo_indptr[request + 1])
+        if rows.start == rows.stop:  # its page numbers may be anything
+            continue
         keys, values = (_of_request(c, batch, request, page_table) for c in (k_cache, v_cache))
         for kv_head in range(k_cache.shape[2]):
             heads = slice(kv_head * group, (kv_head + 1) * group)

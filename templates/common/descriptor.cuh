@@ -16,6 +16,12 @@ __device__ __forceinline__ u64 descriptor(u32 address, u32 block_bytes = 16) {
          kSwizzle128;
 }
 
+// The descriptor `bytes` further on; a constant offset costs one addition.
+__device__ __forceinline__ u64 advance(u64 descriptor, int bytes) {
+  // The address lies in the low half, and a tile never reaches the end of its 14 bits.
+  return (descriptor & 0xFFFFFFFF00000000) | u32(descriptor) + u32(bytes >> 4);
+}
+
 // Byte offset of a 16-byte chunk in a block of rows of 128 bytes.
 __device__ __forceinline__ u32 swizzle128(int row, int chunk) {
   return row * 128 + ((chunk ^ (row & 7)) << 4);

@@ -114,13 +114,13 @@ struct DecodeConsumer {
 
   __device__ __forceinline__ void multiply_kq() {
     mbarrier_wait(smem.barrier(Smem::kRingFull + ring.slot), ring.parity);
-    const u32 k_tile = smem.address + Smem::kRing + ring.slot * Smem::kDecodeTileBytes;
-    const u32 q_tile = smem.address + Smem::kDecodeQ;
+    const u64 k_tile = descriptor(smem.address + Smem::kRing + ring.slot * Smem::kDecodeTileBytes);
+    const u64 q_tile = descriptor(smem.address + Smem::kDecodeQ);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Config::kHeadDim / 16; i++)
-      wgmma_kq(scores, descriptor(k_tile + i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
-               descriptor(q_tile + i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32), i > 0);
+      wgmma_kq(scores, advance(k_tile, i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
+               advance(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32), i > 0);
     wgmma_commit();
     wgmma_wait<0>();
     hold_registers(scores);
@@ -176,8 +176,8 @@ struct DecodeConsumer {
   }
 
   __device__ __forceinline__ void multiply_vp(const float (&shrink)[kColumns]) {
-    const u32 v_tile = smem.address + Smem::kRing + ring.slot * Smem::kDecodeTileBytes;
-    const u32 p_tile = smem.address + Smem::kDecodeP;
+    const u64 v_tile = descriptor(smem.address + Smem::kRing + ring.slot * Smem::kDecodeTileBytes);
+    const u64 p_tile = descriptor(smem.address + Smem::kDecodeP);
 #pragma unroll
     for (int block = 0; block < kBlocks; block++)
 #pragma unroll
@@ -189,8 +189,8 @@ struct DecodeConsumer {
     for (int i = 0; i < kKeys / 16; i++)
 #pragma unroll
       for (int block = 0; block < kBlocks; block++)
-        wgmma_vp(out[block], descriptor(v_tile + block * Smem::kDecodeBlockBytes + i * 2048),
-                 descriptor(p_tile + i * 32), true);
+        wgmma_vp(out[block], advance(v_tile, block * Smem::kDecodeBlockBytes + i * 2048),
+                 advance(p_tile, i * 32), true);
     wgmma_commit();
     wgmma_wait<0>();
 #pragma unroll

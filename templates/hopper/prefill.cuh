@@ -126,24 +126,25 @@ struct PrefillConsumer {
   }
 
   __device__ __forceinline__ void issue_qk() {
-    const u32 q_tile = smem.address + Smem::kQ + warpgroup * 64 * 128;
-    const u32 k_tile = smem.address + Smem::kK + k.slot * Smem::kKvTileBytes;
+    const u64 q_tile = descriptor(smem.address + Smem::kQ + warpgroup * 64 * 128);
+    const u64 k_tile = descriptor(smem.address + Smem::kK + k.slot * Smem::kKvTileBytes);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Config::kHeadDim / 16; i++)
-      wgmma_qk(scores, descriptor(q_tile + i / 4 * Smem::kQBlockBytes + i % 4 * 32),
-               descriptor(k_tile + i / 4 * Smem::kKvBlockBytes + i % 4 * 32), i > 0);
+      wgmma_qk(scores, advance(q_tile, i / 4 * Smem::kQBlockBytes + i % 4 * 32),
+               advance(k_tile, i / 4 * Smem::kKvBlockBytes + i % 4 * 32), i > 0);
     wgmma_commit();
   }
 
   __device__ __forceinline__ void issue_pv(bool accumulate) {
-    const u32 v_tile = smem.address + Smem::kV + v.slot * Smem::kKvTileBytes;
+    const u64 v_tile = descriptor(smem.address + Smem::kV + v.slot * Smem::kKvTileBytes,
+                                  Smem::kKvBlockBytes);
     hold_registers(out);
     hold_registers(probabilities);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Config::kKvTile / 16; i++)
-      wgmma_pv(out, probabilities + 4 * i, descriptor(v_tile + i * 2048, Smem::kKvBlockBytes),
+      wgmma_pv(out, probabilities + 4 * i, advance(v_tile, i * 2048),
                i > 0 || accumulate);
     wgmma_commit();
   }
