@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from attention_support import KV_LENS, QO_INDPTR, Batch
 import podrt
 from podrt import attention as attention_module
 from podrt import device as device_module
+from podrt import page_table as page_table_module
+from podrt import run_arguments as run_arguments_module
 from podrt.device import DeviceInfo
 from podrt.errors import DeviceError
 from podrt.kernels.arch import get_arch
@@ -138,7 +141,7 @@ def test_auto_backend_computes_host_tensors_on_the_host() -> None:
     np.testing.assert_array_equal(out, call(batch))
 
 
-@pytest.mark.parametrize("policy", ["auto", "proportional", "50:50", "serial", "1:3"])
+@pytest.mark.parametrize("policy", ["auto", "hopper", "portable-serial", "50:50", "1:3"])
 def test_policies_do_not_change_the_result(policy: str) -> None:
     batch = Batch()
     np.testing.assert_array_equal(call(batch, policy=policy), call(batch))
@@ -197,8 +200,10 @@ def test_plan_loads_what_run_will_launch(hopper: list[Any]) -> None:
     attention.plan(QO_INDPTR, GOOD.kv_lens)
     assert [config.form for config in attention.variants] == ["pod"]
     assert tuple(hopper) == attention.variants
+    assert [config.family for config in attention.variants] == ["hopper"]
     assert attention.current_plan.num_kv_heads == 2
-    assert set(attention.current_plan.decode["request"].tolist()) == {0, 4}
+    # Requests of 1, 7 and 2 tokens share a decode tile; the one of 20 does not.
+    assert set(attention.current_plan.decode["request"].tolist()) == {0, 3, 4}
 
 
 def test_planning_again_replaces_the_plan(hopper: list[Any]) -> None:
@@ -237,6 +242,67 @@ def test_plan_checks_its_arguments_and_keeps_the_old_plan(
     with pytest.raises(error, match=re.escape(message)):
         attention.plan(**(arguments | changes))
     assert attention.current_plan is before
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, module: Any, names: set[str], device: int = 0) -> None:
+    """Let tensors called so look as if they lay on a GPU."""
+    real = module.view
+    monkeypatch.setattr(
+        module,
+        "view",
+        lambda tensor, name, stream=0: (
+            dataclasses.replace(real(tensor, name, stream), device=device, pointer=1024)
+            if name in names
+            else real(tensor, name, stream)
+        ),
+    )
+
+
+def test_page_table_on_another_gpu_is_refused(
+    hopper: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu(monkeypatch, page_table_module, {"block_table"}, device=1)
+    monkeypatch.setattr(page_table_module, "to_numpy", no_driver)
+    attention = podrt.HybridAttention(8, 2, 64, page_size=16)
+    with pytest.raises(ValueError, match="block_table: lies on cuda:1, expected cuda:0"):
+        attention.plan(QO_INDPTR, GOOD.kv_lens, block_table=GOOD.block_table)
+    assert hopper == []
+
+
+def test_run_checks_host_page_numbers_once_for_each_cache_size(
+    hopper: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu(monkeypatch, run_arguments_module, {"q", "k_cache", "v_cache", "out"})
+    checks: list[int] = []
+    real = attention_module.require_pages_exist
+
+    def counted(table: Any, batch: Any, num_pages: int) -> None:
+        checks.append(num_pages)
+        real(table, batch, num_pages)
+
+    monkeypatch.setattr(attention_module, "require_pages_exist", counted)
+    launched: list[Any] = []
+    monkeypatch.setattr(
+        podrt.HybridAttention, "_launch", lambda self, *given: launched.append(given)
+    )
+    attention = podrt.HybridAttention(8, 2, 64, page_size=16, dtype="float16")
+    attention.plan(QO_INDPTR, GOOD.kv_lens, block_table=GOOD.block_table)
+
+    def run(num_pages: int) -> None:
+        k, v = GOOD.k_pages[:num_pages], GOOD.v_pages[:num_pages]
+        attention.run(GOOD.q, k, v, out=np.empty_like(GOOD.q), stream=0)
+
+    all_pages = len(GOOD.k_pages)
+    run(all_pages)
+    run(all_pages)
+    assert (len(launched), checks) == (2, [all_pages])
+    needed = int(GOOD.ragged_pages["kv_indices"].max())
+    with pytest.raises(ValueError, match=f"block_table: page .* less than {needed}, the pages of"):
+        run(needed)
+    assert (len(launched), checks) == (2, [all_pages, needed])
+    attention.plan(QO_INDPTR, GOOD.kv_lens, block_table=GOOD.block_table)
+    run(all_pages)
+    assert checks == [all_pages, needed, all_pages]
 
 
 def test_run_refuses_host_tensors(hopper: list[Any]) -> None:

@@ -19,7 +19,7 @@ def i32(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-def shifted(array: np.ndarray, index: int, by: int) -> np.ndarray:
+def shifted(array: np.ndarray, index: int | tuple[int, ...], by: int) -> np.ndarray:
     changed = array.copy()
     changed[index] += by
     return changed
@@ -41,9 +41,10 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "float32": (
         {"q": GOOD.q.astype(np.float32)},
-        UnsupportedConfigError,
-        "dtype='float32': allowed are ('bfloat16', 'float16')",
+        TypeError,
+        "q: got dtype float32, expected bfloat16 or float16; cast it with q.astype(",
     ),
+    "stream for work on the host": ({"stream": 7}, ValueError, "stream=7: orders work on a GPU"),
     "caches of another dtype": (
         {"k_cache": GOOD.k.astype(ml_dtypes.bfloat16)},
         TypeError,
@@ -173,6 +174,16 @@ BAD_PAGES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "kv_lens[3] is 17; kv_indptr gives request 3 1 pages of 16 tokens, room for 16",
     ),
+    "page beyond the cache": (
+        {"block_table": shifted(GOOD.block_table, (0, 3), 99)},
+        ValueError,
+        "block_table: page 3 of request 0 is ",
+    ),
+    "negative page": (
+        GOOD.ragged_pages | {"kv_indices": shifted(GOOD.ragged_pages["kv_indices"], 0, -99)},
+        ValueError,
+        "kv_indices: page 0 of request 0 is -",
+    ),
     "int64 kv_indices": (
         GOOD.ragged_pages | {"kv_indices": GOOD.ragged_pages["kv_indices"].astype(np.int64)},
         TypeError,
@@ -198,6 +209,15 @@ def test_bad_pages_name_the_argument(case: str) -> None:
         ({"kv_layout": "HDN"}, UnsupportedConfigError, "kv_layout='HDN'"),
         ({"dtype": "int8"}, UnsupportedConfigError, "dtype='int8'"),
         ({"sm_scale": math.nan}, ValueError, "sm_scale=nan"),
+        ({"device": -1}, ValueError, "device=-1: must be at least 0"),
+        (
+            {"device": "cuda:0"},
+            TypeError,
+            "device='cuda:0': expected a CUDA device number, or None",
+        ),
+        ({"device": True}, TypeError, "device=True: expected a CUDA device number"),
+        ({"device": 0.0}, TypeError, "device=0.0: expected a CUDA device number"),
+        ({"sm_scale": "0.5"}, TypeError, "sm_scale='0.5'"),
         ({"policy": "2:0"}, UnsupportedConfigError, "policy='2:0'"),
     ],
 )

@@ -11,6 +11,7 @@ from podrt.bench.summary import headlines, summarise
 
 TIMES_US = {"auto": 100.0, "serial": 150.0, "streams": 140.0}
 TIMES_US |= {"prefill alone": 40.0, "decode alone": 95.0, "1:1": 96.0, "2:1": 95.5, "9:9": None}
+TIMES_US |= {"portable": 120.0, "portable-serial": 90.0}
 PEERS_US = {"fa3 serial": 200.0, "fa3 prefill alone": 30.0, "fa3 varlen": None}
 
 
@@ -26,7 +27,7 @@ def results():
 def test_automatic_choice_and_best_of_all_are_apart(results):
     summary = summarise(results.rows)[0]
     assert summary.auto_us == 100.0
-    assert summary.best == ["2:1", "1:1"]  # a tie; neither a baseline nor one side alone
+    assert summary.best == ["2:1", "1:1"]  # a tie; never a baseline or one side alone
     assert summary.best_us == 95.5
     assert summary.over_serial == 1.5
 
@@ -43,7 +44,8 @@ def test_balance_is_a_fifth_of_serial_on_each_side(results):
 
 def test_headlines(results):
     text = "\n".join(headlines(summarise(results.rows)))
-    assert "own serial / auto: geomean 1.500 over 1 cases" in text
+    assert "serial / auto: geomean 1.500 over 1 cases" in text
+    assert "portable-serial / portable: least 0.750 of 2 cases" in text
     assert "auto / best of all variants: geomean 1.047" in text
     assert "fa3 serial / auto: geomean 2.000 over 2 cases" in text
     assert "alone" not in text

@@ -10,14 +10,26 @@ from typer.testing import CliRunner
 from podrt import cli, knobs
 from podrt.cli import _health
 from podrt.cli._health import Finding
+from podrt.cli._stats import role_registers
 from podrt.cli._variants import parse_page_size, parse_ratio, select
 from podrt.cli.cache import format_age
 from podrt.cli.explore import shorten
 from podrt.jit import find_nvdisasm
+from podrt.kernels.hopper_variants import hopper_variant
 
 #: Filters that leave the quickest kernels to compile.
 SMALL = ["--arch", "sm_80", "--form", "decode", "--head-dim", "64", "--dtype", "float16"]
 SMALL_PAGED = [*SMALL, "--page-size", "16"]
+#: One quick variant of the Hopper family, as arguments and as filters of `select`.
+HOPPER = ["--arch", "sm_90a", "--family", "hopper", "--form", "decode", "--head-dim", "64"]
+HOPPER += ["--dtype", "float16", "--page-size", "16", "--decode-rows", "8"]
+HOPPER_FILTERS = {
+    "forms": ["decode"],
+    "head_dims": [64],
+    "dtypes": ["float16"],
+    "page_sizes": ["16"],
+    "decode_rows": [8],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -98,13 +110,36 @@ def test_all_architectures():
         (["--head-dim", "96"], "head_dim=96: no variant has it; there are 128, 256, 64"),
         (["--arch", "sm_75"], "sm_75"),
         (["--ratio", "half"], "ratio='half': must be PREFILL:DECODE"),
+        (["--ratio", "1:3"], "ratio=1:3: no variant has it; there are 1:1, "),
+        (["--decode-rows", "64"], "decode_rows=64: no variant has it; there are 16, 32, 8, none"),
+        (["--family", "hopper", "--arch", "sm_80"], "family=hopper: no variant has it"),
         (["--page-size", "big"], "page-size='big'"),
-        (["--family", "other"], "there are portable"),
+        (["--family", "other"], "there are hopper, portable"),
     ],
 )
 def test_filters_that_nothing_passes_say_why(arguments, message):
     with pytest.raises(ValueError, match=message):
         run("explore", "list", *arguments)
+
+
+def test_both_families_are_listed_where_both_exist():
+    families = {row["family"] for row in run_json("explore", "list", "--arch", "sm_90a")}
+    assert families == {"portable", "hopper"}
+    families = {row["family"] for row in run_json("explore", "list", "--arch", "sm_100")}
+    assert families == {"portable"}
+
+
+def test_list_filters_by_family_and_decode_rows():
+    rows = run_json("explore", "list", *HOPPER[:4], "--decode-rows", "16")
+    assert {(row["family"], row["decode_rows"]) for row in rows} == {("hopper", 16)}
+    names = run("explore", "list", "--arch", "sm_90a", "--decode-rows", "16").split()
+    assert any("_portable_" in name for name in names)
+    assert not any(name.startswith("prefill") for name in names)
+
+
+def test_a_page_size_that_hopper_cannot_serve_leaves_the_portable_family():
+    rows = run_json("explore", "list", "--arch", "sm_90a", "--page-size", "5")
+    assert {row["family"] for row in rows} == {"portable"}
 
 
 def test_show_source_is_plain_text_in_a_pipe():
@@ -173,6 +208,36 @@ def test_stats_state_resources_and_where_the_build_came_from():
     assert {row["cache"] for row in run_json("explore", "stats", *SMALL_PAGED)} == {"memory"}
 
 
+def test_stats_of_hopper_state_the_registers_of_every_role(monkeypatch):
+    (row,) = run_json("explore", "stats", *HOPPER)
+    (config,) = select(archs=["sm_90a"], families=["hopper"], **HOPPER_FILTERS)
+    assert row["role_registers"] == {
+        "producer": config.producer_registers,
+        "decode": config.decode_registers,
+    }
+    assert row["ctas_per_sm"] == row["wanted_ctas_per_sm"] == 1
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run("explore", "stats", *HOPPER)
+    assert f"{config.producer_registers}/{config.decode_registers}" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("form", "roles"),
+    [
+        ("pod", ["producer", "decode", "prefill"]),
+        ("prefill", ["producer", "prefill"]),
+        ("decode", ["producer", "decode"]),
+    ],
+)
+def test_roles_are_those_of_the_form(form, roles):
+    assert list(role_registers(hopper_variant(form, "bfloat16", 64))) == roles
+
+
+def test_portable_kernels_have_no_roles():
+    assert role_registers(_small_paged()[0]) == {}
+
+
 def test_stats_fit_in_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = run("explore", "stats", *SMALL_PAGED).splitlines()
@@ -194,6 +259,13 @@ def test_warmup_then_cache_list_and_clear(empty_cache):
     assert f"Deleted {len(entries)} kernels" in run("cache", "clear")
     assert run_json("cache", "list") == []
     assert "empty" in run("cache", "list")
+
+
+def test_warmup_of_one_family():
+    first = run_json("warmup", *HOPPER)
+    (name,) = first["variants"]
+    assert name.startswith("decode_hopper_")
+    assert first["compiled"] == 1
 
 
 def test_cache_path(empty_cache):

@@ -14,12 +14,12 @@ from podrt.bench.accuracy import tolerance_of
 from podrt.cli import _check, _dry_run, demo
 from podrt.cli._check import expected_of
 from podrt.cli._demo_report import report
-from podrt.cli._fused import Outcome
+from podrt.cli._fused import Outcome, baseline_of
 from podrt.cli._workload import Geometry, make_workload
 from podrt.device import DeviceInfo
-from podrt.errors import DeviceError
+from podrt.errors import DeviceError, UnsupportedConfigError
 from podrt.kernels.arch import get_arch
-from podrt.kernels.variants import default_variants
+from podrt.kernels.families import all_default_variants
 from podrt.reference import flat_page_table, reference_attention
 
 GEOMETRY = Geometry(num_qo_heads=4, num_kv_heads=2, head_dim=64, page_size=16, dtype="bfloat16")
@@ -108,12 +108,14 @@ def _no_gpu():
 
 @pytest.fixture
 def without_gpu(monkeypatch, tmp_path):
-    """No GPU, and two variants to compile."""
+    """No GPU, and three variants to compile."""
     monkeypatch.setattr(demo, "current_device", _no_gpu)
     monkeypatch.setattr(
         _dry_run,
-        "default_variants",
-        lambda arch, **filters: default_variants(arch, forms=["decode"], **filters),
+        "all_default_variants",
+        lambda arch, **filters: all_default_variants(
+            arch, forms=["decode"], decode_rows=[8], **filters
+        ),
     )
     with knobs.scope(cache_dir=tmp_path, disable_cache=False, disable_jit=False):
         yield
@@ -127,7 +129,7 @@ def test_without_a_gpu_it_compiles_and_checks_the_plan_and_says_so(without_gpu):
     assert result.exit_code == 0, result.output
     assert "No GPU was found" in result.stdout
     assert "(no GPU here)" in result.stdout
-    assert "2 variants for sm_90a" in result.stdout
+    assert "Compiled 3 variants (hopper and portable kernels) for sm_90a" in result.stdout
     assert " us" not in result.stdout
 
 
@@ -139,6 +141,66 @@ def test_without_a_gpu_as_json(without_gpu):
     assert facts["ok"] is True
     assert facts["error"] < 1e-9
     assert facts["prefills"] > 0 < facts["decodes"]
+    assert facts["families"] == ["hopper", "portable"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "head_dim", "families", "variants"),
+    [
+        ("hopper", 64, ["hopper"], 1),
+        ("portable", 64, ["portable"], 2),
+        ("1:3", 64, ["portable"], 2),
+        ("auto", 256, ["portable"], 2),
+    ],
+)
+def test_without_a_gpu_the_policy_says_which_families(
+    without_gpu, policy, head_dim, families, variants
+):
+    layer = ["--num-qo-heads", "4", "--num-kv-heads", "2", "--head-dim", str(head_dim)]
+    result = CliRunner().invoke(cli.app, ["demo", *layer, "--policy", policy, "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert (facts["families"], facts["variants"]) == (families, variants)
+
+
+def test_without_a_gpu_a_ratio_is_compiled_as_it_is_given(without_gpu, monkeypatch):
+    asked = {}
+
+    def listed(arch, **filters):
+        asked.update(filters)
+        return all_default_variants(arch, forms=["decode"], **filters)
+
+    monkeypatch.setattr(_dry_run, "all_default_variants", listed)
+    result = CliRunner().invoke(cli.app, ["demo", *SMALL, "--policy", "1:3"])
+    assert result.exit_code == 0, result.output
+    assert asked["ratios"] == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "baseline"),
+    [
+        ("auto", "serial"),
+        ("hopper", "serial"),
+        ("portable", "portable-serial"),
+        ("proportional", "portable-serial"),
+        ("50:50", "portable-serial"),
+        ("1:3", "portable-serial"),
+    ],
+)
+def test_the_baseline_is_the_serial_policy_of_the_same_family(policy, baseline):
+    assert baseline_of(policy) == baseline
+
+
+@pytest.mark.parametrize("policy", ["serial", "hopper-serial", "portable-serial"])
+def test_a_serial_policy_is_not_raced_against_itself(policy):
+    with pytest.raises(ValueError, match=f"policy='{policy}': is the baseline"):
+        baseline_of(policy)
+
+
+def test_an_unknown_policy_is_refused_before_anything_is_compiled(without_gpu):
+    result = CliRunner().invoke(cli.app, ["demo", "--policy", "fastest"])
+    assert isinstance(result.exception, UnsupportedConfigError)
+    assert "policy='fastest'" in str(result.exception)
 
 
 def test_without_a_gpu_an_error_over_tolerance_fails(without_gpu, monkeypatch):
@@ -157,6 +219,7 @@ def _outcome(**changes):
         "prefills": 1,
         "decodes": 40,
         "tokens": 512,
+        "family": "hopper",
         "variants": ("pod_x",),
         "fused_us": 100.0,
         "serial_us": 125.0,
@@ -170,9 +233,11 @@ def _outcome(**changes):
 
 def test_report_fits_in_80_columns_and_says_what_was_checked(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    report([_outcome(), _outcome(variants=("pod_y",))], DEVICE, GEOMETRY, as_json=False)
+    outcomes = [_outcome(), _outcome(variants=("pod_y",))]
+    report(outcomes, DEVICE, GEOMETRY, ("auto", "serial"), as_json=False)
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
+    assert 'hopper kernels, policy "auto" against "serial"' in text
     assert "1.25x" in text
     assert "Checked 600 of 1024 query rows" in text
     assert "variant 2: pod_y" in text
@@ -180,5 +245,14 @@ def test_report_fits_in_80_columns_and_says_what_was_checked(capsys, monkeypatch
 
 
 def test_report_names_wrong_batches(capsys):
-    report([_outcome(), _outcome(ok=False, error=float("nan"))], DEVICE, GEOMETRY, as_json=False)
+    outcomes = [_outcome(), _outcome(ok=False, error=float("nan"))]
+    report(outcomes, DEVICE, GEOMETRY, ("auto", "serial"), as_json=False)
     assert "1 of 2 batches are WRONG." in capsys.readouterr().out
+
+
+def test_report_as_json_states_policies_and_family(capsys):
+    policies = ("portable", "portable-serial")
+    report([_outcome(family="portable")], DEVICE, GEOMETRY, policies, as_json=True)
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["policy"], facts["serial_policy"]) == policies
+    assert facts["batches"][0]["family"] == "portable"

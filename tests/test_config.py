@@ -127,6 +127,12 @@ def test_is_frozen_and_hashable() -> None:
         ({"ctas_per_sm": 0}, "ctas_per_sm=0"),
         ({"prefill_share": 0}, "prefill_share=0"),
         ({"decode_share": -1}, "decode_share=-1"),
+        ({"head_dim": 128.0}, "head_dim=128.0: allowed are 64, 128, 256"),
+        ({"page_size": 2.5}, "page_size=2.5: must be an int of at least 1, or None"),
+        ({"page_size": True}, "page_size=True: must be an int of at least 1, or None"),
+        ({"prefill": Tile(128.0, 32, 4)}, "prefill.rows=128.0: must be an int of at least 1"),
+        ({"causal": 1}, "causal=1: must be a bool"),
+        ({"persistent": None}, "persistent=None: must be a bool"),
         ({"page_size": 0}, "page_size=0: must be an int of at least 1, or None"),
         ({"prefill": Tile(96, 32, 4)}, "prefill.rows=96: 4 warp(s) share the tile, so it must"),
         ({"prefill": Tile(256, 32, 4)}, "must have 64 or 128 rows"),
@@ -137,7 +143,7 @@ def test_is_frozen_and_hashable() -> None:
         ({"decode": Tile(32, 16, 3)}, "decode.rows=32: a decode tile has 16 rows"),
         ({"decode": Tile(64, 16, 3)}, "decode.rows=64: 1 warp(s) share the tile"),
         ({"decode": Tile(16, 64, 3)}, "decode.kv_tile=64: at most 32 keys for each of 1"),
-        ({"decode": Tile(16, 16, 0)}, "decode.kv_slots=0: at least 2"),
+        ({"decode": Tile(16, 16, 0)}, "decode.kv_slots=0: must be an int of at least 1"),
     ],
 )
 def test_refusal_names_field_value_and_what_is_allowed(

@@ -18,17 +18,28 @@ from podrt.dispatch import (
     tiling_of,
 )
 from podrt.errors import UnsupportedConfigError
-from podrt.kernels.config import KernelConfig
+from podrt.kernels.config import DType, KernelConfig
+from podrt.kernels.families import Variant
+from podrt.kernels.hopper_variants import hopper_variant
 from podrt.kernels.variants import RATIOS, variant
 from podrt.layer import Layer, make_layer
 from podrt.plan import Plan, make_plan
 
 NUM_SMS = 132
 BASE = variant("pod", "sm_90a", "bfloat16", 128)
+HOPPER = hopper_variant("pod", "bfloat16", 128)
+PORTABLE = Policy(family="portable")
 
 
-def layer_of(page_size: int | None = None, causal: bool = True) -> Layer:
-    return make_layer(32, 8, 128, page_size, "NHD", "bfloat16", causal, None)
+def layer_of(
+    page_size: int | None = None,
+    causal: bool = True,
+    *,
+    group: int = 4,
+    head_dim: int = 128,
+    dtype: DType = "bfloat16",
+) -> Layer:
+    return make_layer(8 * group, 8, head_dim, page_size, "NHD", dtype, causal, None)
 
 
 def batch_of(q_lens: list[int], kv_lens: list[int]) -> HybridBatch:
@@ -39,14 +50,26 @@ def batch_of(q_lens: list[int], kv_lens: list[int]) -> HybridBatch:
 
 def plan_of(q_lens: list[int], kv_lens: list[int]) -> Plan:
     batch = batch_of(q_lens, kv_lens)
-    return make_plan(batch, tiling_of(BASE, NUM_SMS), num_kv_heads=8, group=4, causal=True)
+    return make_plan(batch, tiling_of(BASE, NUM_SMS, 4), num_kv_heads=8, group=4, causal=True)
 
 
-def forms(configs: tuple[KernelConfig, ...]) -> list[str]:
+def chosen_for(
+    q_lens: list[int],
+    layer: Layer,
+    policy: str = "auto",
+    *,
+    arch: str = "sm_90a",
+) -> Variant:
+    batch = batch_of(q_lens, [2048] * len(q_lens))
+    return base_variant(batch, layer, parse_policy(policy), arch=arch, num_sms=NUM_SMS)
+
+
+def forms(configs: tuple[Variant, ...]) -> list[str]:
     return [config.form for config in configs]
 
 
-def ratio_of(config: KernelConfig) -> tuple[int, int]:
+def ratio_of(config: Variant) -> tuple[int, int]:
+    assert isinstance(config, KernelConfig)
     return config.prefill_share, config.decode_share
 
 
@@ -57,11 +80,16 @@ MIXED = plan_of([4096] + [1] * 64, [4096] + [2048] * 64)
     ("text", "policy"),
     [
         ("auto", Policy()),
-        ("proportional", Policy()),
-        ("50:50", Policy(ratio=(1, 1))),
         ("serial", Policy(serial=True)),
-        ("1:3", Policy(ratio=(1, 3))),
-        ("64:1", Policy(ratio=(64, 1))),
+        ("hopper", Policy(family="hopper")),
+        ("hopper-serial", Policy(family="hopper", serial=True)),
+        ("portable", PORTABLE),
+        ("portable-serial", Policy(family="portable", serial=True)),
+        # Only the portable family shares SMs by a ratio.
+        ("proportional", PORTABLE),
+        ("50:50", Policy(family="portable", ratio=(1, 1))),
+        ("1:3", Policy(family="portable", ratio=(1, 3))),
+        ("64:1", Policy(family="portable", ratio=(64, 1))),
     ],
 )
 def test_policies(text: str, policy: Policy) -> None:
@@ -74,7 +102,7 @@ def test_policies(text: str, policy: Policy) -> None:
 def test_bad_policy_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(UnsupportedConfigError) as caught:
         parse_policy(text)
-    assert str(caught.value).startswith(f"policy={text!r}: allowed are 'auto', 'proportional'")
+    assert str(caught.value).startswith(f"policy={text!r}: allowed are 'auto', 'serial'")
     assert "from 1 to 64" in str(caught.value)
 
 
@@ -159,8 +187,7 @@ def test_no_work_is_no_launch(policy: str) -> None:
 def test_small_tiles_when_large_ones_would_leave_sms_without_prefill(
     q_lens: list[int], shape: str
 ) -> None:
-    batch = batch_of(q_lens, [2048] * len(q_lens))
-    chosen = base_variant(batch, layer_of(), arch="sm_90a", num_sms=NUM_SMS)
+    chosen = chosen_for(q_lens, layer_of(), "portable")
     assert chosen == variant("pod", "sm_90a", "bfloat16", 128, shape=shape)  # type: ignore[arg-type]
 
 
@@ -172,13 +199,102 @@ def test_variant_follows_the_layer() -> None:
         row_stride=1,
         page_size=32,
     )
-    chosen = base_variant(batch, layer_of(32, causal=False), arch="sm_89", num_sms=NUM_SMS)
-    assert (chosen.arch, chosen.page_size, chosen.causal) == ("sm_89", 32, False)
-    assert (chosen.dtype, chosen.head_dim) == ("bfloat16", 128)
+    for arch, family in (("sm_89", "portable"), ("sm_90a", "hopper")):
+        layer = layer_of(32, causal=False, head_dim=64, dtype="float16")
+        chosen = base_variant(batch, layer, Policy(), arch=arch, num_sms=NUM_SMS)
+        assert (chosen.family, chosen.arch, chosen.form) == (family, arch, "pod")
+        assert (chosen.dtype, chosen.head_dim) == ("float16", 64)
+        assert (chosen.page_size, chosen.causal) == (32, False)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layer_of(head_dim=256),
+        layer_of(24),
+        layer_of(1),
+        layer_of(group=129),
+    ],
+    ids=["head_dim", "page of no copies", "page of one token", "group beyond a tile"],
+)
+def test_layers_that_hopper_cannot_serve_are_portable(layer: Layer) -> None:
+    assert chosen_for([1], layer).family == "portable"
+    with pytest.raises(UnsupportedConfigError, match="policy: the Hopper family needs") as caught:
+        chosen_for([1], layer, "hopper")
+    message = str(caught.value)
+    assert f"(got {layer.head_dim})" in message
+    assert f"(got {layer.group})" in message
+    assert f"(got {layer.page_size})" in message
+    assert 'use policy="portable"' in message
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_100", "sm_120"])
+def test_other_gpus_are_portable(arch: str) -> None:
+    assert chosen_for([1], layer_of(), arch=arch).family == "portable"
+    with pytest.raises(UnsupportedConfigError, match=f"sm_90a GPU \\(this one is {arch}\\)"):
+        chosen_for([1], layer_of(), "hopper-serial", arch=arch)
+
+
+@pytest.mark.parametrize("policy", ["portable", "portable-serial", "proportional", "50:50", "1:3"])
+def test_portable_policies_hold_on_hopper(policy: str) -> None:
+    assert chosen_for([1], layer_of(), policy).family == "portable"
+
+
+@pytest.mark.parametrize(
+    ("group", "q_lens", "decode_rows"),
+    [
+        (1, [1] * 10, 8),
+        (8, [1] * 10, 8),
+        (9, [1] * 10, 16),
+        (17, [1] * 10, 32),
+        (71, [1] * 10, 32),  # more than one tile to a token
+        (4, [512, 1, 1], 8),  # prefills do not count
+        (4, [512], 8),
+        (4, [0, 0], 8),
+        (4, [2] * 10, 8),
+        (4, [3] * 10, 16),
+        (4, [5] * 10, 32),
+        (4, [1] * 9 + [3], 8),  # few enough to be taken as prefills
+        (4, [1] * 8 + [3] * 2, 16),
+    ],
+)
+def test_decode_tiles_hold_nearly_all_decodes_whole(
+    group: int, q_lens: list[int], decode_rows: int
+) -> None:
+    chosen = chosen_for(q_lens, layer_of(group=group))
+    assert chosen == hopper_variant("pod", "bfloat16", 128, decode_rows=decode_rows)
+
+
+def test_hopper_launches_are_fused_unless_a_side_is_alone() -> None:
+    assert launches(HOPPER, MIXED, Policy()) == (HOPPER,)
+    serial = launches(HOPPER, MIXED, parse_policy("hopper-serial"))
+    assert serial == tuple(hopper_variant(form, "bfloat16", 128) for form in ("prefill", "decode"))
+    assert launches(HOPPER, plan_of([512], [512]), Policy()) == serial[:1]
+    assert launches(HOPPER, plan_of([1], [512]), Policy()) == serial[1:]
+    assert launches(HOPPER, plan_of([0], [5]), Policy()) == ()
+
+
+def test_lone_hopper_side_keeps_what_the_plan_was_made_for() -> None:
+    base = hopper_variant("pod", "float16", 64, decode_rows=32, page_size=64, causal=False)
+    prefill, decode = launches(base, MIXED, Policy(serial=True))
+    for side in (prefill, decode):
+        assert (side.dtype, side.head_dim, side.page_size) == ("float16", 64, 64)
+        assert side.causal is False
+    tilings = [tiling_of(config, NUM_SMS, 4) for config in (base, prefill, decode)]
+    assert tilings[1].prefill_rows == tilings[0].prefill_rows
+    assert tilings[2].decode_rows == tilings[0].decode_rows
+
+
+@pytest.mark.parametrize(("group", "rows"), [(1, 128), (3, 126), (16, 128), (71, 71), (128, 128)])
+def test_hopper_prefill_tiles_are_whole_tokens(group: int, rows: int) -> None:
+    tiling = tiling_of(HOPPER, 10, group)
+    assert (tiling.prefill_rows, tiling.decode_rows) == (rows, HOPPER.decode_rows)
+    assert tiling.prefill_kv_tile == HOPPER.kv_tile
+    assert (tiling.prefill_slots, tiling.decode_slots) == (10, 10)
 
 
 def test_tiling_describes_the_variant_on_the_gpu() -> None:
-    tiling = tiling_of(BASE, 10)
+    tiling = tiling_of(BASE, 10, 4)
     assert (tiling.prefill_rows, tiling.decode_rows) == (BASE.prefill.rows, 16)
     assert (tiling.prefill_kv_tile, tiling.decode_kv_tile) == (
         BASE.prefill.kv_tile,

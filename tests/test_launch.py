@@ -14,7 +14,10 @@ from podrt import knobs
 from podrt.batch import HybridBatch
 from podrt.dispatch import tiling_of
 from podrt.errors import MissingKernelError
+from podrt.kernels import hopper
 from podrt.kernels import launch as launch_module
+from podrt.kernels.families import Variant
+from podrt.kernels.hopper_variants import hopper_variant
 from podrt.kernels.variants import variant
 from podrt.plan import make_plan
 from podrt.tensors import view
@@ -27,7 +30,7 @@ BATCH = HybridBatch.from_block_table(
     row_stride=3,
     page_size=16,
 )
-PLAN = make_plan(BATCH, tiling_of(CONFIG, 4), num_kv_heads=2, group=4, causal=True)
+PLAN = make_plan(BATCH, tiling_of(CONFIG, 4, 4), num_kv_heads=2, group=4, causal=True)
 BUFFERS = ("items", "partial_o", "partial_lse", "counters", "merge_counters")
 
 
@@ -43,7 +46,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return launches
 
 
-def launch(*, with_lse: bool = True) -> None:
+def launch(config: Variant = CONFIG, *, with_lse: bool = True) -> None:
     cache = np.zeros((6, 16, 2, 64), np.float16)
     views = {
         "q": np.zeros((30, 8, 128), np.float16)[:, :, :64],
@@ -61,7 +64,7 @@ def launch(*, with_lse: bool = True) -> None:
         for n, name in enumerate(BUFFERS)
     }
     launch_module.launch(
-        CONFIG,
+        config,
         device=0,
         num_sms=4,
         stream=77,
@@ -109,6 +112,18 @@ def test_launch_settings_are_those_of_the_variant(launched: list[dict[str, Any]]
     assert (made["threads"], made["smem_bytes"]) == (CONFIG.threads, CONFIG.smem_bytes)
     # Two prefill units, and two decode units that share one CTA.
     assert made["grid"] == (3,)
+
+
+def test_hopper_launch(launched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hopper, "tensor_map", lambda *_: np.zeros(1, "V128"))
+    config = hopper_variant("pod", "float16", 64, page_size=16)
+    launch(config)
+    (made,) = launched
+    assert (made["threads"], made["smem_bytes"]) == (config.threads, config.smem_bytes)
+    assert made["params"].dtype == hopper.PARAMS_DTYPE
+    assert made["params"]["tile_tokens"] == 32
+    assert made["grid"] == (4,)  # two prefill units and two decode units
+    assert made["stream_handle"] == 77
 
 
 def test_without_lse_the_kernel_gets_a_null_pointer(launched: list[dict[str, Any]]) -> None:

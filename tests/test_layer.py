@@ -95,6 +95,8 @@ def test_dtype_of_any_framework(dtype: object, name: str) -> None:
         ({"sm_scale": 0}, ValueError, "sm_scale=0: must be finite and greater than 0"),
         ({"sm_scale": -1.0}, ValueError, "sm_scale=-1.0: must be finite and greater than 0"),
         ({"sm_scale": "big"}, TypeError, "sm_scale='big': expected a number or None"),
+        ({"sm_scale": "0.5"}, TypeError, "sm_scale='0.5': expected a number or None"),
+        ({"sm_scale": True}, TypeError, "sm_scale=True: expected a number or None"),
         ({"sm_scale": [1]}, TypeError, "sm_scale=[1]: expected a number or None"),
     ],
 )

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from podrt.page_table import PageTable, make_batch, read_page_table
+from podrt.page_table import (
+    PageTable,
+    make_batch,
+    read_page_table,
+    require_on_device,
+    require_pages_exist,
+)
 
 
 def i32(values: Any) -> np.ndarray:
@@ -138,3 +144,66 @@ def test_wrong_type_names_the_argument(given: dict[str, Any], message: str) -> N
     names = ("block_table", "kv_indptr", "kv_indices")
     with pytest.raises(TypeError, match=re.escape(message)):
         read_page_table(16, *(given.get(name) for name in names))
+
+
+def test_table_of_another_gpu_is_refused() -> None:
+    table = on_gpu(block_table())
+    require_on_device(table, 0)
+    with pytest.raises(
+        ValueError, match="block_table: lies on cuda:0, expected cuda:1, the device"
+    ):
+        require_on_device(table, 1)
+
+
+def test_host_table_serves_any_gpu() -> None:
+    require_on_device(block_table(), 3)
+    require_on_device(None, 3)
+
+
+def listed(indices: list[int]) -> PageTable:
+    table = read_page_table(16, None, [0, 3, 6], indices)
+    assert table is not None
+    return table
+
+
+@pytest.mark.parametrize("table", [block_table(), listed([3, 1, 4, 1, 5, 9])], ids=["rows", "list"])
+def test_pages_of_the_cache_are_accepted(table: PageTable) -> None:
+    require_pages_exist(table, make_batch(QO_INDPTR, KV_LENS, table, 16), 10)
+
+
+@pytest.mark.parametrize(
+    ("table", "num_pages", "message"),
+    [
+        (
+            block_table(),
+            9,
+            "block_table: page 2 of request 1 is 9, expected at least 0 and less than 9",
+        ),
+        (
+            block_table([[0, 1, -1], [2, 3, 4]]),
+            9,
+            "block_table: page 2 of request 0 is -1, expected",
+        ),
+        (listed([0, 1, 2, 3, 77, 4]), 9, "kv_indices: page 1 of request 1 is 77, expected"),
+        (listed([0] * 6), 0, "kv_indices: page 0 of request 0 is 0, expected"),
+    ],
+    ids=["too large", "negative", "list", "no pages"],
+)
+def test_pages_outside_of_the_cache_are_refused(
+    table: PageTable, num_pages: int, message: str
+) -> None:
+    batch = make_batch(QO_INDPTR, KV_LENS, table, 16)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        require_pages_exist(table, batch, num_pages)
+
+
+def test_entries_that_nobody_reads_may_hold_anything() -> None:
+    table = block_table([[0, 1, -1], [2, 99, 99], [-7, -7, -7]])
+    # 32 keys fill two pages, 1 key is in the first, and the last request has no queries.
+    batch = make_batch(i32([0, 1, 3, 3]), i32([32, 1, 48]), table, 16)
+    require_pages_exist(table, batch, 3)
+
+
+def test_values_on_a_gpu_are_not_looked_at() -> None:
+    table = on_gpu(block_table())
+    require_pages_exist(table, make_batch(QO_INDPTR, KV_LENS, table, 16), 1)

@@ -11,13 +11,17 @@ from podrt.batch import HybridBatch
 from podrt.dispatch import tiling_of
 from podrt.kernels.arch import DEFAULT_ARCHS
 from podrt.kernels.config import HEAD_DIMS
+from podrt.kernels.families import Variant
+from podrt.kernels.hopper_config import DECODE_ROWS
+from podrt.kernels.hopper_variants import hopper_variant
 from podrt.kernels.variants import variant
 from podrt.plan import Plan, Tiling, is_decode, make_plan
 from podrt.plan.planner import DECODE_WAVES, MIN_DECODE_KEYS, MIN_PREFILL_KEYS, PREFILL_WAVES
 from podrt.reference import check_plan, execute_plan, reference_attention
 
 GROUPS = (1, 3, 4, 7, 8, 16, 20, 71)
-HOPPER = tiling_of(variant("pod", "sm_90a", "bfloat16", 128), num_sms=132)
+HOPPER_GROUPS = (1, 3, 7, 16, 71)
+GPU = tiling_of(variant("pod", "sm_90a", "bfloat16", 128), num_sms=132, group=4)
 SMALL = Tiling(
     prefill_rows=64,
     decode_rows=16,
@@ -49,32 +53,49 @@ def plan_of(
     )
 
 
-tilings = st.builds(
-    lambda arch, head_dim, shape, num_sms: tiling_of(
-        variant("pod", arch, "bfloat16", head_dim, shape=shape), num_sms
+variants = st.one_of(
+    st.builds(
+        lambda arch, head_dim, shape: variant("pod", arch, "bfloat16", head_dim, shape=shape),
+        st.sampled_from(DEFAULT_ARCHS),
+        st.sampled_from(HEAD_DIMS),
+        st.sampled_from(["large", "small"]),
     ),
-    st.sampled_from(DEFAULT_ARCHS),
-    st.sampled_from(HEAD_DIMS),
-    st.sampled_from(["large", "small"]),
-    st.sampled_from([1, 2, 7]),
+    st.builds(
+        lambda rows: hopper_variant("pod", "bfloat16", 128, decode_rows=rows),
+        st.sampled_from(DECODE_ROWS),
+    ),
 )
+nums_sms = st.sampled_from([1, 2, 7])
 
 
 @st.composite
-def ragged(draw: st.DrawFn, most_rows: int, most_keys: int) -> tuple[int, list[tuple[int, int]]]:
+def ragged(
+    draw: st.DrawFn, most_rows: int, most_keys: int, groups: tuple[int, ...] = GROUPS
+) -> tuple[int, list[tuple[int, int]]]:
     """A group, and requests of at most `most_rows` packed rows; some decodes, some empty."""
-    group = draw(st.sampled_from(GROUPS))
+    group = draw(st.sampled_from(groups))
     q_len = st.one_of(st.sampled_from([0, 1, 1, 2]), st.integers(0, max(2, most_rows // group)))
     kv_len = st.one_of(st.sampled_from([0, 1, 15, 16, 17]), st.integers(0, most_keys))
     return group, draw(st.lists(st.tuples(q_len, kv_len), max_size=5))
 
 
 @settings(deadline=None, max_examples=100)
-@given(requests=ragged(300, 3000), tiling=tilings, heads=st.integers(1, 8), causal=st.booleans())
+@given(
+    requests=ragged(300, 3000),
+    config=variants,
+    num_sms=nums_sms,
+    heads=st.integers(1, 8),
+    causal=st.booleans(),
+)
 def test_any_batch_is_covered_exactly_once(
-    requests: tuple[int, list[tuple[int, int]]], tiling: Tiling, heads: int, causal: bool
+    requests: tuple[int, list[tuple[int, int]]],
+    config: Variant,
+    num_sms: int,
+    heads: int,
+    causal: bool,
 ) -> None:
     group, lengths = requests
+    tiling = tiling_of(config, num_sms, group)
     plan = plan_of(lengths, tiling, num_kv_heads=heads, group=group, causal=causal)
     check_plan(plan, batch_of(lengths))
     for items in (plan.prefill, plan.decode):
@@ -85,7 +106,8 @@ def test_any_batch_is_covered_exactly_once(
 @settings(deadline=None, max_examples=60)
 @given(
     requests=ragged(150, 1300),
-    tiling=tilings,
+    config=variants,
+    num_sms=nums_sms,
     heads=st.integers(1, 2),
     causal=st.booleans(),
     page_size=st.sampled_from([None, 16]),
@@ -93,7 +115,8 @@ def test_any_batch_is_covered_exactly_once(
 )
 def test_walking_the_plan_in_any_order_gives_the_reference(
     requests: tuple[int, list[tuple[int, int]]],
-    tiling: Tiling,
+    config: Variant,
+    num_sms: int,
     heads: int,
     causal: bool,
     page_size: int | None,
@@ -106,6 +129,7 @@ def test_walking_the_plan_in_any_order_gives_the_reference(
     if page_size:
         batch, table, pages = paged(batch, page_size, rng)
         shape = (pages, page_size, heads, 8)
+    tiling = tiling_of(config, num_sms, group)
     plan = make_plan(batch, tiling, num_kv_heads=heads, group=group, causal=causal)
     check_plan(plan, batch)
     q = rng.standard_normal((batch.total_tokens, heads * group, 8))
@@ -115,6 +139,29 @@ def test_walking_the_plan_in_any_order_gives_the_reference(
     expected_out, expected_lse = reference_attention(q, k, v, batch, causal=causal, **pages_are)
     np.testing.assert_allclose(out, expected_out, rtol=0, atol=1e-9)
     np.testing.assert_allclose(lse, expected_lse, rtol=0, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    requests=ragged(600, 1300, HOPPER_GROUPS),
+    decode_rows=st.sampled_from(DECODE_ROWS),
+    num_sms=nums_sms,
+    causal=st.booleans(),
+)
+def test_hopper_tiles_hold_whole_tokens(
+    requests: tuple[int, list[tuple[int, int]]], decode_rows: int, num_sms: int, causal: bool
+) -> None:
+    group, lengths = requests
+    tiling = tiling_of(
+        hopper_variant("pod", "bfloat16", 128, decode_rows=decode_rows), num_sms, group
+    )
+    plan = plan_of(lengths, tiling, group=group, causal=causal)
+    check_plan(plan, batch_of(lengths))
+    assert plan.prefill_rows == 128 // group * group
+    assert plan.decode_rows == decode_rows
+    # One copy of the engine is a box of whole tokens by all heads of a group.
+    assert (plan.prefill["row_begin"] % group == 0).all()
+    assert (plan.prefill["row_begin"] % plan.prefill_rows == 0).all()
 
 
 def paged(
@@ -195,15 +242,15 @@ def test_nothing_to_do(lengths: list[tuple[int, int]]) -> None:
 
 
 def test_one_long_decode_is_split_over_the_gpu() -> None:
-    plan = plan_of([(1, 1_000_000)], HOPPER, num_kv_heads=8)
-    slots = HOPPER.decode_slots
+    plan = plan_of([(1, 1_000_000)], GPU, num_kv_heads=8)
+    slots = GPU.decode_slots
     assert slots <= plan.num_decode_units <= DECODE_WAVES * slots
     assert plan.num_merges == 1
-    assert plan.partial_rows == len(plan.decode) * HOPPER.decode_rows
+    assert plan.partial_rows == len(plan.decode) * GPU.decode_rows
 
 
 def test_short_decodes_are_not_split() -> None:
-    plan = plan_of([(1, MIN_DECODE_KEYS)] * 3 + [(1, 1)], HOPPER)
+    plan = plan_of([(1, MIN_DECODE_KEYS)] * 3 + [(1, 1)], GPU)
     assert plan.decode["num_splits"].tolist() == [1, 1, 1, 1]
 
 
@@ -214,8 +261,8 @@ def test_decodes_that_fill_the_gpu_are_not_split() -> None:
 
 @pytest.mark.parametrize("num_kv_heads", [1, 8])
 def test_lone_prefill_that_leaves_the_gpu_idle_is_split(num_kv_heads: int) -> None:
-    plan = plan_of([(64, 512 * MIN_PREFILL_KEYS)], HOPPER, num_kv_heads=num_kv_heads, group=1)
-    assert num_kv_heads < plan.num_prefill_units <= PREFILL_WAVES * HOPPER.prefill_slots
+    plan = plan_of([(64, 512 * MIN_PREFILL_KEYS)], GPU, num_kv_heads=num_kv_heads, group=1)
+    assert num_kv_heads < plan.num_prefill_units <= PREFILL_WAVES * GPU.prefill_slots
     assert plan.num_merges == 1
 
 

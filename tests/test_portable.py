@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
-import numpy as np
-import pytest
-
 from podrt.jit import templates_dir
-from podrt.kernels.portable import PARAMS, PARAMS_DTYPE, new_params, num_ctas, source_of
+from podrt.kernels.portable import num_ctas, source_of
 from podrt.kernels.variants import variant
 
 FUSED = variant("pod", "sm_90a", "bfloat16", 128, ratio=(2, 1), page_size=16)
@@ -37,30 +34,6 @@ def test_a_form_takes_its_own_side_only() -> None:
     )
     assert num_ctas(prefill, 7, 100, 132) == 7
     assert num_ctas(decode, 7, 100, 132) == 25
-
-
-def test_argument_block_keeps_every_value() -> None:
-    values = {field.name: number for number, field in enumerate(PARAMS, start=1)}
-    params = new_params(**values)
-    assert params.shape == (1,)
-    assert {name: params[name][0] for name in PARAMS_DTYPE.names} == values
-    assert params.nbytes <= 4096  # what a launch takes
-
-
-def test_argument_block_holds_addresses_of_64_bits() -> None:
-    values = dict.fromkeys(PARAMS_DTYPE.names, 0) | {"q": 2**64 - 16, "scale_log2": 0.125}
-    params = new_params(**values)
-    assert int(params["q"][0]) == 2**64 - 16
-    assert params["scale_log2"].dtype == np.float32
-
-
-def test_forgotten_and_unknown_arguments_are_refused() -> None:
-    values = dict.fromkeys(PARAMS_DTYPE.names, 0)
-    del values["group"], values["lse"]
-    with pytest.raises(TypeError, match="missing group, lse"):
-        new_params(**values)
-    with pytest.raises(ValueError, match="colour"):
-        new_params(**dict.fromkeys(PARAMS_DTYPE.names, 0), colour=1)
 
 
 def test_source_is_the_named_kernel_of_the_config() -> None:

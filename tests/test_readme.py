@@ -11,7 +11,12 @@ import typer.main
 from readme import README, python_example
 
 from podrt import cli, knobs
+from podrt.dispatch import parse_policy
+from podrt.errors import UnsupportedConfigError
 from podrt.kernels.arch import ARCHS
+from podrt.kernels.families import FAMILIES
+from podrt.kernels.hopper_config import DECODE_ROWS
+from podrt.kernels.hopper_config import PAGE_SIZES as HOPPER_PAGE_SIZES
 from podrt.kernels.variants import RATIOS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,3 +83,29 @@ def test_every_knob_is_described():
 def test_variants_table_is_complete():
     assert all(arch in README for arch in ARCHS)
     assert all("{}:{}".format(*ratio) in README for ratio in RATIOS)
+    assert all(f"family `{family}`" in README for family in FAMILIES)
+    assert _listing(DECODE_ROWS) in README
+    assert _listing(HOPPER_PAGE_SIZES) in README
+
+
+def _listing(values):
+    *most, last = map(str, values)
+    return f"{', '.join(most)} or {last}"
+
+
+def _policies():
+    """The policies of the README's table; ``P:D`` stands for ratios."""
+    (table,) = re.findall(r"\| policy \|.*\n\|[-|]+\n((?:\|.*\n)+)", README)
+    return {name for row in table.splitlines() for name in re.findall(r'`"(.+?)"`', row)}
+
+
+def test_policies_table_names_what_exists():
+    for policy in _policies() - {"P:D"}:
+        parse_policy(policy)
+
+
+def test_policies_table_is_complete():
+    with pytest.raises(UnsupportedConfigError) as error:
+        parse_policy("?")
+    allowed = re.findall(r"'(.+?)'", str(error.value).partition("allowed are")[2])
+    assert {"auto", "serial"} <= set(allowed) <= _policies()

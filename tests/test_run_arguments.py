@@ -204,6 +204,19 @@ def test_kernel_reads_aligned_tensors_of_its_device() -> None:
     require_kernel_can_read(on_gpu(viewed(return_lse=True)), 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("q", (64, 306783376, 1)),
+        ("k_cache", (64, 64, 2**31 - 8, 1)),
+        ("lse", (2**31 - 1, 306783378)),
+    ],
+)
+def test_last_head_may_be_as_far_as_32_bits_reach(name: str, strides: tuple[int, ...]) -> None:
+    tensors = on_gpu(viewed(return_lse=True), **{name: {"strides": strides}})
+    require_kernel_can_read(tensors, 0)
+
+
 def test_host_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match="q: lies in host memory, expected a tensor on a CUDA GPU"):
         require_kernel_can_read(viewed(), 0)
@@ -227,6 +240,18 @@ def test_host_tensors_are_refused() -> None:
         ("out", {"strides": (516, 64, 1)}, "out: got strides (516, 64, 1)"),
         ("k_cache", {"strides": (2**31, 128, 64, 1)}, "expected at most 2147483647 each"),
         ("lse", {"strides": (2**31, 1)}, "lse: got strides (2147483648, 1)"),
+        (
+            "q",
+            {"strides": (64, 2**29, 1)},
+            "q: got 8 heads 536870912 elements apart, expected the last at most 2147483647",
+        ),
+        ("out", {"strides": (64, -(2**29), 1)}, "out: got 8 heads -536870912 elements apart"),
+        (
+            "v_cache",
+            {"shape": (6, 16, 4, 64), "strides": (64, 64, 2**30, 1)},
+            "v_cache: got 4 heads",
+        ),
+        ("lse", {"strides": (1, 2**29)}, "lse: got 8 heads 536870912 elements apart"),
     ],
 )
 def test_what_the_kernel_cannot_read_is_refused(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 
 from podrt.errors import CompileError
 from podrt.jit import KernelSource, compile_source
-from podrt.kernels.portable import PARAMS, PARAMS_DTYPE
-from podrt.kernels.structs import Field, render_struct, struct_dtype
+from podrt.kernels import hopper, portable
+from podrt.kernels.arguments import WORK_ITEM_STRUCT
+from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS
 
 WORK_ITEM_C = tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS)
@@ -24,7 +27,7 @@ MIXED = (
 def compiled(struct: str, name: str) -> None:
     declarations = "" if name == "WorkItem" else "struct WorkItem;\n"  # Params points at it
     kernel = f'extern "C" __global__ void layout({name}* x) {{}}\n'
-    text = f'#include "ptx/types.cuh"\n{declarations}{struct}\n{kernel}'
+    text = f'#include "ptx/tma.cuh"\n{declarations}{struct}\n{kernel}'
     compile_source(KernelSource(name=f"layout_of_{name}", arch="sm_90a", text=text, entry="layout"))
 
 
@@ -46,7 +49,13 @@ def test_unknown_c_type_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "fields", "align"),
-    [("Mixed", MIXED, 1), ("Params", PARAMS, 1), ("WorkItem", WORK_ITEM_C, 16)],
+    [
+        ("Mixed", MIXED, 1),
+        ("Params", portable.PARAMS, 1),
+        ("Params", hopper.PARAMS, 64),
+        ("WorkItem", WORK_ITEM_C, 16),
+    ],
+    ids=["mixed", "portable", "hopper", "work item"],
 )
 def test_compiler_agrees_with_numpy(name: str, fields: tuple[Field, ...], align: int) -> None:
     compiled(render_struct(name, fields, align=align), name)
@@ -55,7 +64,36 @@ def test_compiler_agrees_with_numpy(name: str, fields: tuple[Field, ...], align:
 def test_work_item_of_the_plan_is_that_of_the_kernels() -> None:
     assert struct_dtype(WORK_ITEM_C) == WORK_ITEM
     assert WORK_ITEM.itemsize % 16 == 0  # alignas(16) must not add padding
-    assert struct_dtype(PARAMS) == PARAMS_DTYPE
+    assert render_struct("WorkItem", WORK_ITEM_C, align=16) == WORK_ITEM_STRUCT
+
+
+@pytest.mark.parametrize("family", [portable, hopper])
+def test_argument_block_fits_a_launch(family: ModuleType) -> None:
+    assert family.PARAMS_DTYPE.names == tuple(field.name for field in family.PARAMS)
+    assert family.PARAMS_DTYPE.itemsize <= 4096
+
+
+def test_tensor_maps_lie_on_64_bytes() -> None:
+    members = hopper.PARAMS_DTYPE.fields
+    assert [members[name][1] % 64 for name in ("q_map", "k_map", "v_map")] == [0, 0, 0]
+    assert hopper.PARAMS_DTYPE.itemsize % 64 == 0
+
+
+def test_filled_struct_keeps_every_value() -> None:
+    values = {"a": -7, "b": 2**64 - 16, "c": 0.125}
+    block = fill_struct(struct_dtype(MIXED), **values)
+    assert block.shape == (1,)
+    assert {name: block[name][0] for name in "abc"} == values
+
+
+def test_missing_unknown_and_too_large_members_are_refused() -> None:
+    dtype = struct_dtype(MIXED)
+    with pytest.raises(TypeError, match="missing a, c"):
+        fill_struct(dtype, b=1)
+    with pytest.raises(ValueError, match="colour"):
+        fill_struct(dtype, a=1, b=2, c=3, colour=4)
+    with pytest.raises(OverflowError):
+        fill_struct(dtype, a=2**31, b=2, c=3)
 
 
 @pytest.mark.parametrize(

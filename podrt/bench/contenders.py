@@ -16,6 +16,8 @@ from podrt.device import load_cupy
 
 AUTO, SERIAL, STREAMS = "auto", "serial", "streams"
 PREFILL_ALONE, DECODE_ALONE = "prefill alone", "decode alone"
+#: Ends the name of a kernel family's own serial policy: ``"portable-serial"``.
+FAMILY_SERIAL = "-serial"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,12 @@ class Contender:
     variant: str
     enqueue: Enqueue
     requests: slice
+
+
+def is_fused(name: str) -> bool:
+    """Whether a contender runs the whole batch fused, rather than being a baseline or one side."""
+    baselines = (SERIAL, STREAMS, PREFILL_ALONE, DECODE_ALONE)
+    return name not in baselines and not name.endswith(FAMILY_SERIAL)
 
 
 def names_for(case: Case) -> list[str]:

@@ -15,6 +15,8 @@ _PEERS = ("fa3 serial", "flashinfer batch_pod")
 _FEW_CTAS, _MANY_CTAS = "ctas=2", "ctas=4"
 _EVEN, _PROPORTIONAL = "50:50", "proportional"
 
+_PORTABLE, _PORTABLE_SERIAL = "portable", "portable-serial"
+
 Times = dict[str, float]
 
 
@@ -70,7 +72,7 @@ def _draw_quantisation(figure: Any, cases: Sequence[CaseSummary]) -> bool:
     panels = figure.subplots(1, max(len(sizes), 1), sharey=True, squeeze=False)[0]
     for panel, size in zip(panels, sizes, strict=False):
         group = [summary for summary in cases if len(summary.case.decode) == size]
-        for name in (AUTO, SERIAL, STREAMS, *_PEERS):
+        for name in (AUTO, SERIAL, STREAMS, _PORTABLE, _PORTABLE_SERIAL, *_PEERS):
             points = sorted(
                 (_chunk_index(summary), _all_times(summary)[name])
                 for summary in group
@@ -90,18 +92,17 @@ def _draw_sweep(figure: Any, cases: Sequence[CaseSummary]) -> bool:
     panel = figure.subplots()
     drawn = False
     balanced = [summary for summary in cases if summary.is_balanced]
-    for name in (SERIAL, STREAMS, *_PEERS):
-        gains = sorted(
-            gain
-            for summary in balanced
-            if (gain := summary.speedup_over(_all_times(summary).get(name))) is not None
-        )
+    pairs = [(AUTO, other) for other in (SERIAL, STREAMS, *_PEERS)]
+    for name, other in (*pairs, (_PORTABLE, _PORTABLE_SERIAL)):
+        times = [_all_times(summary) for summary in balanced]
+        gains = sorted(each[other] / each[name] for each in times if {name, other} <= each.keys())
         if gains:
             shares = [100 * (rank + 1) / len(gains) for rank in range(len(gains))]
-            panel.step(gains, shares, where="post", label=f"over {_label(name)} ({len(gains)})")
+            label = f"{_label(other)} / {_label(name)} ({len(gains)})"
+            panel.step(gains, shares, where="post", label=label)
             drawn = True
     panel.axvline(1.0, color="0.7", linewidth=1)
-    panel.set(xlabel="time of the other / time of auto", ylabel="% of the batches")
+    panel.set(xlabel="time over time", ylabel="% of the batches")
     if drawn:
         panel.legend(fontsize=8)
     return drawn
@@ -164,7 +165,7 @@ def _all_times(summary: CaseSummary) -> Times:
 
 
 def _label(name: str) -> str:
-    return f"podrt {name}" if name in (AUTO, SERIAL, STREAMS) else name
+    return name if name in _PEERS else f"podrt {name}"
 
 
 _FIGURES: dict[str, Callable[[Any, Sequence[CaseSummary]], bool]] = {

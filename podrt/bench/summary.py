@@ -9,12 +9,17 @@ from itertools import groupby
 from statistics import geometric_mean
 
 from podrt.bench.case import Case
-from podrt.bench.contenders import AUTO, DECODE_ALONE, PREFILL_ALONE, SERIAL, STREAMS
+from podrt.bench.contenders import (
+    AUTO,
+    DECODE_ALONE,
+    FAMILY_SERIAL,
+    PREFILL_ALONE,
+    SERIAL,
+    is_fused,
+)
 from podrt.bench.results import Row
 from podrt.bench.timing import best_and_ties
 
-#: Contenders that are baselines or half of the work, not a way to run the batch fused.
-_NOT_FUSED = (SERIAL, STREAMS, PREFILL_ALONE, DECODE_ALONE)
 #: POD-Attention's filter: each side takes at least this share of serial.
 _BALANCED_SHARE = 0.2
 
@@ -48,7 +53,7 @@ class CaseSummary:
     @property
     def best(self) -> list[str]:
         """Fastest fused policies: the best one, then those that tie with it."""
-        fused = {name: us for name, us in self.times_us.items() if name not in _NOT_FUSED}
+        fused = {name: us for name, us in self.times_us.items() if is_fused(name)}
         return best_and_ties(fused) if fused else []
 
     @property
@@ -110,35 +115,38 @@ def peer_names(summaries: Sequence[CaseSummary]) -> list[str]:
 
 def headlines(summaries: Sequence[CaseSummary]) -> list[str]:
     """Return the sentences that a suite is summed up in; each states what it is a mean of."""
-    lines = []
-    over_serial = _known(summary.over_serial for summary in summaries)
-    balanced = _known(summary.over_serial for summary in summaries if summary.is_balanced)
-    if balanced:
-        lines.append(
-            f"own serial / auto: geomean {geometric_mean(balanced):.3f} over {len(balanced)} cases "
-            f"where each side is at least {_BALANCED_SHARE:.0%} of serial, peak {max(balanced):.3f}"
-        )
-    if over_serial:
-        lines.append(f"own serial / auto: least {min(over_serial):.3f} of {len(over_serial)} cases")
-    regret = _known(
-        summary.auto_us / summary.best_us if summary.auto_us and summary.best_us else None
-        for summary in summaries
-    )
+    lines = _gains(summaries, AUTO, SERIAL)
+    policies = dict.fromkeys(name for summary in summaries for name in summary.times_us)
+    for serial in (name for name in policies if name.endswith(FAMILY_SERIAL)):
+        lines += _gains(summaries, serial.removesuffix(FAMILY_SERIAL), serial)
+    regret = [s.auto_us / s.best_us for s in summaries if s.auto_us and s.best_us]
     if regret:
         lines.append(
             f"auto / best of all variants: geomean {geometric_mean(regret):.3f}, worst "
             f"{max(regret):.3f} of {len(regret)} cases"
         )
     for name in peer_names(summaries):
-        ratios = _known(
-            summary.speedup_over(summary.rows[0].peers_us.get(name)) for summary in summaries
-        )
-        if ratios:
+        ratios = [s.speedup_over(s.rows[0].peers_us.get(name)) for s in summaries]
+        known = [ratio for ratio in ratios if ratio is not None]
+        if known:
             lines.append(
-                f"{name} / auto: geomean {geometric_mean(ratios):.3f} over {len(ratios)} cases"
+                f"{name} / auto: geomean {geometric_mean(known):.3f} over {len(known)} cases"
             )
     return lines
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+def _gains(summaries: Sequence[CaseSummary], fused: str, serial: str) -> list[str]:
+    """Say how much faster a policy is than the serial form of the same kernels."""
+    both = [s for s in summaries if {fused, serial} <= s.times_us.keys()]
+    gains = [s.times_us[serial] / s.times_us[fused] for s in both]
+    balanced = [gain for s, gain in zip(both, gains, strict=True) if s.is_balanced]
+    lines = []
+    if balanced:
+        lines.append(
+            f"{serial} / {fused}: geomean {geometric_mean(balanced):.3f} over {len(balanced)} "
+            f"cases where each side is at least {_BALANCED_SHARE:.0%} of serial, "
+            f"peak {max(balanced):.3f}"
+        )
+    if gains:
+        lines.append(f"{serial} / {fused}: least {min(gains):.3f} of {len(gains)} cases")
+    return lines

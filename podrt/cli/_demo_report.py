@@ -17,15 +17,21 @@ from podrt.cli._workload import Geometry
 from podrt.device import DeviceInfo
 
 
-def report(outcomes: list[Outcome], device: DeviceInfo, geometry: Geometry, as_json: bool) -> None:
-    """Print what the batches gave on a GPU."""
+def report(
+    outcomes: list[Outcome],
+    device: DeviceInfo,
+    geometry: Geometry,
+    policies: tuple[str, str],
+    as_json: bool,
+) -> None:
+    """Print what the batches gave on a GPU under the policies ``(fused, serial)``."""
     if as_json:
-        print_json(_as_dict(outcomes, device, geometry))
+        print_json(_as_dict(outcomes, device, geometry, policies))
         return
     out = console()
     out.print(f"{device.name} ({device.arch.name}), {_in_words(geometry)}")
     names = list(dict.fromkeys(outcome.variants for outcome in outcomes))
-    out.print(_table(outcomes, names))
+    out.print(_table(outcomes, names, policies))
     for number, variants in enumerate(names, start=1):
         out.print(f"variant {number}: {', '.join(variants)}")
     out.print(_coverage(outcomes, geometry))
@@ -34,11 +40,18 @@ def report(outcomes: list[Outcome], device: DeviceInfo, geometry: Geometry, as_j
     out.print(verdict, style="bold red" if failed else "green")
 
 
-def _as_dict(outcomes: list[Outcome], device: DeviceInfo, geometry: Geometry) -> dict[str, Any]:
+def _as_dict(
+    outcomes: list[Outcome],
+    device: DeviceInfo,
+    geometry: Geometry,
+    policies: tuple[str, str],
+) -> dict[str, Any]:
     return {
         "device": device.name,
         "arch": device.arch.name,
         "geometry": asdict(geometry),
+        "policy": policies[0],
+        "serial_policy": policies[1],
         "tolerance": tolerance_of(geometry.dtype),
         "lse_tolerance": LSE_TOLERANCE,
         "batches": [{**asdict(outcome), "speedup": outcome.speedup} for outcome in outcomes],
@@ -56,9 +69,14 @@ def _coverage(outcomes: list[Outcome], geometry: Geometry) -> str:
     )
 
 
-def _table(outcomes: list[Outcome], names: list[tuple[str, ...]]) -> Table:
+def _table(
+    outcomes: list[Outcome], names: list[tuple[str, ...]], policies: tuple[str, str]
+) -> Table:
+    families = " and ".join(dict.fromkeys(outcome.family for outcome in outcomes))
+    title = f'{families} kernels, policy "{policies[0]}" against "{policies[1]}"'
     numbers = ("prefills", "decodes", "tokens", "fused us", "serial us", "speed-up")
-    rows = table(*numbers, "error", "lse err", "variant", numbers=(*numbers, "error", "lse err"))
+    columns = (*numbers, "error", "lse err")
+    rows = table(*columns, "variant", title=title, numbers=columns)
     for outcome in outcomes:
         style = "" if outcome.ok else "bold red"
         rows.add_row(
@@ -84,12 +102,12 @@ def report_dry_run(result: DryRun, reason: str, as_json: bool) -> None:
     out.print("No GPU was found, so nothing was launched and there are no times.", style="yellow")
     out.print(f"({reason})", markup=False)
     out.print(
-        f"Compiled {result.variants} variants for {result.arch} ({result.compiled} now, "
-        f"{result.variants - result.compiled} from the cache)."
+        f"Compiled {result.variants} variants ({' and '.join(result.families)} kernels) for "
+        f"{result.arch}: {result.compiled} now, {result.variants - result.compiled} from the cache."
     )
     out.print(
         f"Planned a batch of {result.prefills} prefills and {result.decodes} decodes, "
-        f"{result.tokens} tokens, and walked the plan in NumPy as the kernel does:"
+        f"{result.tokens} tokens, for each family, and walked the plans in NumPy as kernels do:"
     )
     style = "green" if result.ok else "bold red"
     out.print(

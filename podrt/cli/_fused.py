@@ -13,6 +13,7 @@ from podrt.bench.timing import median_times_us
 from podrt.cli._check import LSE_TOLERANCE, expected_of
 from podrt.cli._workload import Geometry, Workload
 from podrt.device import load_cupy
+from podrt.dispatch import parse_policy
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Outcome:
     ----------
     prefills, decodes, tokens : int
         Requests of each kind, and query rows of all.
+    family : str
+        Kernel family that ran, fused and serial.
     variants : tuple of str
         Names of the fused launch's variants.
     fused_us, serial_us : float
@@ -40,6 +43,7 @@ class Outcome:
     prefills: int
     decodes: int
     tokens: int
+    family: str
     variants: tuple[str, ...]
     fused_us: float
     serial_us: float
@@ -54,10 +58,27 @@ class Outcome:
         return self.serial_us / self.fused_us
 
 
-def compete(workload: Workload, geometry: Geometry) -> Outcome:
+def baseline_of(policy: str) -> str:
+    """Return the serial policy of the same family, which a fused policy is timed against.
+
+    Raises
+    ------
+    ValueError
+        The policy is unknown, or serial itself.
+    """
+    parsed = parse_policy(policy)
+    if parsed.serial:
+        raise ValueError(
+            f"policy={policy!r}: is the baseline; choose a fused one to be timed against it, such "
+            'as "auto", "hopper", "portable" or a ratio "P:D"'
+        )
+    return "portable-serial" if parsed.family == "portable" else "serial"
+
+
+def compete(workload: Workload, geometry: Geometry, policy: str) -> Outcome:
     """Run a batch fused and serial (two launches); compare both with the reference, and time."""
     cupy = load_cupy()
-    attentions = [_planned(workload, geometry, policy) for policy in ("auto", "serial")]
+    attentions = [_planned(workload, geometry, each) for each in (policy, baseline_of(policy))]
     tensors = [cupy.asarray(array) for array in (workload.q, workload.k_cache, workload.v_cache)]
     expected = expected_of(workload)
     launches, errors, lse_errors = [], [], []
@@ -73,6 +94,7 @@ def compete(workload: Workload, geometry: Geometry) -> Outcome:
         prefills=workload.step.num_prefills,
         decodes=workload.step.num_decodes,
         tokens=workload.step.total_tokens,
+        family=attentions[0].variants[0].family,
         variants=tuple(config.name for config in attentions[0].variants),
         fused_us=fused_us,
         serial_us=serial_us,

@@ -11,7 +11,7 @@ import typer
 from podrt.batching import Request, hybrid_steps, read_trace, sample_trace
 from podrt.cli._demo_report import report, report_dry_run
 from podrt.cli._dry_run import dry_run
-from podrt.cli._fused import Outcome, compete
+from podrt.cli._fused import Outcome, baseline_of, compete
 from podrt.cli._output import progress
 from podrt.cli._workload import Geometry, make_workload
 from podrt.device import current_device
@@ -38,6 +38,10 @@ def demo(
     head_dim: Annotated[int, typer.Option(help="64, 128 or 256.")] = 128,
     page_size: Annotated[int, typer.Option(min=1, help="Tokens of a page.")] = 16,
     dtype: Annotated[DType, typer.Option(help="Element type.")] = "bfloat16",
+    policy: Annotated[
+        str,
+        typer.Option(help="auto, hopper, portable, proportional, 50:50 or a prefill:decode ratio."),
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Run hybrid batches of a trace in one launch each, check them, and time fused against serial.
@@ -45,34 +49,41 @@ def demo(
     The trace is served by chunked prefill on a saturated server; batches with both prefill and
     decode are taken from all over the schedule. Tensors are random, pages shuffled, and cache slots
     that no request owns hold NaN. Results are compared with a float64 reference. Times are medians
-    with a cold L2 cache; "serial" is the same prefill and decode code in two launches.
+    with a cold L2 cache; "serial" is the same family's prefill kernel, then its decode kernel.
 
-    Without a GPU: compiles the variants for sm_90a and checks the plan of one small batch of the
-    trace in NumPy, whatever --budget, --batches and --max-kv-tokens say.
+    Without a GPU: compiles the variants for sm_90a and checks the plans of one small batch of the
+    trace in NumPy, whatever --budget, --batches and --max-kv-tokens say; for every family that
+    --policy may choose.
 
     Exit code: 0 when every error is within tolerance, 1 when one is not.
     """
+    baseline = baseline_of(policy)
     requests = sample_trace() if trace is None else read_trace(trace)
     geometry = Geometry(num_qo_heads, num_kv_heads, head_dim, page_size, dtype)
     try:
         device = current_device()
     except DeviceError as error:
-        result = dry_run(requests, geometry, np.random.default_rng(_SEED))
+        result = dry_run(requests, geometry, policy, np.random.default_rng(_SEED))
         report_dry_run(result, str(error), as_json)
         raise typer.Exit(0 if result.ok else 1) from None
-    outcomes = _run(requests, geometry, budget, max_kv_tokens, batches)
-    report(outcomes, device, geometry, as_json)
+    outcomes = _run(requests, geometry, policy, budget, max_kv_tokens, batches)
+    report(outcomes, device, geometry, (policy, baseline), as_json)
     raise typer.Exit(0 if all(outcome.ok for outcome in outcomes) else 1)
 
 
 def _run(
-    requests: list[Request], geometry: Geometry, budget: int, max_kv_tokens: int, batches: int
+    requests: list[Request],
+    geometry: Geometry,
+    policy: str,
+    budget: int,
+    max_kv_tokens: int,
+    batches: int,
 ) -> list[Outcome]:
     rng = np.random.default_rng(_SEED)
     outcomes = []
     steps = hybrid_steps(requests, budget=budget, max_kv_tokens=max_kv_tokens, count=batches)
     with progress("compiling, running, checking", len(steps)) as advance:
         for step in steps:
-            outcomes.append(compete(make_workload(step, geometry, rng), geometry))
+            outcomes.append(compete(make_workload(step, geometry, rng), geometry, policy))
             advance()
     return outcomes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import get_args
 
+from podrt.errors import UnsupportedConfigError
 from podrt.jit import KernelSource
 from podrt.kernels import hopper, portable
 from podrt.kernels.arch import get_arch
@@ -13,11 +14,10 @@ from podrt.kernels.hopper_config import DECODE_ROWS, HopperConfig
 from podrt.kernels.hopper_variants import default_hopper_variants
 from podrt.kernels.variants import PAGE_SIZES, RATIOS, default_variants
 
-Family = Literal["portable", "hopper"]
-
 #: A variant of any family.
 Variant = KernelConfig | HopperConfig
 
+FAMILIES = ("portable", "hopper")
 #: The one architecture of the Hopper family.
 HOPPER_ARCH = "sm_90a"
 
@@ -32,7 +32,7 @@ def source_of(config: Variant) -> KernelSource:
 def all_default_variants(
     arch: str,
     *,
-    families: Iterable[Family] = get_args(Family),
+    families: Iterable[str] = FAMILIES,
     forms: Iterable[Form] = get_args(Form),
     dtypes: Iterable[DType] = get_args(DType),
     head_dims: Iterable[int] = HEAD_DIMS,
@@ -59,10 +59,13 @@ def all_default_variants(
     Raises
     ------
     UnsupportedConfigError
-        `arch` is unknown.
+        `arch` or one of `families` is unknown.
     """
     families, forms, dtypes = tuple(families), tuple(forms), tuple(dtypes)
     head_dims, page_sizes = tuple(head_dims), tuple(page_sizes)
+    for family in families:
+        if family not in FAMILIES:
+            raise UnsupportedConfigError(f"family={family!r}: allowed are {', '.join(FAMILIES)}")
     found: list[Variant] = []
     if "portable" in families:
         found += default_variants(

@@ -171,28 +171,30 @@ struct PrefillConsumer {
     }
   }
 
+  // As softmax_step of common/softmax.cuh for both rows of the thread at once, with several short
+  // dependency chains in place of one long one: only two warps share a scheduler here.
   template <bool kMasked>
   __device__ __forceinline__ void softmax() {
+    float max[2][2] = {{row_max[0], scores[1]}, {row_max[1], scores[3]}};
+#pragma unroll
+    for (int i = 0; i < kScores; i++)
+      max[i / 2 % 2][i % 2] = fmaxf(max[i / 2 % 2][i % 2], scores[i]);
+    float sum[2][2] = {}, reference[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float max = row_max[half];
-#pragma unroll
-      for (int n = 0; n < kScores / 4; n++)
-        max = fmaxf(max, fmaxf(scores[n * 4 + 2 * half], scores[n * 4 + 2 * half + 1]));
-      max = quad_max(max);
-      const float reference = kMasked && max == -infinity() ? 0.f : max * p.scale_log2;
-      shrink[half] = exp2_approx(row_max[half] * p.scale_log2 - reference);
-      row_max[half] = max;
-      float sum = row_sum[half] * shrink[half];
-#pragma unroll
-      for (int n = 0; n < kScores / 4; n++)
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; i++) {
-          scores[n * 4 + i] = exp2_approx(fmaf(scores[n * 4 + i], p.scale_log2, -reference));
-          sum += scores[n * 4 + i];
-        }
-      row_sum[half] = sum;
+      const float new_max = quad_max(fmaxf(max[half][0], max[half][1]));
+      reference[half] = kMasked && new_max == -infinity() ? 0.f : new_max * p.scale_log2;
+      shrink[half] = exp2_approx(row_max[half] * p.scale_log2 - reference[half]);
+      row_max[half] = new_max;
     }
+#pragma unroll
+    for (int i = 0; i < kScores; i++) {
+      scores[i] = exp2_approx(fmaf(scores[i], p.scale_log2, -reference[i / 2 % 2]));
+      sum[i / 2 % 2][i % 2] += scores[i];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      row_sum[half] = row_sum[half] * shrink[half] + (sum[half][0] + sum[half][1]);
   }
 
   // Accumulators of two column blocks are the A operand of one step over the keys.
@@ -202,7 +204,9 @@ struct PrefillConsumer {
       probabilities[i] = Config::Element::pack(scores[2 * i], scores[2 * i + 1]);
   }
 
+  // After the first tiles a row's maximum seldom grows, so most steps need not touch the output.
   __device__ __forceinline__ void rescale() {
+    if (!__any_sync(~0u, shrink[0] != 1.f || shrink[1] != 1.f)) return;
 #pragma unroll
     for (int i = 0; i < kOut; i++) out[i] *= shrink[(i / 2) % 2];
   }

@@ -1,5 +1,4 @@
-// The two producer warps: each draws units of its side, hands them to the consumers and keeps their
-// rings full.
+// The producer warps: they draw units of work, hand them to the consumers and keep their rings full.
 #pragma once
 #include "hopper/item.cuh"
 #include "hopper/kv_copy.cuh"
@@ -36,7 +35,7 @@ struct WorkProducer {
   }
 };
 
-// Takes the units that a WorkProducer hands over. Called by all threads of a warpgroup.
+// Takes the units that a WorkProducer hands over. Called by whole warps.
 template <class Config>
 struct WorkConsumer {
   const SharedMemory<Config>& smem;
@@ -55,61 +54,88 @@ struct WorkConsumer {
   }
 };
 
-template <class Config>
-__device__ __forceinline__ void produce_prefill(const Params& p, const SharedMemory<Config>& smem,
-                                                u32* taken, int lane) {
+// First key of the last tile of an item; before kv_begin when the item has no key.
+template <int kTile>
+__device__ __forceinline__ int last_tile(const WorkItem& item) {
+  return item.kv_begin + (ceil_div(item.kv_end - item.kv_begin, kTile) - 1) * kTile;
+}
+
+// Copies the tiles of K, or of V, of one unit into the prefill ring, from the last to the first.
+template <class Config, bool kIsV>
+struct PrefillTiles {
   using Smem = SharedMemory<Config>;
   using Copy = KvCopy<Config, Config::kKvTile>;
+
+  const Params& p;
+  const Smem& smem;
+  const int lane;
+  RingPosition<Config::kStages> ring;
+
+  // `after_first` is called once the first tile is on its way.
+  template <class Function>
+  __device__ __forceinline__ void copy(const WorkItem& item, int kv_head, Function after_first) {
+    constexpr int kFull = kIsV ? Smem::kVFull : Smem::kKFull;
+    constexpr int kEmpty = kIsV ? Smem::kVEmpty : Smem::kKEmpty;
+    constexpr int kTiles = kIsV ? Smem::kV : Smem::kK;
+    int first_key = last_tile<Config::kKvTile>(item);
+    if (first_key < item.kv_begin) return;
+    auto piece = Copy::find(p, item, first_key, lane);
+    for (bool first = true; first_key >= item.kv_begin; first_key -= Config::kKvTile) {
+      // The next tile's pages are looked up while this one's copies wait for room.
+      const auto next = Copy::find(p, item, max(first_key - Config::kKvTile, 0), lane);
+      mbarrier_wait(smem.barrier(kEmpty + ring.slot), ring.parity ^ 1);
+      Copy::issue(kIsV ? &p.v_map : &p.k_map, piece,
+                  smem.address + kTiles + ring.slot * Smem::kKvTileBytes,
+                  smem.barrier(kFull + ring.slot), Copy::bytes(item.kv_len, first_key), kv_head,
+                  lane);
+      ring.advance();
+      piece = next;
+      if (first) after_first();
+      first = false;
+    }
+  }
+};
+
+// Draws prefill units; copies Q and K.
+template <class Config>
+__device__ __forceinline__ void produce_prefill_qk(const Params& p,
+                                                   const SharedMemory<Config>& smem, u32* taken,
+                                                   int lane) {
+  using Smem = SharedMemory<Config>;
   WorkProducer<Config> work{smem,  Smem::kWorkFull, Smem::kWorkEmpty,    Smem::kWork,
                             taken, p.items,         p.num_prefill_items, p.num_kv_heads};
-  RingPosition<Config::kStages> k, v;
+  PrefillTiles<Config, false> k{p, smem, lane};
   RingPosition<1> q;
   for (;;) {
     const WorkSlot& slot = work.next(lane);
-    const int kv_head = slot.kv_head;
-    if (kv_head < 0) break;
-    const WorkItem& item = slot.item;
-    const int kv_begin = item.kv_begin, kv_len = item.kv_len;
-    int first_key = kv_begin + (ceil_div(item.kv_end - kv_begin, Config::kKvTile) - 1) *
-                                   Config::kKvTile;
-    auto load_q = [&] {
+    if (slot.kv_head < 0) break;
+    k.copy(slot.item, slot.kv_head, [&] {
       mbarrier_wait(smem.barrier(Smem::kQEmpty), q.parity ^ 1);
       q.advance();
-      const u32 box_bytes = p.group * p.tile_tokens * 128;
       if (lane == 0)
-        mbarrier_arrive_expect(smem.barrier(Smem::kQFull), Smem::kColumnBlocks * box_bytes);
+        mbarrier_arrive_expect(smem.barrier(Smem::kQFull),
+                               Smem::kColumnBlocks * p.group * p.tile_tokens * 128);
       __syncwarp();
       if (lane < Smem::kColumnBlocks)
         tma_load_3d(smem.address + Smem::kQ + lane * Smem::kQBlockBytes, &p.q_map,
-                    smem.barrier(Smem::kQFull), lane * 64, kv_head * p.group,
-                    item.q_begin + item.row_begin / p.group);
-    };
-    auto load_v = [&](typename Copy::Piece piece, int key) {
-      mbarrier_wait(smem.barrier(Smem::kVEmpty + v.slot), v.parity ^ 1);
-      Copy::issue(&p.v_map, piece, smem.address + Smem::kV + v.slot * Smem::kKvTileBytes,
-                  smem.barrier(Smem::kVFull + v.slot), Copy::bytes(kv_len, key), kv_head, lane);
-      v.advance();
-    };
-    if (first_key < kv_begin) continue;  // no key at all: nothing to copy
-    auto piece = Copy::find(p, item, first_key, lane);
-    auto v_piece = piece;
-    // V runs one tile behind K: the consumers need K of the next tile before V of this one.
-    for (bool first = true; first_key >= kv_begin; first = false) {
-      mbarrier_wait(smem.barrier(Smem::kKEmpty + k.slot), k.parity ^ 1);
-      Copy::issue(&p.k_map, piece, smem.address + Smem::kK + k.slot * Smem::kKvTileBytes,
-                  smem.barrier(Smem::kKFull + k.slot), Copy::bytes(kv_len, first_key), kv_head,
-                  lane);
-      k.advance();
-      if (first)
-        load_q();
-      else
-        load_v(v_piece, first_key + Config::kKvTile);
-      v_piece = piece;
-      first_key -= Config::kKvTile;
-      if (first_key >= kv_begin)
-        piece = Copy::find(p, item, first_key, lane);
-    }
-    load_v(v_piece, kv_begin);
+                    smem.barrier(Smem::kQFull), lane * 64, slot.kv_head * p.group,
+                    slot.item.q_begin + slot.item.row_begin / p.group);
+    });
+  }
+}
+
+// Copies V of the same units. A warp of its own: with small pages issuing copies takes its time.
+template <class Config>
+__device__ __forceinline__ void produce_prefill_v(const Params& p, const SharedMemory<Config>& smem,
+                                                  int lane) {
+  using Smem = SharedMemory<Config>;
+  WorkConsumer<Config> work{smem, Smem::kWorkFull, Smem::kWorkEmpty, Smem::kWork};
+  PrefillTiles<Config, true> v{p, smem, lane};
+  for (;;) {
+    const WorkSlot& slot = work.next();
+    if (slot.kv_head < 0) break;
+    v.copy(slot.item, slot.kv_head, [] {});
+    work.release();
   }
 }
 
@@ -132,16 +158,12 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
     const int kv_head = slot.kv_head;
     if (kv_head < 0) break;
     const WorkItem& item = slot.item;
-    const int kv_begin = item.kv_begin, kv_len = item.kv_len;
-    int first_key = kv_begin + (ceil_div(item.kv_end - kv_begin, 64) - 1) * 64;
-    if (first_key < kv_begin) continue;
+    int first_key = last_tile<64>(item);
+    if (first_key < item.kv_begin) continue;
     auto piece = Copy::find(p, item, first_key, lane);
-    for (; first_key >= kv_begin; first_key -= 64) {
-      const u32 bytes = Copy::bytes(kv_len, first_key);
-      // The next tile's pages are looked up while this one's copies wait for room.
-      const auto next = first_key > kv_begin
-                            ? Copy::find(p, item, first_key - 64, lane)
-                            : piece;
+    for (; first_key >= item.kv_begin; first_key -= 64) {
+      const u32 bytes = Copy::bytes(item.kv_len, first_key);
+      const auto next = Copy::find(p, item, max(first_key - 64, 0), lane);
 #pragma unroll
       for (int is_v = 0; is_v < 2; is_v++) {
         mbarrier_wait(smem.barrier(Smem::kRingEmpty + ring.slot), ring.parity ^ 1);

@@ -79,7 +79,7 @@ struct SharedMemory {
     }
     for (int i = 0; i < kWorkSlots; i++) {
       mbarrier_init(barrier(kWorkFull + i), 1);
-      mbarrier_init(barrier(kWorkEmpty + i), kConsumers * 128);  // every thread
+      mbarrier_init(barrier(kWorkEmpty + i), kConsumers * 128 + kWarp);  // every thread, V's warp too
       mbarrier_init(barrier(kDecodeWorkFull + i), 1);
       mbarrier_init(barrier(kDecodeWorkEmpty + i), 128);
     }

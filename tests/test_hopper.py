@@ -1,0 +1,132 @@
+"""Host side of the Hopper family: grid and argument block."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from podrt.batch import HybridBatch
+from podrt.kernels import hopper
+from podrt.kernels.hopper_config import HopperConfig
+from podrt.kernels.hopper_variants import hopper_variant
+from podrt.plan import Plan, make_plan
+from podrt.tensors import TensorView, view
+
+FUSED = hopper_variant("pod", "float16", 64, page_size=16)
+GROUP, NUM_KV_HEADS = 3, 2
+BUFFERS = ("items", "partial_o", "partial_lse", "counters", "merge_counters")
+
+
+def plan_of(q_lens: list[int], kv_lens: list[int]) -> Plan:
+    batch = HybridBatch.contiguous(
+        np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
+    )
+    tiling = hopper.tiling_of(FUSED, GROUP, 132)
+    return make_plan(batch, tiling, num_kv_heads=NUM_KV_HEADS, group=GROUP, causal=True)
+
+
+PLAN = plan_of([1, 50, 1], [20, 50, 7])  # 50 tokens of 3 heads are two tiles
+
+
+@pytest.mark.parametrize(
+    ("form", "num_sms", "ctas"),
+    [("pod", 132, 8), ("pod", 5, 5), ("prefill", 132, 4), ("decode", 132, 4), ("decode", 3, 3)],
+)
+def test_grid_is_a_cta_per_sm_or_fewer(form: str, num_sms: int, ctas: int) -> None:
+    config = hopper_variant(form, "float16", 64)  # type: ignore[arg-type]
+    assert hopper.num_ctas(config, PLAN, num_sms) == ctas
+
+
+def test_no_work_is_no_cta() -> None:
+    assert hopper.num_ctas(FUSED, plan_of([0], [5]), 132) == 0
+
+
+@pytest.fixture
+def maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Maps asked for, each of which is the bytes of its number, from 1."""
+    asked: list[tuple[Any, ...]] = []
+
+    def tensor_map(*arguments: Any) -> np.ndarray:
+        asked.append(arguments)
+        return np.full(128, len(asked), np.uint8).view("V128")
+
+    monkeypatch.setattr(hopper, "tensor_map", tensor_map)
+    return asked
+
+
+def tensors_of(**changes: np.ndarray | None) -> dict[str, TensorView | None]:
+    cache = np.zeros((6, 16, 2, 64), np.float16)
+    arrays = {
+        "q": np.zeros((52, 6, 128), np.float16)[:, :, :64],
+        "k_cache": cache,
+        "v_cache": cache[:, :, :, :],
+        "out": np.zeros((52, 6, 64), np.float16),
+        "lse": np.zeros((6, 52), np.float32).T,
+    } | changes
+    return {
+        name: None if array is None else dataclasses.replace(view(array, name), pointer=1024 * n)
+        for n, (name, array) in enumerate(arrays.items(), start=1)
+    }
+
+
+def params_of(config: HopperConfig = FUSED, **changes: np.ndarray | None) -> np.void:
+    workspace = {
+        name: SimpleNamespace(data=SimpleNamespace(ptr=10_000 + n))
+        for n, name in enumerate(BUFFERS)
+    }
+    tensors: Any = SimpleNamespace(**tensors_of(**changes))
+    block = hopper.params_of(config, PLAN, tensors, SimpleNamespace(**workspace), 5000, 0.125)  # type: ignore[arg-type]
+    return block[0]
+
+
+def test_copies_take_whole_tokens_of_q_and_pieces_of_pages(maps: list[tuple[Any, ...]]) -> None:
+    params_of()
+    assert maps == [
+        (1024, (64, 6, 52), (1, 128, 768), (64, GROUP, 128 // GROUP), "float16"),
+        (2048, (64, 2, 16, 6), (1, 64, 128, 2048), (64, 1, 16, 1), "float16"),
+        (3072, (64, 2, 16, 6), (1, 64, 128, 2048), (64, 1, 16, 1), "float16"),
+    ]
+
+
+def test_kernel_gets_tensors_buffers_and_sizes(maps: list[tuple[Any, ...]]) -> None:
+    params = params_of()
+    for number, name in enumerate(["q_map", "k_map", "v_map"], start=1):
+        assert params[name].tobytes() == bytes([number]) * 128
+    assert [int(params[name]) for name in ("q", "out", "lse")] == [1024, 4096, 5120]
+    assert [int(params[name]) for name in BUFFERS] == [10_000 + n for n in range(5)]
+    assert int(params["page_table"]) == 5000
+    assert (params["q_stride_token"], params["q_stride_head"]) == (768, 128)
+    assert (params["out_stride_token"], params["out_stride_head"]) == (384, 64)
+    assert (params["lse_stride_token"], params["lse_stride_head"]) == (1, 52)
+    assert (params["num_prefill_items"], params["num_decode_items"]) == (2, 2)
+    assert (params["num_kv_heads"], params["group"]) == (NUM_KV_HEADS, GROUP)
+    assert params["tile_tokens"] == 42
+    assert params["scale_log2"] == np.float32(0.125 * np.log2(np.e))
+
+
+def test_without_lse_the_kernel_gets_a_null_pointer(maps: list[tuple[Any, ...]]) -> None:
+    assert params_of(lse=None)["lse"] == 0
+
+
+def test_strides_of_single_extents_are_made_valid(maps: list[tuple[Any, ...]]) -> None:
+    one_page = np.lib.stride_tricks.as_strided(
+        np.zeros((16, 2, 64), np.float16), (1, 16, 2, 64), (6, 256, 128, 2)
+    )
+    params_of(k_cache=one_page)
+    assert maps[1][2] == (1, 64, 128, 64)
+
+
+def test_nothing_is_mapped_of_an_empty_tensor(maps: list[tuple[Any, ...]]) -> None:
+    params = params_of(k_cache=np.zeros((0, 16, 2, 64), np.float16))
+    assert params["k_map"].tobytes() == bytes(128)
+    assert len(maps) == 2
+
+
+def test_caches_that_run_backwards_are_refused(maps: list[tuple[Any, ...]]) -> None:
+    backwards = np.zeros((6, 16, 2, 64), np.float16)[::-1]
+    with pytest.raises(ValueError, match=r"v_cache: got strides \(-2048, .* none below 0"):
+        params_of(v_cache=backwards)
