@@ -14,7 +14,7 @@ from podrt.kernels import hopper
 from podrt.kernels.config import Form, KernelConfig
 from podrt.kernels.families import Variant
 from podrt.kernels.hopper_config import DECODE_ROWS, HopperConfig
-from podrt.kernels.hopper_variants import hopper_variant, supports
+from podrt.kernels.hopper_variants import hopper_variant, why_unsupported
 from podrt.kernels.variants import RATIOS, Shape, variant
 from podrt.layer import Layer
 from podrt.plan import Plan, Tiling, is_decode
@@ -80,15 +80,13 @@ def base_variant(
     UnsupportedConfigError
         The policy asks for the Hopper family, which cannot serve this layer or GPU.
     """
-    has_hopper = arch == "sm_90a" and supports(layer.head_dim, layer.group, layer.page_size)
-    if policy.family == "hopper" and not has_hopper:
+    obstacle = why_unsupported(arch, layer.head_dim, layer.group, layer.page_size)
+    if policy.family == "hopper" and obstacle:
         raise UnsupportedConfigError(
-            f"policy: the Hopper family needs an sm_90a GPU (this one is {arch}), head_dim 64 or "
-            f"128 (got {layer.head_dim}), a group of at most 128 (got {layer.group}) and "
-            f"page_size None, 16, 32, 64, 128 or 256 (got {layer.page_size}); use "
-            'policy="portable"'
+            f'policy="hopper": the Hopper family cannot serve this layer: {obstacle}; '
+            'use policy="auto" or "portable"'
         )
-    if has_hopper and policy.family != "portable":
+    if policy.family != "portable" and not obstacle:
         return hopper_variant(
             "pod",
             layer.dtype,

@@ -21,7 +21,7 @@ from podrt.kernels.hopper_variants import (
     PAGE_SIZES,
     default_hopper_variants,
     hopper_variant,
-    supports,
+    why_unsupported,
 )
 
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -160,4 +160,4 @@ def test_prefill_does_not_depend_on_decode_rows() -> None:
 def test_layers_that_the_family_serves(
     head_dim: int, group: int, page_size: int | None, expected: bool
 ) -> None:
-    assert supports(head_dim, group, page_size) is expected
+    assert (why_unsupported("sm_90a", head_dim, group, page_size) is None) is expected

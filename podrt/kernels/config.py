@@ -24,7 +24,7 @@ _MMA_ROWS = 16
 _MMA_DEPTH = 16
 _MAX_THREADS = 1024
 #: The kernels' static shared memory, rounded up to the alignment of the dynamic part.
-_STATIC_SMEM_BYTES = 1 * KIB
+STATIC_SMEM_BYTES = 1 * KIB
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class KernelConfig:
             raise UnsupportedConfigError(
                 f"warps={self.warps}: {self.threads} threads in a CTA; CUDA allows {_MAX_THREADS}"
             )
-        per_cta = self.smem_bytes + _STATIC_SMEM_BYTES
+        per_cta = self.smem_bytes + STATIC_SMEM_BYTES
         if per_cta > limits.smem_per_cta_bytes:
             raise UnsupportedConfigError(
                 f"{self.name}: needs {per_cta} bytes of shared memory in a CTA; "

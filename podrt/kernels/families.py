@@ -10,7 +10,7 @@ from podrt.jit import KernelSource
 from podrt.kernels import hopper, portable
 from podrt.kernels.arch import get_arch
 from podrt.kernels.config import HEAD_DIMS, DType, Form, KernelConfig
-from podrt.kernels.hopper_config import DECODE_ROWS, HopperConfig
+from podrt.kernels.hopper_config import DECODE_ROWS, HOPPER_ARCH, HopperConfig
 from podrt.kernels.hopper_variants import default_hopper_variants
 from podrt.kernels.variants import PAGE_SIZES, RATIOS, default_variants
 
@@ -18,8 +18,6 @@ from podrt.kernels.variants import PAGE_SIZES, RATIOS, default_variants
 Variant = KernelConfig | HopperConfig
 
 FAMILIES = ("portable", "hopper")
-#: The one architecture of the Hopper family.
-HOPPER_ARCH = "sm_90a"
 
 
 def source_of(config: Variant) -> KernelSource:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from podrt.jit import KernelSource, render
 from podrt.kernels.arguments import WORK_ITEM_STRUCT, buffer_arguments
 from podrt.kernels.config import NUM_TICKETS, DType
-from podrt.kernels.hopper_config import PREFILL_ROWS, HopperConfig
+from podrt.kernels.hopper_config import DECODE_KEYS, PREFILL_ROWS, HopperConfig
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
 from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, tensor_map
 from podrt.plan import Plan, Tiling
@@ -71,8 +71,9 @@ def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
     return Tiling(
         prefill_rows=tile_tokens(group) * group,
         decode_rows=config.decode_rows,
-        prefill_kv_tile=config.kv_tile,
-        decode_kv_tile=64,
+        # Splits begin where a bulk copy can, whatever the form that runs the plan.
+        prefill_kv_tile=math.lcm(config.kv_tile, DECODE_KEYS),
+        decode_kv_tile=DECODE_KEYS,
         prefill_slots=num_sms,
         decode_slots=num_sms,
     )

@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 from podrt.errors import UnsupportedConfigError
 from podrt.kernels.arch import Arch, get_arch
-from podrt.kernels.config import DTYPE_TAGS, DType, Form
+from podrt.kernels.config import DTYPE_TAGS, STATIC_SMEM_BYTES, DType, Form
 
+HOPPER_ARCH = "sm_90a"
 HEAD_DIMS = (64, 128)
 KV_TILES = (64, 80, 96, 112, 128)
 DECODE_ROWS = (8, 16, 32)
@@ -67,7 +68,7 @@ class HopperConfig:
     prefill_registers: int = 208
     page_size: int | None = None
     causal: bool = True
-    arch: str = "sm_90a"
+    arch: str = HOPPER_ARCH
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -77,17 +78,19 @@ class HopperConfig:
             ("decode_rows", DECODE_ROWS),
             ("kv_tile", KV_TILES),
             ("page_size", (None, *PAGE_SIZES)),
-            ("arch", ("sm_90a",)),
+            ("arch", (HOPPER_ARCH,)),
         ):
             value = getattr(self, field)
-            if value not in allowed:
+            if value not in allowed or type(value) not in {type(choice) for choice in allowed}:
                 raise UnsupportedConfigError(
                     f"{field}={value!r}: allowed are {', '.join(map(repr, allowed))}"
                 )
-        if self.stages < 2 or self.decode_slots < 2:
-            raise UnsupportedConfigError(
-                f"stages={self.stages}, decode_slots={self.decode_slots}: at least 2 each"
-            )
+        for field in ("stages", "decode_slots"):
+            value = getattr(self, field)
+            if type(value) is not int or value < 2:
+                raise UnsupportedConfigError(f"{field}={value!r}: must be an int of at least 2")
+        if not isinstance(self.causal, bool):
+            raise UnsupportedConfigError(f"causal={self.causal!r}: allowed are True, False")
         self._check_budgets()
 
     @property
@@ -181,7 +184,7 @@ class HopperConfig:
         roles += [self.decode_registers] if self.has_decode else []
         roles += [self.prefill_registers] * 2 if self.has_prefill else []
         for registers in roles:
-            if registers % 8 or not 24 <= registers <= 256:
+            if type(registers) is not int or registers % 8 or not 24 <= registers <= 256:
                 raise UnsupportedConfigError(
                     f"registers of a role are {registers}: must be a multiple of 8 from 24 to 256"
                 )
@@ -191,8 +194,9 @@ class HopperConfig:
                 f"registers of all roles add up to {sum(roles)}; {self.warpgroups} warpgroups "
                 f"have {pool}"
             )
-        if self.smem_bytes > self.limits.smem_per_cta_bytes:
+        smem_bytes = self.smem_bytes + STATIC_SMEM_BYTES
+        if smem_bytes > self.limits.smem_per_cta_bytes:
             raise UnsupportedConfigError(
-                f"{self.name}: needs {self.smem_bytes} bytes of shared memory in a CTA; "
+                f"{self.name}: needs {smem_bytes} bytes of shared memory in a CTA; "
                 f"{self.arch} allows {self.limits.smem_per_cta_bytes}"
             )

@@ -3,28 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from podrt.kernels.config import DType, Form
-from podrt.kernels.hopper_config import DECODE_ROWS, HEAD_DIMS, PREFILL_ROWS, HopperConfig
+from podrt.kernels.hopper_config import (
+    DECODE_ROWS,
+    HEAD_DIMS,
+    HOPPER_ARCH,
+    PREFILL_ROWS,
+    HopperConfig,
+)
 from podrt.kernels.hopper_config import PAGE_SIZES as TMA_PAGE_SIZES
 
-#: (producer, decode, prefill) registers of the fused kernel by decode_rows: the least that decode
-#: needs without spilling, the rest to prefill.
-_POD_REGISTERS = {8: (40, 56, 208), 16: (40, 72, 200), 32: (40, 88, 192)}
-#: Depth of the decode ring, by form and head_dim: what shared memory has left.
-_DECODE_SLOTS = {("pod", 64): 12, ("pod", 128): 3, ("decode", 64): 24, ("decode", 128): 12}
+
+class _Pod(NamedTuple):
+    """Budget of a fused kernel: keys of a prefill tile, and registers by role."""
+
+    kv_tile: int
+    producer_registers: int
+    decode_registers: int
+    prefill_registers: int
+
+
+#: By (head_dim, decode_rows): decode gets the registers that it needs without spilling, prefill the
+#: rest, and a smaller tile where the rest is too little for 128 keys.
+_PODS = {
+    (64, 8): _Pod(128, 40, 56, 208),
+    (64, 16): _Pod(128, 40, 72, 200),
+    (64, 32): _Pod(128, 32, 120, 176),
+    (128, 8): _Pod(128, 40, 56, 208),
+    (128, 16): _Pod(112, 32, 80, 192),
+    (128, 32): _Pod(96, 32, 120, 176),
+}
+#: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
+#: left.
+_DECODE_SLOTS = {
+    ("pod", 64, 128): 12,
+    ("pod", 128, 128): 3,
+    ("pod", 128, 112): 4,
+    ("pod", 128, 96): 5,
+    ("decode", 64, 128): 24,
+    ("decode", 128, 128): 12,
+}
 #: Page sizes of the default set; None is a contiguous cache.
 PAGE_SIZES = (None, 16)
 
 
-def supports(head_dim: int, group: int, page_size: int | None) -> bool:
-    """Tell whether the family has a kernel for that layer."""
-    return (
-        head_dim in HEAD_DIMS
-        and group <= PREFILL_ROWS
-        and (page_size is None or page_size in TMA_PAGE_SIZES)
-    )
+def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None) -> str | None:
+    """Say why the family has no kernel for that layer on that architecture; None if it has one."""
+    if arch != HOPPER_ARCH:
+        return f"it needs an {HOPPER_ARCH} GPU; this one is {arch}"
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim={head_dim}; allowed are {HEAD_DIMS}"
+    if group > PREFILL_ROWS:
+        return f"{group} query heads share a KV head; at most {PREFILL_ROWS} are allowed"
+    if page_size is not None and page_size not in TMA_PAGE_SIZES:
+        return f"page_size={page_size}; allowed are None and {TMA_PAGE_SIZES}"
+    return None
 
 
 def hopper_variant(
@@ -37,20 +72,17 @@ def hopper_variant(
     causal: bool = True,
 ) -> HopperConfig:
     """Return the default variant for a job."""
-    registers = {
-        "pod": _POD_REGISTERS[decode_rows],
-        "prefill": (40, 56, 232),
-        "decode": (40, 216, 208),
-    }[form]
+    if form == "pod":
+        budget = _PODS[head_dim, decode_rows]
+    else:
+        budget = _Pod(128, 40, 216 if form == "decode" else 56, 232)
     return HopperConfig(
         form=form,
         dtype=dtype,
         head_dim=head_dim,
         decode_rows=decode_rows if form != "prefill" else DECODE_ROWS[0],
-        decode_slots=_DECODE_SLOTS.get((form, head_dim), 2),
-        producer_registers=registers[0],
-        decode_registers=registers[1],
-        prefill_registers=registers[2],
+        decode_slots=_DECODE_SLOTS.get((form, head_dim, budget.kv_tile), 2),
+        **budget._asdict(),
         page_size=page_size,
         causal=causal,
     )

@@ -36,8 +36,9 @@ struct DecodeConsumer {
                               Smem::kDecodeWork};
     for (;;) {
       const WorkSlot& slot = work.next();
-      if (slot.kv_head < 0) break;
-      run_unit(slot.item, slot.kv_head);
+      const int kv_head = warp_uniform(slot.kv_head);
+      if (kv_head < 0) break;
+      run_unit(slot.item, kv_head);
       work.release();
     }
   }
@@ -66,7 +67,7 @@ struct DecodeConsumer {
 #pragma unroll
       for (int i = 0; i < kScores; i++) out[block][i] = 0.f;
 
-    const int tiles = ceil_div(item.kv_end - item.kv_begin, kKeys);
+    const int tiles = warp_uniform(ceil_div(item.kv_end - item.kv_begin, kKeys));
     const int full_limit = visible_keys<Config>(item, item.row_begin / p.group);
     int first_key = item.kv_begin + (tiles - 1) * kKeys;
     const int last_rows = item.kv_len - first_key;

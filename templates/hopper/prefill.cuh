@@ -1,6 +1,7 @@
 // Prefill consumers: two warpgroups of 64 packed query rows each, FlashAttention-3's schedule
 // (arXiv 2407.08608): while one warpgroup does its softmax the other has the tensor cores
-// (ping-pong), and inside a warpgroup S = Q K^T of the next tile runs before O += P V of this one.
+// (ping-pong), and inside a warpgroup S = Q K^T of the next tile runs before O += P V of this one,
+// which ends while the new maxima are found.
 //
 // Keys go from the last tile to the first, so that the tiles cut by the mask come first.
 #pragma once
@@ -36,8 +37,9 @@ struct PrefillConsumer {
     if (warpgroup == 1) barrier_arrive(kTurnBarrier, 2 * kWarpgroup);  // warpgroup 0 begins
     for (;;) {
       const WorkSlot& slot = work.next();
-      if (slot.kv_head < 0) break;
-      run_unit(slot.item, slot.kv_head);
+      const int kv_head = warp_uniform(slot.kv_head);
+      if (kv_head < 0) break;
+      run_unit(slot.item, kv_head);
       work.release();
     }
   }
@@ -50,7 +52,7 @@ struct PrefillConsumer {
   __device__ __forceinline__ void run_unit(const WorkItem& item, int kv_head) {
     row_max[0] = row_max[1] = -infinity();
     row_sum[0] = row_sum[1] = 0.f;
-    const int tiles = ceil_div(item.kv_end - item.kv_begin, Config::kKvTile);
+    const int tiles = warp_uniform(ceil_div(item.kv_end - item.kv_begin, Config::kKvTile));
     if (tiles > 0) {
       attend(item, tiles);
     } else {
@@ -74,8 +76,7 @@ struct PrefillConsumer {
     hold_registers(scores);
     release_k();
     if (first_key + Config::kKvTile > full_limit) mask(item, first_token, first_key);
-    softmax<true>();
-    convert();
+    softmax();
 
     bool accumulate = false;
     for (int tile = tiles - 2; tile >= 0; tile--) {
@@ -91,18 +92,11 @@ struct PrefillConsumer {
       wgmma_wait<1>();
       hold_registers(scores);
       release_k();
-      const bool masked = first_key + Config::kKvTile > full_limit;
-      if (masked) {
-        mask(item, first_token, first_key);
-        softmax<true>();
-      } else {
-        softmax<false>();
-      }
-      wgmma_wait<0>();
-      hold_registers(out);
+      if (first_key + Config::kKvTile > full_limit) mask(item, first_token, first_key);
+      softmax();
       release_v();
-      convert();
-      rescale();
+#pragma unroll
+      for (int i = 0; i < kOut; i++) out[i] *= shrink[i / 2 % 2];
     }
     if (elected()) mbarrier_arrive(smem.barrier(Smem::kQEmpty));
     mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
@@ -171,44 +165,38 @@ struct PrefillConsumer {
     }
   }
 
-  // As softmax_step of common/softmax.cuh for both rows of the thread at once, with several short
-  // dependency chains in place of one long one: only two warps share a scheduler here.
-  template <bool kMasked>
+  // Turns scores into probabilities, as softmax_step of common/softmax.cuh but for both rows of the
+  // thread at once and with several short dependency chains in place of one long one: only two warps
+  // share a scheduler here. Accumulators of two column blocks are the A operand of one step over
+  // the keys. Waits for O += P V of the tile before, which reads the old probabilities.
   __device__ __forceinline__ void softmax() {
     float max[2][2] = {{row_max[0], scores[1]}, {row_max[1], scores[3]}};
 #pragma unroll
     for (int i = 0; i < kScores; i++)
       max[i / 2 % 2][i % 2] = fmaxf(max[i / 2 % 2][i % 2], scores[i]);
+    wgmma_wait<0>();
+    hold_registers(out);
     float sum[2][2] = {}, reference[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const float new_max = quad_max(fmaxf(max[half][0], max[half][1]));
-      reference[half] = kMasked && new_max == -infinity() ? 0.f : new_max * p.scale_log2;
+      // A row that has seen nothing: any finite reference turns its scores into zeros.
+      reference[half] = new_max == -infinity() ? 0.f : new_max * p.scale_log2;
       shrink[half] = exp2_approx(row_max[half] * p.scale_log2 - reference[half]);
       row_max[half] = new_max;
     }
 #pragma unroll
-    for (int i = 0; i < kScores; i++) {
-      scores[i] = exp2_approx(fmaf(scores[i], p.scale_log2, -reference[i / 2 % 2]));
-      sum[i / 2 % 2][i % 2] += scores[i];
+    for (int i = 0; i < kScores; i += 2) {
+      const int half = i / 2 % 2;
+      const float low = exp2_approx(fmaf(scores[i], p.scale_log2, -reference[half]));
+      const float high = exp2_approx(fmaf(scores[i + 1], p.scale_log2, -reference[half]));
+      sum[half][0] += low;
+      sum[half][1] += high;
+      probabilities[i / 2] = Config::Element::pack(low, high);
     }
 #pragma unroll
     for (int half = 0; half < 2; half++)
       row_sum[half] = row_sum[half] * shrink[half] + (sum[half][0] + sum[half][1]);
-  }
-
-  // Accumulators of two column blocks are the A operand of one step over the keys.
-  __device__ __forceinline__ void convert() {
-#pragma unroll
-    for (int i = 0; i < kScores / 2; i++)
-      probabilities[i] = Config::Element::pack(scores[2 * i], scores[2 * i + 1]);
-  }
-
-  // After the first tiles a row's maximum seldom grows, so most steps need not touch the output.
-  __device__ __forceinline__ void rescale() {
-    if (!__any_sync(~0u, shrink[0] != 1.f || shrink[1] != 1.f)) return;
-#pragma unroll
-    for (int i = 0; i < kOut; i++) out[i] *= shrink[(i / 2) % 2];
   }
 
   __device__ __forceinline__ void finish(const WorkItem& item, int kv_head) {
