@@ -16,7 +16,7 @@ from podrt.kernels.hopper_config import DECODE_ROWS
 from podrt.kernels.hopper_variants import hopper_variant
 from podrt.kernels.variants import variant
 from podrt.plan import Plan, Tiling, is_decode, make_plan
-from podrt.plan.planner import DECODE_WAVES, MIN_DECODE_KEYS, MIN_PREFILL_KEYS, PREFILL_WAVES
+from podrt.plan.planner import MIN_DECODE_KEYS, MIN_PREFILL_KEYS
 from podrt.reference import check_plan, execute_plan, reference_attention
 
 GROUPS = (1, 3, 4, 7, 8, 16, 20, 71)
@@ -244,7 +244,7 @@ def test_nothing_to_do(lengths: list[tuple[int, int]]) -> None:
 def test_one_long_decode_is_split_over_the_gpu() -> None:
     plan = plan_of([(1, 1_000_000)], GPU, num_kv_heads=8)
     slots = GPU.decode_slots
-    assert slots <= plan.num_decode_units <= DECODE_WAVES * slots
+    assert slots <= plan.num_decode_units <= GPU.decode_waves * slots
     assert plan.num_merges == 1
     assert plan.partial_rows == len(plan.decode) * GPU.decode_rows
 
@@ -255,15 +255,21 @@ def test_short_decodes_are_not_split() -> None:
 
 
 def test_decodes_that_fill_the_gpu_are_not_split() -> None:
-    plan = plan_of([(1, 4096)] * DECODE_WAVES * SMALL.decode_slots)
+    plan = plan_of([(1, 4096)] * SMALL.decode_waves * SMALL.decode_slots)
     assert plan.num_merges == 0
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 8])
 def test_lone_prefill_that_leaves_the_gpu_idle_is_split(num_kv_heads: int) -> None:
     plan = plan_of([(64, 512 * MIN_PREFILL_KEYS)], GPU, num_kv_heads=num_kv_heads, group=1)
-    assert num_kv_heads < plan.num_prefill_units <= PREFILL_WAVES * GPU.prefill_slots
+    assert num_kv_heads < plan.num_prefill_units <= GPU.prefill_waves * GPU.prefill_slots
     assert plan.num_merges == 1
+
+
+def test_lone_prefill_that_nearly_fills_the_gpu_is_not_split() -> None:
+    tiles = int(0.9 * GPU.prefill_slots)
+    plan = plan_of([(tiles * GPU.prefill_rows, 64 * MIN_PREFILL_KEYS)], GPU, group=1)
+    assert plan.num_merges == 0
 
 
 def test_prefill_is_not_split_when_decodes_fill_the_gpu() -> None:

@@ -17,17 +17,20 @@ SCHEMA = 1
 def nvrtc_options(source: KernelSource) -> tuple[str, ...]:
     """Return the options that shape the code: all but the include path, which differs by machine.
 
-    The architecture comes first.
+    The architecture comes first. NVRTC's own cache would answer without ptxas' report, so it is
+    turned off where there is one (NVRTC 13).
     ``--no-source-include`` keeps NVRTC from searching the working folder for headers, which the
     key would not notice.
     """
     lineinfo = ("-lineinfo",) if knobs.jit_lineinfo() else ()
+    no_cache = ("--no-cache",) if nvrtc_version() >= (13, 0) else ()
     return (
         f"--gpu-architecture={source.arch}",
         "--std=c++17",
         "-default-device",
         "--no-source-include",
         "--ptxas-options=-v",
+        *no_cache,
         *lineinfo,
         *source.options,
     )

@@ -42,8 +42,8 @@ _DECODE_SLOTS = {
     ("pod", 128, 128): 3,
     ("pod", 128, 112): 4,
     ("pod", 128, 96): 5,
-    ("decode", 64, 128): 24,
-    ("decode", 128, 128): 12,
+    ("decode", 64, 128): 8,
+    ("decode", 128, 128): 4,
 }
 #: Page sizes of the default set; None is a contiguous cache.
 PAGE_SIZES = (None, 16)

@@ -18,10 +18,8 @@ Ints = npt.NDArray[np.int64]
 MIN_DECODE_KEYS = 512
 #: Likewise for prefill, whose partial results are larger.
 MIN_PREFILL_KEYS = 1024
-#: Waves of decode units aimed at, so that the queue can even out what the split cannot.
-DECODE_WAVES = 4
-#: POD-Attention section 4.2.4: more prefill splits than two waves only add memory traffic.
-PREFILL_WAVES = 2
+#: Prefill is split only when it would leave more than this share of the GPU idle.
+MAX_IDLE_PREFILL = 0.2
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,11 @@ class Tiling:
         Keys of one step; splits are cut at multiples of it.
     prefill_slots, decode_slots : int
         Units of each side that run at once when the other side has none.
+    prefill_waves : int
+        Prefill is split into at most that many times `prefill_slots`: POD-Attention section 4.2.4
+        found two waves to be the most that pays, beyond which splits only add memory traffic.
+    decode_waves : int
+        Likewise for decode, where more and shorter units let the queue even out the end.
     """
 
     prefill_rows: int
@@ -44,6 +47,8 @@ class Tiling:
     decode_kv_tile: int
     prefill_slots: int
     decode_slots: int
+    prefill_waves: int = 2
+    decode_waves: int = 4
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def make_plan(
         decode.keys,
         kv_tile=tiling.decode_kv_tile,
         min_keys=MIN_DECODE_KEYS,
-        max_items=DECODE_WAVES * tiling.decode_slots // num_kv_heads,
+        max_items=tiling.decode_waves * tiling.decode_slots // num_kv_heads,
     )
     prefill_splits = split_keys(
         prefill.keys,
@@ -116,9 +121,10 @@ def _max_prefill_items(
     num_tiles: int, num_kv_heads: int, tiling: Tiling, decode_fills_gpu: bool
 ) -> int:
     """Split prefill only when it would leave the GPU idle and no decode is there to fill it."""
-    if decode_fills_gpu or num_tiles * num_kv_heads >= tiling.prefill_slots:
+    busy_slots = (1 - MAX_IDLE_PREFILL) * tiling.prefill_slots
+    if decode_fills_gpu or num_tiles * num_kv_heads >= busy_slots:
         return num_tiles
-    return PREFILL_WAVES * tiling.prefill_slots // num_kv_heads
+    return tiling.prefill_waves * tiling.prefill_slots // num_kv_heads
 
 
 def _tiles(
