@@ -49,7 +49,7 @@ def test_copies_fill_tiles_and_stay_inside_a_page(page_size: int | None, kv_tile
         ({"page_size": 24}, "page_size=24: allowed are None, 16, 32, 64, 128, 256"),
         ({"arch": "sm_100"}, "arch='sm_100': allowed are 'sm_90a'"),
         ({"stages": 1}, "stages=1"),
-        ({"decode_slots": 1}, "decode_slots=1: at least 2 each"),
+        ({"decode_slots": 1}, "decode_slots=1: must be an int of at least 2"),
     ],
 )
 def test_refusal_names_field_value_and_what_is_allowed(

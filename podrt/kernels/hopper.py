@@ -46,7 +46,6 @@ PARAMS = (
     Field("int", "num_kv_heads", ""),
     Field("int", "group", "query heads per KV head"),
     Field("int", "tile_tokens", "tokens of a prefill tile: 128 / group, rounded down"),
-    Field("int", "decode_only", "CTAs that take no prefill work before decode has run out"),
     Field("float", "scale_log2", "sm_scale * log2(e)"),
 )
 _ALIGN = 64
@@ -115,7 +114,6 @@ def params_of(
         q_stride_token=q.strides[0],
         q_stride_head=q.strides[1],
         tile_tokens=tile_tokens(plan.group),
-        decode_only=plan.decode_only if config.form == "pod" else 0,
         scale_log2=sm_scale * math.log2(math.e),
         **buffer_arguments(plan, tensors, workspace, page_table),
     )

@@ -55,8 +55,6 @@ class Plan:
         of one tile: element ``((partial_row + split * rows) * num_kv_heads + head * rows + r)``.
     causal : bool
         Bottom-right aligned causal mask.
-    decode_only : int
-        CTAs of a persistent fused kernel that take no prefill work before decode has run out.
     """
 
     prefill: WorkList
@@ -68,7 +66,6 @@ class Plan:
     num_merges: int
     partial_rows: int
     causal: bool
-    decode_only: int = 0
 
     @property
     def num_prefill_units(self) -> int:

@@ -96,12 +96,6 @@ struct PrefillTiles {
   }
 };
 
-// Waits until the decode queue has run out.
-__device__ __forceinline__ void wait_for_decode(const Params& p, u32* taken) {
-  while (*reinterpret_cast<volatile u32*>(taken) < p.num_decode_items * p.num_kv_heads)
-    __nanosleep(500);
-}
-
 // Draws prefill units; copies Q and K.
 template <class Config>
 __device__ __forceinline__ void produce_prefill_qk(const Params& p,
@@ -112,7 +106,6 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
                             taken, p.items,         p.num_prefill_items, p.num_kv_heads};
   PrefillTiles<Config, false> k{p, smem, lane};
   RingPosition<1> q;
-  if (blockIdx.x < p.decode_only) wait_for_decode(p, taken + kDecode - kPrefill);
   for (;;) {
     const WorkSlot& slot = work.next(lane);
     if (slot.kv_head < 0) break;
