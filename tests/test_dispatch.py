@@ -208,24 +208,22 @@ def test_variant_follows_the_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer",
+    ("layer", "obstacle"),
     [
-        layer_of(head_dim=256),
-        layer_of(24),
-        layer_of(1),
-        layer_of(group=129),
+        (layer_of(head_dim=256), "head_dim=256"),
+        (layer_of(24), "page_size=24"),
+        (layer_of(1), "page_size=1"),
+        (layer_of(group=129), "129 query heads"),
     ],
     ids=["head_dim", "page of no copies", "page of one token", "group beyond a tile"],
 )
-def test_layers_that_hopper_cannot_serve_are_portable(layer: Layer) -> None:
+def test_layers_that_hopper_cannot_serve_are_portable(layer: Layer, obstacle: str) -> None:
     assert chosen_for([1], layer).family == "portable"
-    with pytest.raises(UnsupportedConfigError, match="the Hopper family cannot serve this layer") as caught:
+    with pytest.raises(
+        UnsupportedConfigError, match=f"cannot serve this layer: {obstacle}"
+    ) as caught:
         chosen_for([1], layer, "hopper")
-    message = str(caught.value)
-    assert f"(got {layer.head_dim})" in message
-    assert f"(got {layer.group})" in message
-    assert f"(got {layer.page_size})" in message
-    assert 'use policy="portable"' in message
+    assert '"portable"' in str(caught.value)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_100", "sm_120"])
