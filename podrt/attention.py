@@ -197,8 +197,8 @@ class HybridAttention:
         q : [total_tokens, num_qo_heads, head_dim]
             Queries, any strides over tokens and heads.
         k_cache, v_cache : [B, L, Hkv, D] or [pages, page_size, Hkv, D]
-            Caches (axes as `kv_layout` says), any strides but the last. Slots that hold no key of
-            the batch are never read.
+            Caches (axes as `kv_layout` says), any strides but the last. What lies in slots that
+            hold no key of the batch, NaN included, makes no difference.
         out : as q, optional
             Where the result goes; allocated in the framework of `q` if None.
         lse : float32 [total_tokens, num_qo_heads], optional

@@ -15,6 +15,30 @@ WORK_ITEM_STRUCT = render_struct(
     "WorkItem", tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS), align=16
 )
 
+#: Results, work list and buffers; `buffer_arguments` fills these and the next two groups.
+BUFFERS = (
+    Field("u16*", "out", "[tokens, num_qo_heads, head_dim]"),
+    Field("float*", "lse", "[tokens, num_qo_heads] natural log, or null"),
+    Field("const int*", "page_table", "page numbers; unused for a contiguous cache"),
+    Field("const WorkItem*", "items", "prefill items, then decode items"),
+    Field("float*", "partial_o", "[partial_rows * num_kv_heads, head_dim]"),
+    Field("float*", "partial_lse", "[partial_rows * num_kv_heads], base 2"),
+    Field("u32*", "counters", "tickets, taken by role, finished; zero between launches"),
+    Field("u32*", "merge_counters", "[merges * num_kv_heads, 2]; zero between launches"),
+)
+OUTPUT_STRIDES = (
+    Field("int", "out_stride_token", ""),
+    Field("int", "out_stride_head", ""),
+    Field("int", "lse_stride_token", ""),
+    Field("int", "lse_stride_head", ""),
+)
+COUNTS = (
+    Field("int", "num_prefill_items", ""),
+    Field("int", "num_decode_items", ""),
+    Field("int", "num_kv_heads", ""),
+    Field("int", "group", "query heads per KV head"),
+)
+
 
 def buffer_arguments(
     plan: Plan, tensors: RunTensors, workspace: Workspace, page_table: int

@@ -49,8 +49,30 @@ class Tile:
         return f"{self.rows}x{self.kv_tile}s{self.kv_slots}"
 
 
+class VariantForm:
+    """What every variant answers about its form and architecture, whatever its family."""
+
+    form: Form
+    arch: str
+
+    @property
+    def limits(self) -> Arch:
+        """Limits of `arch`."""
+        return get_arch(self.arch)
+
+    @property
+    def has_prefill(self) -> bool:
+        """Whether the kernel takes prefill work."""
+        return self.form != "decode"
+
+    @property
+    def has_decode(self) -> bool:
+        """Whether the kernel takes decode work."""
+        return self.form != "prefill"
+
+
 @dataclass(frozen=True)
-class KernelConfig:
+class KernelConfig(VariantForm):
     """One kernel variant of the portable family (sm_80 and newer).
 
     Construction refuses what cannot run and names the limit that it breaks.
@@ -111,24 +133,9 @@ class KernelConfig:
         return "portable"
 
     @property
-    def limits(self) -> Arch:
-        """Limits of `arch`."""
-        return get_arch(self.arch)
-
-    @property
     def threads(self) -> int:
         """Threads of one CTA."""
         return self.warps * _WARP
-
-    @property
-    def has_prefill(self) -> bool:
-        """Whether the kernel takes prefill work."""
-        return self.form != "decode"
-
-    @property
-    def has_decode(self) -> bool:
-        """Whether the kernel takes decode work."""
-        return self.form != "prefill"
 
     @property
     def prefill_smem_bytes(self) -> int:

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from podrt.errors import UnsupportedConfigError
-from podrt.kernels.arch import Arch, get_arch
-from podrt.kernels.config import DTYPE_TAGS, STATIC_SMEM_BYTES, DType, Form
+from podrt.kernels.config import DTYPE_TAGS, STATIC_SMEM_BYTES, DType, Form, VariantForm
 
 HOPPER_ARCH = "sm_90a"
 HEAD_DIMS = (64, 128)
@@ -27,7 +26,7 @@ _REGISTER_POOL = {3: 504, 4: 512}
 
 
 @dataclass(frozen=True)
-class HopperConfig:
+class HopperConfig(VariantForm):
     """One persistent CTA per SM: a producer warpgroup, one for decode, two for prefill.
 
     Attributes
@@ -99,11 +98,6 @@ class HopperConfig:
         return "hopper"
 
     @property
-    def limits(self) -> Arch:
-        """Limits of `arch`."""
-        return get_arch(self.arch)
-
-    @property
     def ctas_per_sm(self) -> int:
         """CTAs on one SM together."""
         return 1
@@ -117,16 +111,6 @@ class HopperConfig:
     def threads(self) -> int:
         """Threads of the CTA."""
         return self.warpgroups * _WARPGROUP
-
-    @property
-    def has_prefill(self) -> bool:
-        """Whether the kernel takes prefill work."""
-        return self.form != "decode"
-
-    @property
-    def has_decode(self) -> bool:
-        """Whether the kernel takes decode work."""
-        return self.form != "prefill"
 
     @property
     def box_rows(self) -> int:

@@ -9,7 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.jit import KernelSource, render
-from podrt.kernels.arguments import WORK_ITEM_STRUCT, buffer_arguments
+from podrt.kernels.arguments import (
+    BUFFERS,
+    COUNTS,
+    OUTPUT_STRIDES,
+    WORK_ITEM_STRUCT,
+    buffer_arguments,
+)
 from podrt.kernels.config import NUM_TICKETS, KernelConfig
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
 from podrt.plan import Plan
@@ -24,14 +30,7 @@ PARAMS = (
     Field("const u16*", "q", "[tokens, num_qo_heads, head_dim]"),
     Field("const u16*", "k", "keys: pages or rows, tokens, KV heads, head_dim"),
     Field("const u16*", "v", "values, as k"),
-    Field("u16*", "out", "[tokens, num_qo_heads, head_dim]"),
-    Field("float*", "lse", "[tokens, num_qo_heads] natural log, or null"),
-    Field("const int*", "page_table", "page numbers; unused for a contiguous cache"),
-    Field("const WorkItem*", "items", "prefill items, then decode items"),
-    Field("float*", "partial_o", "[partial_rows * num_kv_heads, head_dim]"),
-    Field("float*", "partial_lse", "[partial_rows * num_kv_heads], base 2"),
-    Field("u32*", "counters", "tickets, taken by role, finished; zero between launches"),
-    Field("u32*", "merge_counters", "[merges * num_kv_heads, 2]; zero between launches"),
+    *BUFFERS,
     Field("int", "q_stride_token", ""),
     Field("int", "q_stride_head", ""),
     Field("int", "k_stride_page", "of a page, or of a request's row"),
@@ -40,14 +39,8 @@ PARAMS = (
     Field("int", "v_stride_page", ""),
     Field("int", "v_stride_token", ""),
     Field("int", "v_stride_head", ""),
-    Field("int", "out_stride_token", ""),
-    Field("int", "out_stride_head", ""),
-    Field("int", "lse_stride_token", ""),
-    Field("int", "lse_stride_head", ""),
-    Field("int", "num_prefill_items", ""),
-    Field("int", "num_decode_items", ""),
-    Field("int", "num_kv_heads", ""),
-    Field("int", "group", "query heads per KV head"),
+    *OUTPUT_STRIDES,
+    *COUNTS,
     Field("float", "scale_log2", "sm_scale * log2(e)"),
 )
 PARAMS_DTYPE = struct_dtype(PARAMS)
