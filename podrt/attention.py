@@ -76,7 +76,9 @@ class HybridAttention:
         serve the layer, else the portable one. ``"hopper"``, ``"portable"``: that family.
         ``"serial"``, ``"hopper-serial"``, ``"portable-serial"``: one launch after the other, for
         comparison. The portable family shares an SM's CTAs by the amount of work on each side;
-        ``"50:50"`` or a prefill:decode ratio such as ``"1:3"`` fixes their share.
+        ``"50:50"`` or a prefill:decode ratio such as ``"1:3"`` fixes their share, ``"ctas=2"`` or
+        ``"ctas=4"`` the CTAs of an SM (on smaller GPUs than an A100 fewer may fit), and
+        ``"splits=vanilla"`` splits prefill without regard to the decodes beside it.
     device : int, optional
         CUDA device number; the current device at the first `plan` if None.
 
@@ -169,7 +171,12 @@ class HybridAttention:
         )
         plan = make_plan(
             batch,
-            tiling_of(base, device.num_sms, self.layer.group),
+            tiling_of(
+                base,
+                device.num_sms,
+                self.layer.group,
+                limit_splits=self.policy.limit_splits,
+            ),
             num_kv_heads=self.layer.num_kv_heads,
             group=self.layer.group,
             causal=self.layer.causal,

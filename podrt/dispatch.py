@@ -20,6 +20,8 @@ from podrt.layer import Layer
 from podrt.plan import Plan, Tiling, is_decode
 
 _MAX_SHARE = 64
+#: Most waves that the portable family's prefill is split into.
+_PREFILL_WAVES = 2
 #: Share of the decodes that a decode tile must hold; the others are taken as prefills.
 _COVERED_DECODES = 0.9
 
@@ -36,11 +38,17 @@ class Policy:
         Fixed prefill:decode ratio of the portable family; None follows the work on each side.
     serial : bool
         One launch per side instead of a fused one.
+    shape : {"large", "small"} or None
+        Shape of the portable family's tiles; None follows the batch.
+    limit_splits : bool
+        Whether prefill is split over its keys only as far as that pays beside decodes.
     """
 
     family: Literal["auto", "portable", "hopper"] = "auto"
     ratio: tuple[int, int] | None = None
     serial: bool = False
+    shape: Shape | None = None
+    limit_splits: bool = True
 
 
 _NAMED = {
@@ -52,6 +60,9 @@ _NAMED = {
     "portable-serial": Policy(family="portable", serial=True),
     "proportional": Policy(family="portable"),
     "50:50": Policy(family="portable", ratio=(1, 1)),
+    "ctas=2": Policy(family="portable", shape="large"),
+    "ctas=4": Policy(family="portable", shape="small"),
+    "splits=vanilla": Policy(family="portable", limit_splits=False),
 }
 
 
@@ -100,7 +111,7 @@ def base_variant(
         arch,
         layer.dtype,
         layer.head_dim,
-        shape=_choose_shape(batch, layer, arch, num_sms),
+        shape=policy.shape or _choose_shape(batch, layer, arch, num_sms),
         page_size=layer.page_size,
         causal=layer.causal,
     )
@@ -121,7 +132,7 @@ def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:
     return (replace(base, prefill_share=ratio[0], decode_share=ratio[1]),)
 
 
-def tiling_of(config: Variant, num_sms: int, group: int) -> Tiling:
+def tiling_of(config: Variant, num_sms: int, group: int, *, limit_splits: bool = True) -> Tiling:
     """Return what the planner must know of a variant on a GPU of `num_sms` SMs."""
     if isinstance(config, HopperConfig):
         return hopper.tiling_of(config, group, num_sms)
@@ -133,6 +144,7 @@ def tiling_of(config: Variant, num_sms: int, group: int) -> Tiling:
         decode_kv_tile=config.decode.kv_tile,
         prefill_slots=ctas,
         decode_slots=ctas * config.warps,
+        prefill_waves=_PREFILL_WAVES if limit_splits else None,
     )
 
 

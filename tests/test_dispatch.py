@@ -88,6 +88,9 @@ MIXED = plan_of([4096] + [1] * 64, [4096] + [2048] * 64)
         # Only the portable family shares SMs by a ratio.
         ("proportional", PORTABLE),
         ("50:50", Policy(family="portable", ratio=(1, 1))),
+        ("ctas=2", Policy(family="portable", shape="large")),
+        ("ctas=4", Policy(family="portable", shape="small")),
+        ("splits=vanilla", Policy(family="portable", limit_splits=False)),
         ("1:3", Policy(family="portable", ratio=(1, 3))),
         ("64:1", Policy(family="portable", ratio=(64, 1))),
     ],
@@ -300,3 +303,14 @@ def test_tiling_describes_the_variant_on_the_gpu() -> None:
     )
     assert tiling.prefill_slots == 10 * BASE.ctas_per_sm
     assert tiling.decode_slots == 10 * BASE.ctas_per_sm * BASE.warps
+
+
+def test_policies_that_fix_the_shape() -> None:
+    for policy, shape in (("ctas=2", "large"), ("ctas=4", "small")):
+        chosen = chosen_for([1, 5], layer_of(), policy)
+        assert chosen == variant("pod", "sm_90a", "bfloat16", 128, shape=shape)
+
+
+def test_unlimited_splits_reach_the_planner() -> None:
+    assert tiling_of(BASE, 10, 4, limit_splits=False).prefill_waves is None
+    assert tiling_of(BASE, 10, 4).prefill_waves == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -306,3 +308,20 @@ def test_items_point_into_the_page_table() -> None:
     plan = make_plan(batch, SMALL, num_kv_heads=1, group=1, causal=True)
     assert plan.decode[["page_begin", "q_begin"]].tolist() == [(0, 0)]
     assert plan.prefill[["page_begin", "q_begin"]].tolist() == [(3, 1)]
+
+
+@given(data=st.data())
+def test_splitting_without_limit_is_right_too(data: st.DataObject) -> None:
+    lengths = data.draw(
+        st.lists(st.tuples(st.integers(0, 70), st.integers(0, 900)), min_size=1, max_size=4)
+    )
+    tiling = replace(SMALL, prefill_waves=None, prefill_slots=data.draw(st.integers(1, 60)))
+    batch = batch_of(lengths)
+    check_plan(make_plan(batch, tiling, num_kv_heads=2, group=3, causal=True), batch)
+
+
+def test_splitting_without_limit_ignores_the_decodes() -> None:
+    prefill, decodes = (64, 8 * MIN_PREFILL_KEYS), [(1, 4096)] * GPU.decode_slots
+    unlimited = replace(GPU, prefill_waves=None)
+    assert plan_of([prefill, *decodes], GPU, group=1).prefill["num_splits"].max() == 1
+    assert plan_of([prefill, *decodes], unlimited, group=1).prefill["num_splits"].max() > 1

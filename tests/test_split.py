@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podrt.plan.split import Splits, split_keys
+from podrt.plan.split import Splits, split_for_waves, split_keys
 
 
 def cut(
@@ -90,3 +90,27 @@ def require_one_limit(tiles: np.ndarray, splits: Splits, kv_tile: int) -> None:
     is_cut = splits.counts > 1
     if is_cut.any():
         assert tiles[is_cut].min() > splits.lengths.max() - kv_tile
+
+
+@given(
+    keys=st.lists(st.integers(0, 5000), min_size=1, max_size=12),
+    units_per_tile=st.integers(1, 8),
+    slots=st.integers(1, 300),
+)
+def test_splits_for_waves_cover_every_tile(
+    keys: list[int], units_per_tile: int, slots: int
+) -> None:
+    array = np.array(keys, np.int64)
+    splits = split_for_waves(array, kv_tile=64, units_per_tile=units_per_tile, slots=slots)
+    assert (splits.counts >= 1).all()
+    assert (splits.counts * splits.lengths >= array).all()
+    assert ((splits.counts - 1) * splits.lengths < np.maximum(array, 1)).all()
+    if len(keys) * units_per_tile >= 0.8 * slots:
+        assert (splits.counts == 1).all()
+
+
+def test_splits_for_waves_fill_them() -> None:
+    # 32 units on 264 slots: 8 pieces make 256 units, 97 % of a wave.
+    keys = np.full(4, 16384, np.int64)
+    splits = split_for_waves(keys, kv_tile=32, units_per_tile=8, slots=264)
+    assert splits.counts.tolist() == [8] * 4

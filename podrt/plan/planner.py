@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.batch import HybridBatch
-from podrt.plan.split import Splits, split_keys
+from podrt.plan.split import Splits, split_for_waves, split_keys
 from podrt.plan.work import WORK_ITEM, Plan, WorkList
 
 Ints = npt.NDArray[np.int64]
@@ -34,9 +34,10 @@ class Tiling:
         Keys of one step; splits are cut at multiples of it.
     prefill_slots, decode_slots : int
         Units of each side that run at once when the other side has none.
-    prefill_waves : int
+    prefill_waves : int or None
         Prefill is split into at most that many times `prefill_slots`: POD-Attention section 4.2.4
-        found two waves to be the most that pays, beyond which splits only add memory traffic.
+        found two waves to be the most that pays, beyond which splits only add memory traffic. None
+        splits without that limit, as if there were no decode.
     decode_waves : int
         Likewise for decode, where more and shorter units let the queue even out the end.
     """
@@ -47,7 +48,7 @@ class Tiling:
     decode_kv_tile: int
     prefill_slots: int
     decode_slots: int
-    prefill_waves: int = 2
+    prefill_waves: int | None = 2
     decode_waves: int = 4
 
 
@@ -86,12 +87,7 @@ def make_plan(
         min_keys=MIN_DECODE_KEYS,
         max_items=tiling.decode_waves * tiling.decode_slots // num_kv_heads,
     )
-    prefill_splits = split_keys(
-        prefill.keys,
-        kv_tile=tiling.prefill_kv_tile,
-        min_keys=MIN_PREFILL_KEYS,
-        max_items=_max_prefill_items(len(prefill.keys), num_kv_heads, tiling, decode_fills_gpu),
-    )
+    prefill_splits = _split_prefill(prefill.keys, num_kv_heads, tiling, decode_fills_gpu)
     prefill_merges = int((prefill_splits.counts > 1).sum())
     prefill_rows = int(prefill_splits.counts[prefill_splits.counts > 1].sum()) * tiling.prefill_rows
     decode_rows = int(decode_splits.counts[decode_splits.counts > 1].sum()) * tiling.decode_rows
@@ -117,14 +113,22 @@ def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> np
     return decoding
 
 
-def _max_prefill_items(
-    num_tiles: int, num_kv_heads: int, tiling: Tiling, decode_fills_gpu: bool
-) -> int:
-    """Split prefill only when it would leave the GPU idle and no decode is there to fill it."""
+def _split_prefill(keys: Ints, num_kv_heads: int, tiling: Tiling, decode_fills_gpu: bool) -> Splits:
+    if tiling.prefill_waves is None:
+        return split_for_waves(
+            keys,
+            kv_tile=tiling.prefill_kv_tile,
+            units_per_tile=num_kv_heads,
+            slots=tiling.prefill_slots,
+        )
+    # Split only what would leave the GPU idle while no decode is there to fill it.
     busy_slots = (1 - MAX_IDLE_PREFILL) * tiling.prefill_slots
-    if decode_fills_gpu or num_tiles * num_kv_heads >= busy_slots:
-        return num_tiles
-    return tiling.prefill_waves * tiling.prefill_slots // num_kv_heads
+    max_items = len(keys)
+    if not decode_fills_gpu and len(keys) * num_kv_heads < busy_slots:
+        max_items = tiling.prefill_waves * tiling.prefill_slots // num_kv_heads
+    return split_keys(
+        keys, kv_tile=tiling.prefill_kv_tile, min_keys=MIN_PREFILL_KEYS, max_items=max_items
+    )
 
 
 def _tiles(

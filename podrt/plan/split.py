@@ -10,6 +10,11 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 
+#: FlashAttention-2's constants: most splits of a tile, how full the GPU must be to need none, and
+#: how near to the best wave efficiency is near enough.
+_MAX_SPLITS, _BUSY_SHARE, _WAVE_SHARE = 128, 0.8, 0.85
+
+
 class Splits(NamedTuple):
     """Splits of every tile: how many, and the keys of each but the last."""
 
@@ -47,6 +52,40 @@ def split_keys(keys: Ints, *, kv_tile: int, min_keys: int, max_items: int) -> Sp
     counts = _counts(keys, low * kv_tile)
     lengths = -(-keys // (counts * kv_tile)) * kv_tile
     return Splits(counts, lengths)
+
+
+def split_for_waves(keys: Ints, *, kv_tile: int, units_per_tile: int, slots: int) -> Splits:
+    """Cut every tile into the same number of pieces, so that whole waves of them fill the GPU.
+
+    FlashAttention-2's rule, which POD-Attention's unlimited splits follow: nothing is cut when 80 %
+    of the slots are busy anyway; else the fewest pieces whose last wave is nearly as full (85 %) as
+    that of the best number.
+
+    Parameters
+    ----------
+    keys : int array [tiles]
+        Keys of every tile.
+    kv_tile : int
+        Pieces are multiples of it, but for the last of a tile.
+    units_per_tile : int
+        Units that one piece of a tile makes (its KV heads).
+    slots : int
+        Units that run at once.
+    """
+    most = min(_MAX_SPLITS, slots, -(-int(keys.max(initial=1)) // kv_tile))
+    number = _wave_filling_number(len(keys) * units_per_tile, slots, most)
+    lengths = np.maximum(-(-keys // (number * kv_tile)) * kv_tile, kv_tile)
+    counts: Ints = np.maximum(-(-keys // lengths), 1)
+    return Splits(counts, lengths)
+
+
+def _wave_filling_number(units: int, slots: int, most: int) -> int:
+    if units == 0 or units >= _BUSY_SHARE * slots:
+        return 1
+    numbers = np.arange(1, most + 1)
+    waves = units * numbers / slots
+    efficiency = waves / np.ceil(waves)
+    return int(numbers[np.argmax(efficiency >= _WAVE_SHARE * efficiency.max())])
 
 
 def _counts(keys: Ints, limit: int) -> Ints:
