@@ -15,7 +15,6 @@ from podrt.kernels.config import DType
 from podrt.kernels.families import Variant
 from podrt.kernels.launch import launch, load_kernel
 from podrt.layer import Layer, make_layer
-from podrt.outputs import finish
 from podrt.page_table import (
     PageTable,
     make_batch,
@@ -246,14 +245,7 @@ class HybridAttention:
         require_kernel_can_read(tensors, device.ordinal)
         self._require_pages_exist(planned, tensors.k_cache.shape[0])
         self._launch(planned, tensors, device, handle)
-        result = (
-            tensors.out_tensor if out is not None else finish(tensors.out_tensor, tensors.q, handle)
-        )
-        if not return_lse:
-            return result
-        if lse is not None:
-            return result, lse
-        return result, finish(tensors.lse_tensor, tensors.q, handle)
+        return tensors.results(return_lse=return_lse, stream=handle)
 
     def _launch(
         self, planned: _Planned, tensors: RunTensors, device: DeviceInfo, stream: int

@@ -6,7 +6,6 @@ from typing import Any
 
 from podrt.host_arrays import host_array, to_numpy
 from podrt.layer import Layer
-from podrt.outputs import finish
 from podrt.page_table import make_batch, read_page_table, require_pages_exist
 from podrt.reference import reference_attention
 from podrt.run_arguments import view_tensors
@@ -67,13 +66,6 @@ def attend_on_host(
         sm_scale=layer.sm_scale,
     )
     to_numpy(tensors.out)[...] = out
-    result = (
-        tensors.out_tensor if outputs["out"] is not None else finish(tensors.out_tensor, tensors.q)
-    )
     if tensors.lse is not None:
         to_numpy(tensors.lse)[...] = lse
-    if not outputs["return_lse"]:
-        return result
-    if outputs["lse"] is not None:
-        return result, tensors.lse_tensor
-    return result, finish(tensors.lse_tensor, tensors.q)
+    return tensors.results(return_lse=outputs["return_lse"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from podrt.batch import HybridBatch
 from podrt.layer import Layer
-from podrt.outputs import empty_like_caller
+from podrt.outputs import empty_like_caller, finish
 from podrt.tensor_checks import (
     require_alignment,
     require_dtype,
@@ -27,7 +27,8 @@ _Q_LAYOUT = "[total_tokens, num_qo_heads, head_dim]"
 class RunTensors:
     """Views of a run's tensors; caches with their axes in the order of ``"NHD"``.
 
-    `out_tensor` and `lse_tensor` are what the caller gets back.
+    `out_tensor` and `lse_tensor` are the outputs themselves; `is_given` tells which of them are the
+    caller's own and not allocated here.
     """
 
     q: TensorView
@@ -37,6 +38,16 @@ class RunTensors:
     lse: TensorView | None
     out_tensor: Any
     lse_tensor: Any
+    is_given: tuple[bool, bool]
+
+    def results(self, *, return_lse: bool, stream: int = 0) -> Any:
+        """Return out, or (out, lse), as the caller gets them once the work is on `stream`."""
+        tensors = (self.out_tensor, self.lse_tensor)
+        out, lse = (
+            tensor if given else finish(tensor, self.q, stream)
+            for tensor, given in zip(tensors, self.is_given, strict=True)
+        )
+        return (out, lse) if return_lse else out
 
 
 def view_tensors(
@@ -69,6 +80,7 @@ def view_tensors(
     if caches[0].shape != caches[1].shape:
         raise ValueError(f"v_cache: got shape {caches[1].shape}, k_cache has {caches[0].shape}")
     require_same_device(q_view, *caches)
+    is_given = (out is not None, lse is not None or not return_lse)
     if out is None:
         out = empty_like_caller(q_view, q_view.shape, "same", stream)
     out_view = view(out, "out", stream)
@@ -79,7 +91,7 @@ def view_tensors(
     if lse is not None:
         lse_view = view(lse, "lse", stream)
         _check_lse(lse_view, q_view)
-    return RunTensors(q_view, caches[0], caches[1], out_view, lse_view, out, lse)
+    return RunTensors(q_view, caches[0], caches[1], out_view, lse_view, out, lse, is_given)
 
 
 def require_kernel_can_read(tensors: RunTensors, device: int) -> None:

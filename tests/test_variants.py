@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from typing import get_args
 
 import pytest
+from variant_support import require_clean
 
 from podrt import knobs
 from podrt.errors import UnsupportedConfigError
-from podrt.jit import Build, KernelSource, build_many, cache_key
+from podrt.jit import Build, KernelSource, cache_key
 from podrt.kernels.arch import ARCHS, DEFAULT_ARCHS
 from podrt.kernels.config import HEAD_DIMS, DType, Form, KernelConfig
 from podrt.kernels.occupancy import occupancy
@@ -37,23 +38,11 @@ def no_disk_cache() -> Iterator[None]:
 
 def build_clean(configs: list[KernelConfig]) -> None:
     """Compile `configs`; each must stay in its registers, fit as promised and warn of nothing."""
-    builds = build_many([source_of(config) for config in configs])
-    complaints = [
-        f"{config.name}: {complaint}"
-        for config, build in zip(configs, builds, strict=True)
-        for complaint in complaints_of(config, build)
-    ]
-    assert complaints == []
+    require_clean(configs, complaints_of)
 
 
 def complaints_of(config: KernelConfig, build: Build) -> Iterator[str]:
     used = build.resources
-    if used.spill_store_bytes or used.spill_load_bytes or used.stack_bytes:
-        yield (
-            f"spills {used.spill_store_bytes} and {used.spill_load_bytes} bytes, "
-            f"stack of {used.stack_bytes}"
-        )
-    yield from used.warnings
     resident = occupancy(
         config.limits,
         threads=config.threads,
