@@ -20,8 +20,6 @@ from podrt.layer import Layer
 from podrt.plan import Plan, Tiling, is_decode
 
 _MAX_SHARE = 64
-#: Most waves that the portable family's prefill is split into.
-_PREFILL_WAVES = 2
 #: Share of the decodes that a decode tile must hold; the others are taken as prefills.
 _COVERED_DECODES = 0.9
 
@@ -135,7 +133,19 @@ def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:
 def tiling_of(config: Variant, num_sms: int, group: int, *, limit_splits: bool = True) -> Tiling:
     """Return what the planner must know of a variant on a GPU of `num_sms` SMs."""
     if isinstance(config, HopperConfig):
-        return hopper.tiling_of(config, group, num_sms)
+        tiling = hopper.tiling_of(config, group, num_sms)
+    else:
+        tiling = _portable_tiling(config, num_sms)
+    return tiling if limit_splits else replace(tiling, prefill_waves=None)
+
+
+def nearest_ratio(prefill_ctas: float, decode_ctas: float) -> tuple[int, int]:
+    """Return the compiled ratio nearest to the CTAs' (POD-Attention's proportional policy)."""
+    wanted = math.log(prefill_ctas / decode_ctas)
+    return min(RATIOS, key=lambda ratio: abs(math.log(ratio[0] / ratio[1]) - wanted))
+
+
+def _portable_tiling(config: KernelConfig, num_sms: int) -> Tiling:
     ctas = num_sms * config.ctas_per_sm
     return Tiling(
         prefill_rows=config.prefill.rows,
@@ -144,14 +154,7 @@ def tiling_of(config: Variant, num_sms: int, group: int, *, limit_splits: bool =
         decode_kv_tile=config.decode.kv_tile,
         prefill_slots=ctas,
         decode_slots=ctas * config.warps,
-        prefill_waves=_PREFILL_WAVES if limit_splits else None,
     )
-
-
-def nearest_ratio(prefill_ctas: float, decode_ctas: float) -> tuple[int, int]:
-    """Return the compiled ratio nearest to the CTAs' (POD-Attention's proportional policy)."""
-    wanted = math.log(prefill_ctas / decode_ctas)
-    return min(RATIOS, key=lambda ratio: abs(math.log(ratio[0] / ratio[1]) - wanted))
 
 
 def _alone(base: Variant, form: Form) -> Variant:
@@ -169,9 +172,9 @@ def _alone(base: Variant, form: Form) -> Variant:
 
 def _decode_rows(batch: HybridBatch, group: int) -> int:
     """Rows of the smallest decode tile that holds nearly all requests of few rows whole."""
-    rows = np.minimum(batch.q_lens.astype(np.int64) * group, DECODE_ROWS[-1] + 1)
-    rows = np.where(batch.q_lens == 1, np.minimum(rows, DECODE_ROWS[-1]), rows)
-    small = rows[(rows > 0) & (rows <= DECODE_ROWS[-1])]
+    rows = batch.q_lens.astype(np.int64) * group
+    decoding = (rows > 0) & is_decode(batch.q_lens, group, DECODE_ROWS[-1])
+    small = np.minimum(rows[decoding], DECODE_ROWS[-1])  # one token of a large group has more
     for candidate in DECODE_ROWS[:-1]:
         if candidate >= group and (small <= candidate).sum() >= _COVERED_DECODES * len(small):
             return candidate

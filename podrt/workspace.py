@@ -50,7 +50,7 @@ class Workspace:
         self.partial_lse = self._grown(self.partial_lse, rows, "float32")
         merges = 2 * plan.num_merges * plan.num_kv_heads
         if self.merge_counters.size < merges:
-            self.merge_counters = self._zeros(merges)
+            self.merge_counters = self._zeros(_with_slack(merges))
         self._plan = plan
 
     def _upload(self, buffer: Any, values: np.ndarray[Any, Any]) -> Any:
@@ -68,8 +68,7 @@ class Workspace:
         return buffer
 
     def _grown(self, buffer: Any, size: int, dtype: str) -> Any:
-        # Half as much again, so that slowly growing batches do not reallocate every time.
-        return buffer if buffer.size >= size else self._empty(size + size // 2, dtype)
+        return buffer if buffer.size >= size else self._empty(_with_slack(size), dtype)
 
     def _empty(self, size: int, dtype: str) -> Any:
         with self._current():
@@ -86,6 +85,11 @@ class Workspace:
         # CuPy's pool then reuses freed memory only in the order of this stream.
         with self._cupy.cuda.Device(self._device), cupy_stream(self._stream):
             yield
+
+
+def _with_slack(size: int) -> int:
+    """Half as much again, so that slowly growing batches do not reallocate every time."""
+    return size + size // 2
 
 
 class Workspaces:

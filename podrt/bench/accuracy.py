@@ -26,6 +26,15 @@ def tolerance_of(dtype: str) -> float:
     return _ALLOWED_STEPS * STEPS[dtype]
 
 
+def largest_error(got: npt.NDArray[Any], expected: npt.NDArray[np.float64]) -> float:
+    """Return the largest ``max|got - expected| / max|expected|`` of any row and head.
+
+    Both are ``[rows, num_qo_heads, head_dim]``. NaN in `got` gives NaN; no rows give 0.
+    """
+    difference = np.abs(got.astype(np.float64) - expected).max(axis=2)
+    return float((difference / np.abs(expected).max(axis=2)).max(initial=0.0))
+
+
 @dataclass(frozen=True, eq=False)
 class Expected:
     """Reference results of some rows.
@@ -44,7 +53,7 @@ class Expected:
     out: npt.NDArray[np.float64]
 
     def error_of(self, out: Any, requests: slice) -> float:
-        """Return the largest ``max|out - reference| / max|reference|`` of any row and head.
+        """Return the `largest_error` of the rows that were computed.
 
         Parameters
         ----------
@@ -54,10 +63,7 @@ class Expected:
             The requests that were computed; others are not compared.
         """
         mine = (self.requests >= requests.start) & (self.requests < requests.stop)
-        got, expected = fetch(out, self.rows[mine]).astype(np.float64), self.out[mine]
-        return float(
-            (np.abs(got - expected).max(axis=2) / np.abs(expected).max(axis=2)).max(initial=0.0)
-        )
+        return largest_error(fetch(out, self.rows[mine]), self.out[mine])
 
 
 def expected_of(tensors: CaseTensors) -> Expected:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from podrt.bench.accuracy import largest_error
 from podrt.cli._workload import Workload, batch_of
 from podrt.reference import flat_page_table, reference_attention
 
@@ -36,9 +37,8 @@ class Expected:
     lse: npt.NDArray[np.float64]
 
     def error_of(self, out: npt.NDArray[Any]) -> float:
-        """Return the largest ``max|out - reference| / max|reference|`` of any row and head."""
-        difference = np.abs(out[self.rows].astype(np.float64) - self.out).max(axis=2)
-        return float((difference / np.abs(self.out).max(axis=2)).max())
+        """Return the `largest_error` of the checked rows."""
+        return largest_error(out[self.rows], self.out)
 
     def lse_error_of(self, lse: npt.NDArray[Any]) -> float:
         """Return the largest ``|lse - reference|`` of any row and head."""

@@ -88,9 +88,9 @@ def make_plan(
         max_items=tiling.decode_waves * tiling.decode_slots // num_kv_heads,
     )
     prefill_splits = _split_prefill(prefill.keys, num_kv_heads, tiling, decode_fills_gpu)
-    prefill_merges = int((prefill_splits.counts > 1).sum())
-    prefill_rows = int(prefill_splits.counts[prefill_splits.counts > 1].sum()) * tiling.prefill_rows
-    decode_rows = int(decode_splits.counts[decode_splits.counts > 1].sum()) * tiling.decode_rows
+    prefill_merges = int(prefill_splits.is_split.sum())
+    prefill_rows = int(prefill_splits.partials.sum()) * tiling.prefill_rows
+    decode_rows = int(decode_splits.partials.sum()) * tiling.decode_rows
     return Plan(
         prefill=_items(batch, prefill, prefill_splits, tiling.prefill_rows, 0, 0),
         decode=_items(
@@ -100,7 +100,7 @@ def make_plan(
         group=group,
         prefill_rows=tiling.prefill_rows,
         decode_rows=tiling.decode_rows,
-        num_merges=prefill_merges + int((decode_splits.counts > 1).sum()),
+        num_merges=prefill_merges + int(decode_splits.is_split.sum()),
         partial_rows=prefill_rows + decode_rows,
         causal=causal,
     )
@@ -155,7 +155,7 @@ def _items(
     first_partial_row: int,
 ) -> WorkList:
     """Lay out the work items of one side, longest first."""
-    split_rows = np.where(splits.counts > 1, splits.counts * rows, 0)
+    split_rows = splits.partials * rows
     columns: dict[str, npt.NDArray[Any]] = {
         "request": tiles.request,
         "page_begin": batch.page_begin[tiles.request],
@@ -165,7 +165,7 @@ def _items(
         "row_begin": tiles.row_begin,
         "num_splits": splits.counts,
         "partial_row": first_partial_row + np.cumsum(split_rows) - split_rows,
-        "merge": first_merge + np.cumsum(splits.counts > 1) - (splits.counts > 1),
+        "merge": first_merge + np.cumsum(splits.is_split) - splits.is_split,
     }
     tile, split = _expand(np.arange(len(tiles.keys)), splits.counts)
     items: np.ndarray[Any, Any] = np.empty(len(tile), WORK_ITEM)

@@ -21,6 +21,16 @@ class Splits(NamedTuple):
     counts: Ints
     lengths: Ints
 
+    @property
+    def is_split(self) -> npt.NDArray[np.bool_]:
+        """Which tiles have more than one piece, to be merged."""
+        return self.counts > 1
+
+    @property
+    def partials(self) -> Ints:
+        """Partial results of every tile: one for each piece, none for a tile in one piece."""
+        return np.where(self.is_split, self.counts, 0)
+
 
 def split_keys(keys: Ints, *, kv_tile: int, min_keys: int, max_items: int) -> Splits:
     """Cut tiles into pieces of about the same length, as short as `max_items` allows.
