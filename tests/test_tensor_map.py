@@ -65,8 +65,8 @@ def test_driver_is_asked_for_a_swizzled_bfloat16_map(asked: list[tuple[Any, ...]
     assert list(strides) == [256, 2048, 32768]  # bytes; the innermost is not asked for
     assert list(box) == [64, 1, 16, 1]
     assert list(steps) == [1, 1, 1, 1]
-    # No interleaving, 128-byte swizzle, 256-byte L2 promotion, zeros outside.
-    assert [mode.value for mode in modes] == [0, 3, 3, 0]
+    # No interleaving, 128-byte swizzle, no L2 promotion, zeros outside.
+    assert [mode.value for mode in modes] == [0, 3, 0, 0]
 
 
 def test_float16_map(asked: list[tuple[Any, ...]]) -> None:

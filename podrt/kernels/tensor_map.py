@@ -15,7 +15,7 @@ from podrt.kernels.config import DType
 TENSOR_MAP_BYTES = 128
 _ALIGNMENT = 128
 _DATA_TYPE = {"float16": 6, "bfloat16": 9}  # CU_TENSOR_MAP_DATA_TYPE_*
-_INTERLEAVE_NONE, _SWIZZLE_128B, _L2_PROMOTION_256B, _ZEROS_OUT_OF_BOUNDS = 0, 3, 3, 0
+_INTERLEAVE_NONE, _SWIZZLE_128B, _L2_PROMOTION_NONE, _ZEROS_OUT_OF_BOUNDS = 0, 3, 0, 0
 _ELEMENT_BYTES = 2
 
 
@@ -67,7 +67,7 @@ def tensor_map(
         (ctypes.c_uint32 * rank)(*([1] * rank)),
         ctypes.c_int(_INTERLEAVE_NONE),
         ctypes.c_int(_SWIZZLE_128B),
-        ctypes.c_int(_L2_PROMOTION_256B),
+        ctypes.c_int(_L2_PROMOTION_NONE),
         ctypes.c_int(_ZEROS_OUT_OF_BOUNDS),
     )
     if status:
