@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from podrt.batch import HybridBatch
 from podrt.device import DeviceInfo, current_device, device_info
-from podrt.dispatch import base_variant, launches, parse_policy, tiling_of
+from podrt.dispatch import base_variant, launches, parse_policy, share_sms, tiling_of
 from podrt.errors import UnsupportedConfigError
 from podrt.host_arrays import host_array
 from podrt.host_attention import attend_on_host
@@ -77,7 +77,8 @@ class HybridAttention:
         comparison. The portable family shares an SM's CTAs by the amount of work on each side;
         ``"50:50"`` or a prefill:decode ratio such as ``"1:3"`` fixes their share, ``"ctas=2"`` or
         ``"ctas=4"`` the CTAs of an SM (on smaller GPUs than an A100 fewer may fit), and
-        ``"splits=vanilla"`` splits prefill without regard to the decodes beside it.
+        ``"splits=vanilla"`` splits prefill without regard to the decodes beside it. In the Hopper
+        family ``"decode-only=24"`` keeps so many SMs free of prefill.
     device : int, optional
         CUDA device number; the current device at the first `plan` if None.
 
@@ -179,6 +180,9 @@ class HybridAttention:
             num_kv_heads=self.layer.num_kv_heads,
             group=self.layer.group,
             causal=self.layer.causal,
+        )
+        plan = share_sms(
+            plan, base, self.policy, num_sms=device.num_sms, memory_gbs=device.memory_gbs
         )
         variants = launches(base, plan, self.policy)
         for variant in variants:

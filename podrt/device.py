@@ -9,6 +9,9 @@ from typing import Any
 from podrt.errors import DeviceError
 from podrt.kernels.arch import Arch, arch_of
 
+#: cudaDevAttrMemoryClockRate (kHz) and cudaDevAttrGlobalMemoryBusWidth (bits)
+_MEMORY_ATTRIBUTES = (36, 37)
+
 #: What to do about the CUDA errors of a machine that cannot run kernels.
 _ADVICE = {
     "cudaErrorInsufficientDriver": "install an NVIDIA driver, or one new enough for this CuPy",
@@ -33,6 +36,8 @@ class DeviceInfo:
         Streaming multiprocessors.
     total_memory_bytes, l2_bytes : int
         Size of the device memory and of the L2 cache.
+    memory_gbs : float
+        Bandwidth of the device memory by its clock and bus width, in GB/s.
     """
 
     ordinal: int
@@ -41,6 +46,7 @@ class DeviceInfo:
     num_sms: int
     total_memory_bytes: int
     l2_bytes: int
+    memory_gbs: float
 
 
 def load_cupy() -> Any:
@@ -94,7 +100,15 @@ def device_info(ordinal: int) -> DeviceInfo:
         num_sms=properties["multiProcessorCount"],
         total_memory_bytes=properties["totalGlobalMem"],
         l2_bytes=properties["l2CacheSize"],
+        memory_gbs=_memory_gbs(ordinal),
     )
+
+
+def _memory_gbs(ordinal: int) -> float:
+    """Return the bandwidth of a GPU's memory, which moves data on both edges of its clock."""
+    attribute = load_cupy().cuda.runtime.deviceGetAttribute
+    clock_khz, bus_bits = (attribute(number, ordinal) for number in _MEMORY_ATTRIBUTES)
+    return float(2 * clock_khz * (bus_bits / 8) / 1e6)
 
 
 def _device_error(what: str, error: Exception) -> DeviceError:

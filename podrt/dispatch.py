@@ -18,8 +18,10 @@ from podrt.kernels.hopper_variants import hopper_variant, why_unsupported
 from podrt.kernels.variants import RATIOS, Shape, variant
 from podrt.layer import Layer
 from podrt.plan import Plan, Tiling, is_decode
+from podrt.sm_allocation import decode_only_sms
 
 _MAX_SHARE = 64
+_MAX_DECODE_ONLY = 1024
 #: Share of the decodes that a decode tile must hold; the others are taken as prefills.
 _COVERED_DECODES = 0.9
 
@@ -40,6 +42,8 @@ class Policy:
         Shape of the portable family's tiles; None follows the batch.
     limit_splits : bool
         Whether prefill is split over its keys only as far as that pays beside decodes.
+    decode_only_sms : int or None
+        SMs of a fused Hopper launch that take no prefill; None follows the work on each side.
     """
 
     family: Literal["auto", "portable", "hopper"] = "auto"
@@ -47,6 +51,7 @@ class Policy:
     serial: bool = False
     shape: Shape | None = None
     limit_splits: bool = True
+    decode_only_sms: int | None = None
 
 
 _NAMED = {
@@ -65,16 +70,20 @@ _NAMED = {
 
 
 def parse_policy(policy: str) -> Policy:
-    """Read a `policy` argument: a name, or a ratio such as ``"1:3"``."""
+    """Read a `policy` argument: a name, a ratio such as ``"1:3"``, or ``"decode-only=24"``."""
     if policy in _NAMED:
         return _NAMED[policy]
+    name, _, number = str(policy).partition("=")
+    if name == "decode-only" and number.isdecimal() and int(number) <= _MAX_DECODE_ONLY:
+        return Policy(family="hopper", decode_only_sms=int(number))
     prefill, colon, decode = str(policy).partition(":")
     if colon and prefill.isdecimal() and decode.isdecimal():
         ratio = int(prefill), int(decode)
         if min(ratio) >= 1 and max(ratio) <= _MAX_SHARE:
             return Policy(family="portable", ratio=ratio)
     raise UnsupportedConfigError(
-        f"policy={policy!r}: allowed are {', '.join(map(repr, _NAMED))}, or a "
+        f"policy={policy!r}: allowed are {', '.join(map(repr, _NAMED))}, "
+        f'"decode-only=N" of N SMs from 0 to {_MAX_DECODE_ONLY}, or a '
         f'prefill:decode ratio "P:D" of numbers from 1 to {_MAX_SHARE}'
     )
 
@@ -113,6 +122,20 @@ def base_variant(
         page_size=layer.page_size,
         causal=layer.causal,
     )
+
+
+def share_sms(
+    plan: Plan, base: Variant, policy: Policy, *, num_sms: int, memory_gbs: float
+) -> Plan:
+    """Return the plan with the SMs of a fused Hopper launch shared between the sides."""
+    if not isinstance(base, HopperConfig):
+        return plan
+    chosen = policy.decode_only_sms
+    if chosen is None:
+        chosen = decode_only_sms(
+            plan, head_dim=base.head_dim, num_sms=num_sms, memory_gbs=memory_gbs
+        )
+    return replace(plan, decode_only_ctas=chosen)
 
 
 def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:

@@ -186,7 +186,7 @@ def test_without_a_gpu_plan_says_what_is_missing(
 def hopper(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A GPU to plan for; kernels that `plan` would load are listed instead."""
     loaded: list[Any] = []
-    info = DeviceInfo(0, "NVIDIA H100", get_arch("sm_90a"), 132, 80 << 30, 50 << 20)
+    info = DeviceInfo(0, "NVIDIA H100", get_arch("sm_90a"), 132, 80 << 30, 50 << 20, 3352.0)
     monkeypatch.setattr(attention_module, "current_device", lambda: info)
     monkeypatch.setattr(attention_module, "device_info", lambda ordinal: info)
     monkeypatch.setattr(

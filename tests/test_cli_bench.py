@@ -59,7 +59,9 @@ def test_a_part_never_replaces_a_whole_file(tmp_path, monkeypatch):
     from podrt.device import DeviceInfo
     from podrt.kernels.arch import get_arch
 
-    device = DeviceInfo(0, "NVIDIA H100 80GB HBM3", get_arch("sm_90a"), 132, 1 << 36, 1 << 25)
+    device = DeviceInfo(
+        0, "NVIDIA H100 80GB HBM3", get_arch("sm_90a"), 132, 1 << 36, 1 << 25, 3352.0
+    )
     monkeypatch.setattr(bench, "current_device", lambda: device)
     save(make_results(), tmp_path / "peers.json")
     result = invoke("--suite", "peers", "--only", "64-8", "--peers", "none", "--out", tmp_path)

@@ -24,7 +24,7 @@ from podrt.reference import flat_page_table, reference_attention
 
 GEOMETRY = Geometry(num_qo_heads=4, num_kv_heads=2, head_dim=64, page_size=16, dtype="bfloat16")
 REQUESTS = [Request(0.0, 300 + 10 * number, 30) for number in range(6)]
-DEVICE = DeviceInfo(0, "Some GPU", get_arch("sm_90a"), 132, 1 << 36, 1 << 25)
+DEVICE = DeviceInfo(0, "Some GPU", get_arch("sm_90a"), 132, 1 << 36, 1 << 25, 3352.0)
 
 
 @pytest.fixture(scope="module")

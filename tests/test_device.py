@@ -32,6 +32,9 @@ class FakeRuntime:
             raise CudaError(self.error)
         return 1
 
+    def deviceGetAttribute(self, attribute, ordinal):
+        return {36: 2_619_000, 37: 5120}[attribute]  # memory clock in kHz, bus width in bits
+
     def getDeviceProperties(self, ordinal):
         self.questions += 1
         if self.error:
@@ -58,6 +61,7 @@ def test_current_device_is_described(fake_runtime):
     assert (info.ordinal, info.name, info.arch.name) == (1, "NVIDIA H100 80GB HBM3", "sm_90a")
     assert (info.num_sms, info.l2_bytes) == (132, 50 * 2**20)
     assert info.total_memory_bytes == 85_000_000_000
+    assert info.memory_gbs == pytest.approx(3352.3, abs=0.1)
 
 
 def test_driver_is_asked_once_for_each_device(fake_runtime):

@@ -15,6 +15,7 @@ from podrt.dispatch import (
     launches,
     nearest_ratio,
     parse_policy,
+    share_sms,
     tiling_of,
 )
 from podrt.errors import UnsupportedConfigError
@@ -24,6 +25,7 @@ from podrt.kernels.hopper_variants import hopper_variant
 from podrt.kernels.variants import RATIOS, variant
 from podrt.layer import Layer, make_layer
 from podrt.plan import Plan, make_plan
+from podrt.sm_allocation import decode_only_sms
 
 NUM_SMS = 132
 BASE = variant("pod", "sm_90a", "bfloat16", 128)
@@ -291,7 +293,7 @@ def test_hopper_prefill_tiles_are_whole_tokens(group: int, rows: int) -> None:
     tiling = tiling_of(HOPPER, 10, group)
     assert (tiling.prefill_rows, tiling.decode_rows) == (rows, HOPPER.decode_rows)
     assert tiling.prefill_kv_tile == HOPPER.kv_tile
-    assert (tiling.prefill_slots, tiling.decode_slots) == (10, 10)
+    assert (tiling.prefill_slots, tiling.decode_slots) == (10, 20)
 
 
 def test_tiling_describes_the_variant_on_the_gpu() -> None:
@@ -309,6 +311,21 @@ def test_policies_that_fix_the_shape() -> None:
     for policy, shape in (("ctas=2", "large"), ("ctas=4", "small")):
         chosen = chosen_for([1, 5], layer_of(), policy)
         assert chosen == variant("pod", "sm_90a", "bfloat16", 128, shape=shape)
+
+
+@pytest.mark.parametrize("number", [0, 24, 1024])
+def test_decode_only_sms_are_taken_as_they_are(number: int) -> None:
+    policy = parse_policy(f"decode-only={number}")
+    assert policy == Policy(family="hopper", decode_only_sms=number)
+    shared = share_sms(MIXED, HOPPER, policy, num_sms=132, memory_gbs=3352.0)
+    assert shared.decode_only_ctas == number
+
+
+def test_sms_are_shared_by_the_work_on_each_side() -> None:
+    shared = share_sms(MIXED, HOPPER, Policy(), num_sms=132, memory_gbs=3352.0)
+    expected = decode_only_sms(MIXED, head_dim=128, num_sms=132, memory_gbs=3352.0)
+    assert shared.decode_only_ctas == expected
+    assert share_sms(MIXED, BASE, Policy(), num_sms=132, memory_gbs=3352.0) is MIXED
 
 
 def test_unlimited_splits_reach_the_planner() -> None:

@@ -73,13 +73,16 @@ def tensors_of(**changes: np.ndarray | None) -> dict[str, TensorView | None]:
     }
 
 
-def params_of(config: HopperConfig = FUSED, **changes: np.ndarray | None) -> np.void:
+def params_of(
+    config: HopperConfig = FUSED, plan: Plan = PLAN, **changes: np.ndarray | None
+) -> np.void:
     workspace = {
         name: SimpleNamespace(data=SimpleNamespace(ptr=10_000 + n))
         for n, name in enumerate(BUFFERS)
     }
     tensors: Any = SimpleNamespace(**tensors_of(**changes))
-    block = hopper.params_of(config, PLAN, tensors, SimpleNamespace(**workspace), 5000, 0.125)  # type: ignore[arg-type]
+    buffers: Any = SimpleNamespace(**workspace)
+    block = hopper.params_of(config, plan, tensors, buffers, 5000, 0.125, num_sms=132)
     return block[0]
 
 
@@ -106,6 +109,13 @@ def test_kernel_gets_tensors_buffers_and_sizes(maps: list[tuple[Any, ...]]) -> N
     assert (params["num_kv_heads"], params["group"]) == (NUM_KV_HEADS, GROUP)
     assert params["tile_tokens"] == 42
     assert params["scale_log2"] == np.float32(0.125 * np.log2(np.e))
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 0), (3, 3), (7, 7), (8, 7), (100, 7)])
+def test_one_cta_is_left_for_prefill(maps: list[tuple[Any, ...]], asked: int, given: int) -> None:
+    plan = dataclasses.replace(PLAN, decode_only_ctas=asked)
+    assert hopper.num_ctas(FUSED, plan, 132) == 8
+    assert params_of(plan=plan)["decode_only_ctas"] == given
 
 
 def test_without_lse_the_kernel_gets_a_null_pointer(maps: list[tuple[Any, ...]]) -> None:

@@ -21,11 +21,12 @@ def changed(**fields: object) -> HopperConfig:
 
 
 @pytest.mark.parametrize(
-    ("form", "warpgroups"), [("pod", 4), ("prefill", 3), ("decode", 2)], ids=str
+    ("form", "warpgroups", "lanes"), [("pod", 4, 3), ("prefill", 3, 0), ("decode", 3, 2)], ids=str
 )
-def test_a_warpgroup_for_each_role(form: str, warpgroups: int) -> None:
+def test_a_warpgroup_for_each_role(form: str, warpgroups: int, lanes: int) -> None:
     config = hopper_variant(form, "bfloat16", 128)  # type: ignore[arg-type]
     assert (config.warpgroups, config.threads) == (warpgroups, 128 * warpgroups)
+    assert config.lanes == lanes
     assert (config.has_prefill, config.has_decode) == (form != "decode", form != "prefill")
     assert config.ctas_per_sm == 1
 
@@ -101,6 +102,18 @@ def test_shared_memory_beyond_a_cta_is_refused() -> None:
     message = rf"needs \d+ bytes of shared memory in a CTA; sm_90a allows {most}"
     with pytest.raises(UnsupportedConfigError, match=message):
         dataclasses.replace(deep, decode_slots=deep.decode_slots + 2)
+
+
+@pytest.mark.parametrize("decode_rows", [8, 16, 32])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_later_lanes_fit_over_the_prefill_tiles(head_dim: int, decode_rows: int) -> None:
+    pod = hopper_variant("pod", "bfloat16", head_dim, decode_rows=decode_rows)
+    prefill_bytes = (128 + 2 * pod.stages * pod.kv_tile) * head_dim * 2
+    lane_bytes = (decode_rows * (head_dim + 64) + pod.next_slots * 64 * head_dim) * 2
+    assert pod.next_slots >= 3
+    assert 2 * lane_bytes <= prefill_bytes < 2 * (lane_bytes + 64 * head_dim * 2)
+    alone = hopper_variant("decode", "bfloat16", head_dim, decode_rows=decode_rows)
+    assert alone.next_slots == alone.decode_slots
 
 
 def all_configs() -> list[HopperConfig]:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from podrt.tensors import TensorView
     from podrt.workspace import Workspace
 
+#: Keys of a piece of a long decode: short enough for SMs to end together, long enough for starting
+#: and merging it not to count (`design/hopper-kernel.md`).
+DECODE_PIECE_KEYS = 4096
+
 #: Arguments of every kernel of the family, in memory order. Strides are in elements.
 PARAMS = (
     Field("TensorMap", "q_map", "boxes of 64 columns x group heads x tile_tokens tokens"),
@@ -39,6 +43,7 @@ PARAMS = (
     *OUTPUT_STRIDES,
     *COUNTS,
     Field("int", "tile_tokens", "tokens of a prefill tile: 128 / group, rounded down"),
+    Field("int", "decode_only_ctas", "CTAs that take no prefill"),
     Field("float", "scale_log2", "sm_scale * log2(e)"),
 )
 _ALIGN = 64
@@ -68,9 +73,11 @@ def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
         prefill_kv_tile=math.lcm(config.kv_tile, DECODE_KEYS),
         decode_kv_tile=DECODE_KEYS,
         prefill_slots=num_sms,
-        decode_slots=num_sms,
+        # Two of an SM's three decode lanes are enough to fill the memory bus.
+        decode_slots=2 * num_sms,
         prefill_waves=1,
         decode_waves=1,
+        decode_piece_keys=DECODE_PIECE_KEYS,
     )
 
 
@@ -93,6 +100,7 @@ def params_of(
     workspace: Workspace,
     page_table: int,
     sm_scale: float,
+    num_sms: int,
 ) -> npt.NDArray[np.void]:
     """Return a launch's argument block."""
     q = tensors.q
@@ -107,6 +115,8 @@ def params_of(
         q_stride_token=q.strides[0],
         q_stride_head=q.strides[1],
         tile_tokens=tile_tokens(plan.group),
+        # One CTA at least must take the prefill.
+        decode_only_ctas=min(plan.decode_only_ctas, num_ctas(config, plan, num_sms) - 1),
         scale_log2=sm_scale * math.log2(math.e),
         **buffer_arguments(plan, tensors, workspace, page_table),
     )

@@ -27,7 +27,7 @@ _REGISTER_POOL = {3: 504, 4: 512}
 
 @dataclass(frozen=True)
 class HopperConfig(VariantForm):
-    """One persistent CTA per SM: a producer warpgroup, one for decode, two for prefill.
+    """One persistent CTA per SM: a producer warpgroup, one for decode, two for prefill or decode.
 
     Attributes
     ----------
@@ -46,7 +46,8 @@ class HopperConfig(VariantForm):
     stages : int
         Depth of the prefill ring, for K and V each.
     decode_slots : int
-        Depth of the decode ring, in tiles of 64 keys or values.
+        Depth of a decode ring, in tiles of 64 keys or values; `next_slots` has those of the rings
+        that lie over the prefill tiles.
     producer_registers, decode_registers, prefill_registers : int
         Registers of a thread, by role.
     page_size : int or None
@@ -103,9 +104,17 @@ class HopperConfig(VariantForm):
         return 1
 
     @property
+    def lanes(self) -> int:
+        """Decode units that a CTA can have in work, each with a producer warp and a ring.
+
+        In the fused kernel the last two are the prefill warpgroups, when they have no prefill.
+        """
+        return {"prefill": 0, "decode": 2, "pod": 3}[self.form]
+
+    @property
     def warpgroups(self) -> int:
         """Warpgroups of the CTA."""
-        return 1 + int(self.has_decode) + 2 * int(self.has_prefill)
+        return 1 + int(self.form == "pod") + 2
 
     @property
     def threads(self) -> int:
@@ -130,16 +139,37 @@ class HopperConfig(VariantForm):
     @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of the CTA; the map is in ``hopper/shared_memory.cuh``."""
-        row_bytes = self.head_dim * _ELEMENT_BYTES
-        total = 0
-        if self.has_prefill:
-            total += (PREFILL_ROWS + 2 * self.stages * self.kv_tile) * row_bytes
+        tiles = self._prefill_bytes
         if self.has_decode:
-            total += (self.decode_slots * DECODE_KEYS + self.decode_rows) * row_bytes
-            total += self.decode_rows * DECODE_KEYS * _ELEMENT_BYTES
-        barriers = 2 + 4 * self.stages + 8 + 2 * self.decode_slots
-        barrier_bytes = -(-8 * barriers // 16) * 16
-        return total + barrier_bytes + 4 * _WORK_SLOT_BYTES + 16 * self.decode_rows + 8
+            tiles += self._lane_bytes(self.decode_slots)
+        if self.form == "decode":
+            tiles += (self.lanes - 1) * self._lane_bytes(self.next_slots)
+        barriers = 2 + 4 * self.stages + 5
+        control = -(-8 * barriers // 16) * 16 + 2 * _WORK_SLOT_BYTES + 16
+        lane_barriers = 4 + 2 * max(self.decode_slots, self.next_slots)
+        lane_control = 2 * _WORK_SLOT_BYTES + 16 * self.decode_rows + 8 * lane_barriers
+        return tiles + control + self.lanes * lane_control
+
+    @property
+    def next_slots(self) -> int:
+        """Depth of the rings of decode lanes 1 and 2, which lie over the prefill tiles if any."""
+        if self.form != "pod":
+            return self.decode_slots
+        return (self._prefill_bytes // 2 - self._lane_bytes(0)) // self._tile_bytes
+
+    @property
+    def _tile_bytes(self) -> int:
+        return DECODE_KEYS * self.head_dim * _ELEMENT_BYTES
+
+    @property
+    def _prefill_bytes(self) -> int:
+        rows = PREFILL_ROWS + 2 * self.stages * self.kv_tile
+        return rows * self.head_dim * _ELEMENT_BYTES if self.has_prefill else 0
+
+    def _lane_bytes(self, slots: int) -> int:
+        """Return the shared memory of a decode lane: queries, probabilities and ring."""
+        columns = self.head_dim + DECODE_KEYS
+        return self.decode_rows * columns * _ELEMENT_BYTES + slots * self._tile_bytes
 
     @property
     def name(self) -> str:
@@ -165,7 +195,7 @@ class HopperConfig(VariantForm):
 
     def _check_budgets(self) -> None:
         roles = [self.producer_registers]
-        roles += [self.decode_registers] if self.has_decode else []
+        roles += [self.decode_registers] * (self.warpgroups - 1 - 2 * int(self.has_prefill))
         roles += [self.prefill_registers] * 2 if self.has_prefill else []
         for registers in roles:
             if type(registers) is not int or registers % 8 or not 24 <= registers <= 256:

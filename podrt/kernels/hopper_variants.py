@@ -30,10 +30,10 @@ class _Pod(NamedTuple):
 _PODS = {
     (64, 8): _Pod(128, 40, 56, 208),
     (64, 16): _Pod(128, 40, 72, 200),
-    (64, 32): _Pod(128, 32, 120, 176),
+    (64, 32): _Pod(128, 40, 120, 176),
     (128, 8): _Pod(128, 40, 56, 208),
-    (128, 16): _Pod(112, 32, 80, 192),
-    (128, 32): _Pod(96, 32, 120, 176),
+    (128, 16): _Pod(112, 40, 80, 192),
+    (128, 32): _Pod(96, 40, 120, 176),
 }
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left.

@@ -56,7 +56,7 @@ def launch(
         Holds the plan's items.
     """
     if isinstance(config, HopperConfig):
-        params = hopper.params_of(config, plan, tensors, workspace, page_table, sm_scale)
+        params = hopper.params_of(config, plan, tensors, workspace, page_table, sm_scale, num_sms)
         grid = hopper.num_ctas(config, plan, num_sms)
     else:
         params = portable.params_of(plan, tensors, workspace, page_table, sm_scale)

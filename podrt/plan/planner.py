@@ -40,6 +40,9 @@ class Tiling:
         splits without that limit, as if there were no decode.
     decode_waves : int
         Likewise for decode, where more and shorter units let the queue even out the end.
+    decode_piece_keys : int or None
+        Decode is also split into pieces of about so many keys, however many units there are; None
+        leaves long requests whole once there are enough units.
     """
 
     prefill_rows: int
@@ -50,6 +53,7 @@ class Tiling:
     decode_slots: int
     prefill_waves: int | None = 2
     decode_waves: int = 4
+    decode_piece_keys: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def make_plan(
         decode.keys,
         kv_tile=tiling.decode_kv_tile,
         min_keys=MIN_DECODE_KEYS,
-        max_items=tiling.decode_waves * tiling.decode_slots // num_kv_heads,
+        max_items=_most_decode_items(decode.keys, num_kv_heads, tiling),
     )
     prefill_splits = _split_prefill(prefill.keys, num_kv_heads, tiling, decode_fills_gpu)
     prefill_merges = int(prefill_splits.is_split.sum())
@@ -111,6 +115,13 @@ def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> np
     rows: Ints = q_lens.astype(np.int64) * group
     decoding: npt.NDArray[np.bool_] = (q_lens == 1) | (rows <= decode_rows)
     return decoding
+
+
+def _most_decode_items(keys: Ints, num_kv_heads: int, tiling: Tiling) -> int:
+    most = tiling.decode_waves * tiling.decode_slots // num_kv_heads
+    if tiling.decode_piece_keys is None:
+        return most
+    return max(most, -(-int(keys.sum()) // tiling.decode_piece_keys))
 
 
 def _split_prefill(keys: Ints, num_kv_heads: int, tiling: Tiling, decode_fills_gpu: bool) -> Splits:

@@ -55,6 +55,9 @@ class Plan:
         of one tile: element ``((partial_row + split * rows) * num_kv_heads + head * rows + r)``.
     causal : bool
         Bottom-right aligned causal mask.
+    decode_only_ctas : int
+        CTAs of a fused launch that take no prefill work; heeded by the Hopper family, whose CTAs
+        otherwise take both sides at once.
     """
 
     prefill: WorkList
@@ -66,6 +69,7 @@ class Plan:
     num_merges: int
     partial_rows: int
     causal: bool
+    decode_only_ctas: int = 0
 
     @property
     def num_prefill_units(self) -> int:

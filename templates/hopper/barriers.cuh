@@ -2,7 +2,7 @@
 #pragma once
 
 enum NamedBarrier : int {
-  kDecodeBarrier = 1,     // the decode warpgroup
-  kPrefillBarrier = 2,    // +0, +1: one prefill warpgroup
-  kTurnBarrier = 4,       // +0, +1: a prefill warpgroup's turn on the tensor cores
+  kDecodeBarrier = 1,     // +0, +1, +2: the warpgroup of a decode lane
+  kPrefillBarrier = 4,    // +0, +1: one prefill warpgroup
+  kTurnBarrier = 6,       // +0, +1: a prefill warpgroup's turn on the tensor cores
 };

@@ -1,4 +1,4 @@
-// Decode consumer: one warpgroup, one tile of up to decode_rows packed query rows at a time.
+// Decode consumer: the warpgroup of a lane, one tile of up to decode_rows packed query rows at a time.
 //
 // Operands are swapped, so that the 64 keys of a tile fill the 64 rows that wgmma insists on:
 //   scores^T [64 keys x rows] = K Q^T,   out^T [head_dim x rows] += V^T P^T.
@@ -22,18 +22,21 @@ struct DecodeConsumer {
 
   const Params& p;
   const Smem& smem;
+  const DecodeLane& at;
   const int thread, warp, lane;
-  RingPosition<Config::kDecodeSlots> ring;
+  Ring ring;
 
   float scores[kScores], out[kBlocks][kScores];
   float row_max[kColumns], row_sum[kColumns];
 
-  __device__ __forceinline__ DecodeConsumer(const Params& p, const Smem& smem, int thread)
-      : p(p), smem(smem), thread(thread), warp(thread / kWarp), lane(thread % kWarp) {}
+  __device__ __forceinline__ DecodeConsumer(const Params& p, const Smem& smem, const DecodeLane& at,
+                                            int thread)
+      : p(p), smem(smem), at(at), thread(thread), warp(thread / kWarp), lane(thread % kWarp),
+        ring{at.slots} {}
 
   __device__ __forceinline__ void run() {
-    WorkConsumer<Config> work{smem, Smem::kDecodeWorkFull, Smem::kDecodeWorkEmpty,
-                              Smem::kDecodeWork};
+    WorkConsumer work{control() + Smem::kLaneWorkFull, control() + Smem::kLaneWorkEmpty,
+                      smem.base + at.control + Smem::kLaneWork};
     for (;;) {
       const WorkSlot& slot = work.next();
       const int kv_head = warp_uniform(slot.kv_head);
@@ -44,7 +47,17 @@ struct DecodeConsumer {
   }
 
  private:
-  __device__ __forceinline__ void sync() const { barrier_sync(kDecodeBarrier, kWarpgroup); }
+  __device__ __forceinline__ void sync() const { barrier_sync(kDecodeBarrier + at.index, kWarpgroup); }
+
+  __device__ __forceinline__ u32 control() const { return smem.address + at.control; }
+
+  // Offset of the tile at the ring's position, and the barrier that tells when it is there.
+  __device__ __forceinline__ int ring_tile() const {
+    return at.tiles + Smem::kLaneRing + ring.slot * Smem::kDecodeTileBytes;
+  }
+  __device__ __forceinline__ u32 ring_full() const {
+    return control() + Smem::kRingFull + 8 * ring.slot;
+  }
 
   // Tile row of this thread's accumulator column c.
   __device__ __forceinline__ int column_row(int c) const {
@@ -86,7 +99,7 @@ struct DecodeConsumer {
       if (row < rows)
         value = __ldg(reinterpret_cast<const uint4*>(RowAddress(p, item, kv_head, row).q(p)) +
                       chunk);
-      *reinterpret_cast<uint4*>(smem.base + Smem::kDecodeQ + chunk / 8 * Smem::kDecodeQBlockBytes +
+      *reinterpret_cast<uint4*>(smem.base + at.tiles + Smem::kLaneQ + chunk / 8 * Smem::kDecodeQBlockBytes +
                                 swizzle128(row, chunk % 8)) = value;
     }
     fence_proxy_async();
@@ -99,9 +112,9 @@ struct DecodeConsumer {
     if (masked) mask(item, first_key);
     float shrink[kColumns];
     softmax(shrink);
-    mbarrier_wait(smem.barrier(Smem::kRingFull + ring.slot), ring.parity);
+    mbarrier_wait(ring_full(), ring.parity);
     if (key_rows < kKeys)
-      zero_rows<kKeys, kBlocks>(smem.base + Smem::kRing + ring.slot * Smem::kDecodeTileBytes,
+      zero_rows<kKeys, kBlocks>(smem.base + ring_tile(),
                                 key_rows, thread);
     fence_proxy_async();
     sync();  // probabilities are complete
@@ -109,19 +122,20 @@ struct DecodeConsumer {
   }
 
   __device__ __forceinline__ void release() {
-    if (thread == 0) mbarrier_arrive(smem.barrier(Smem::kRingEmpty + ring.slot));
+    if (thread == 0) mbarrier_arrive(control() + Smem::kRingEmpty + 8 * ring.slot);
     ring.advance();
   }
 
   __device__ __forceinline__ void multiply_kq() {
-    mbarrier_wait(smem.barrier(Smem::kRingFull + ring.slot), ring.parity);
-    const u64 k_tile = descriptor(smem.address + Smem::kRing + ring.slot * Smem::kDecodeTileBytes);
-    const u64 q_tile = descriptor(smem.address + Smem::kDecodeQ);
+    mbarrier_wait(ring_full(), ring.parity);
+    const u64 k_tile = descriptor(smem.address + ring_tile());
+    const u64 q_tile = descriptor(smem.address + at.tiles + Smem::kLaneQ);
     wgmma_fence();
+    wgmma_kq_first(scores, k_tile, q_tile);
 #pragma unroll
-    for (int i = 0; i < Config::kHeadDim / 16; i++)
+    for (int i = 1; i < Config::kHeadDim / 16; i++)
       wgmma_kq(scores, advance(k_tile, i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
-               advance(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32), i > 0);
+               advance(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
     wgmma_commit();
     wgmma_wait<0>();
     hold_registers(scores);
@@ -141,7 +155,7 @@ struct DecodeConsumer {
 
   // Writes the probabilities to shared memory and gives the factor by which `out` shrinks.
   __device__ __forceinline__ void softmax(float (&shrink)[kColumns]) {
-    float* maxima = reinterpret_cast<float*>(smem.base + Smem::kReduce);
+    float* maxima = reinterpret_cast<float*>(smem.base + at.control + Smem::kReduce);
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
       float max = fmaxf(scores[c / 2 * 4 + c % 2], scores[c / 2 * 4 + 2 + c % 2]);
@@ -171,14 +185,14 @@ struct DecodeConsumer {
   }
 
   __device__ __forceinline__ void store_probability(int row, int key, float probability) const {
-    char* chunk = smem.base + Smem::kDecodeP + swizzle128(row, key / 8);
+    char* chunk = smem.base + at.tiles + Smem::kLaneP + swizzle128(row, key / 8);
     reinterpret_cast<u16*>(chunk)[key % 8] =
         static_cast<u16>(Config::Element::pack(probability, 0.f));
   }
 
   __device__ __forceinline__ void multiply_vp(const float (&shrink)[kColumns]) {
-    const u64 v_tile = descriptor(smem.address + Smem::kRing + ring.slot * Smem::kDecodeTileBytes);
-    const u64 p_tile = descriptor(smem.address + Smem::kDecodeP);
+    const u64 v_tile = descriptor(smem.address + ring_tile());
+    const u64 p_tile = descriptor(smem.address + at.tiles + Smem::kLaneP);
 #pragma unroll
     for (int block = 0; block < kBlocks; block++)
 #pragma unroll
@@ -191,7 +205,7 @@ struct DecodeConsumer {
 #pragma unroll
       for (int block = 0; block < kBlocks; block++)
         wgmma_vp(out[block], advance(v_tile, block * Smem::kDecodeBlockBytes + i * 2048),
-                 advance(p_tile, i * 32), true);
+                 advance(p_tile, i * 32));
     wgmma_commit();
     wgmma_wait<0>();
 #pragma unroll
@@ -200,7 +214,7 @@ struct DecodeConsumer {
   }
 
   __device__ __forceinline__ void finish(const WorkItem& item, int kv_head) {
-    float* sums = reinterpret_cast<float*>(smem.base + Smem::kReduce);
+    float* sums = reinterpret_cast<float*>(smem.base + at.control + Smem::kReduce);
     sync();  // the maxima have been read
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
@@ -253,7 +267,7 @@ struct DecodeConsumer {
   }
 
   __device__ __forceinline__ void merge(const WorkItem& item, int kv_head, int rows) const {
-    volatile int* flag = reinterpret_cast<volatile int*>(smem.base + Smem::kReduce);
+    volatile int* flag = reinterpret_cast<volatile int*>(smem.base + at.control + Smem::kReduce);
     __threadfence();
     sync();
     if (thread == 0)

@@ -25,7 +25,8 @@ struct PrefillConsumer {
 
   float scores[kScores], out[kOut];
   u32 probabilities[kScores / 2];
-  float row_max[2], row_sum[2], shrink[2];
+  float row_max[2];  // what the rows' sums refer to: a score near the largest so far
+  float row_sum[2];
 
   __device__ __forceinline__ PrefillConsumer(const Params& p, const Smem& smem, int warpgroup,
                                              int thread)
@@ -33,7 +34,8 @@ struct PrefillConsumer {
         lane(thread % kWarp) {}
 
   __device__ __forceinline__ void run() {
-    WorkConsumer<Config> work{smem, Smem::kWorkFull, Smem::kWorkEmpty, Smem::kWork};
+    WorkConsumer work{smem.barrier(Smem::kWorkFull), smem.barrier(Smem::kWorkEmpty),
+                      smem.base + Smem::kWork};
     if (warpgroup == 1) barrier_arrive(kTurnBarrier, 2 * kWarpgroup);  // warpgroup 0 begins
     for (;;) {
       const WorkSlot& slot = work.next();
@@ -52,13 +54,9 @@ struct PrefillConsumer {
   __device__ __forceinline__ void run_unit(const WorkItem& item, int kv_head) {
     row_max[0] = row_max[1] = -infinity();
     row_sum[0] = row_sum[1] = 0.f;
+    clear_registers(out);
     const int tiles = warp_uniform(ceil_div(item.kv_end - item.kv_begin, Config::kKvTile));
-    if (tiles > 0) {
-      attend(item, tiles);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kOut; i++) out[i] = 0.f;
-    }
+    if (tiles > 0) attend(item, tiles);
     finish(item, kv_head);
   }
 
@@ -66,7 +64,9 @@ struct PrefillConsumer {
     const int first_token = item.row_begin / p.group;
     const int full_limit = visible_keys<Config>(item, first_token);  // seen by every row
     int first_key = item.kv_begin + (tiles - 1) * Config::kKvTile;
-    const int last_rows = item.kv_len - first_key;  // of the last tile; more than a tile is full
+    // Tiles that the mask cuts: those that end beyond full_limit. They are the first ones.
+    const int unmasked = warp_uniform(max(full_limit - item.kv_begin, 0) / Config::kKvTile);
+    int tile = tiles - 1;
 
     mbarrier_wait(smem.barrier(Smem::kQFull), q.parity);
     q.advance();
@@ -74,34 +74,38 @@ struct PrefillConsumer {
     issue_qk();
     wgmma_wait<0>();
     hold_registers(scores);
-    release_k();
-    if (first_key + Config::kKvTile > full_limit) mask(item, first_token, first_key);
-    softmax();
-
-    bool accumulate = false;
-    for (int tile = tiles - 2; tile >= 0; tile--) {
+    release_k(tile == 0);
+    clear_beyond(warp_uniform(item.kv_len - first_key));
+    for (;;) {
+      if (tile >= unmasked) mask(item, first_token, first_key);
+      softmax_exact();
+      tile = warp_uniform(tile - 1);  // said again: the compiler loses track of it in this loop
+      if (tile < unmasked) break;
       first_key -= Config::kKvTile;
-      mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
-      barrier_sync(kTurnBarrier + warpgroup, 2 * kWarpgroup);
-      issue_qk();
-      mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
-      if (!accumulate) clear_beyond(last_rows);
-      issue_pv(accumulate);
-      accumulate = true;
-      barrier_arrive(kTurnBarrier + (warpgroup ^ 1), 2 * kWarpgroup);
-      wgmma_wait<1>();
-      hold_registers(scores);
-      release_k();
-      if (first_key + Config::kKvTile > full_limit) mask(item, first_token, first_key);
-      softmax();
-      release_v();
-#pragma unroll
-      for (int i = 0; i < kOut; i++) out[i] *= shrink[i / 2 % 2];
+      multiply(tile);
     }
-    if (elected()) mbarrier_arrive(smem.barrier(Smem::kQEmpty));
+    for (; tile >= 0; tile--) {
+      multiply(tile);
+      softmax_lagging();
+    }
     mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
-    if (!accumulate) clear_beyond(last_rows);
-    issue_pv(accumulate);
+    issue_pv();
+    wgmma_wait<0>();
+    hold_registers(out);
+    release_v();
+  }
+
+  // S = Q K^T of a tile and O += P V of the one before, in this warpgroup's turn.
+  __device__ __forceinline__ void multiply(int tile) {
+    mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
+    barrier_sync(kTurnBarrier + warpgroup, 2 * kWarpgroup);
+    issue_qk();
+    mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
+    issue_pv();
+    barrier_arrive(kTurnBarrier + (warpgroup ^ 1), 2 * kWarpgroup);
+    wgmma_wait<1>();
+    hold_registers(scores);
+    release_k(tile == 0);
     wgmma_wait<0>();
     hold_registers(out);
     release_v();
@@ -109,8 +113,10 @@ struct PrefillConsumer {
 
   __device__ __forceinline__ bool elected() const { return thread == 0; }
 
-  __device__ __forceinline__ void release_k() {
+  // After the last product of a unit Q is no longer needed either.
+  __device__ __forceinline__ void release_k(bool is_last) {
     if (elected()) mbarrier_arrive(smem.barrier(Smem::kKEmpty + k.slot));
+    if (elected() && is_last) mbarrier_arrive(smem.barrier(Smem::kQEmpty));
     k.advance();
   }
 
@@ -123,14 +129,15 @@ struct PrefillConsumer {
     const u64 q_tile = descriptor(smem.address + Smem::kQ + warpgroup * 64 * 128);
     const u64 k_tile = descriptor(smem.address + Smem::kK + k.slot * Smem::kKvTileBytes);
     wgmma_fence();
+    wgmma_qk_first(scores, q_tile, k_tile);
 #pragma unroll
-    for (int i = 0; i < Config::kHeadDim / 16; i++)
+    for (int i = 1; i < Config::kHeadDim / 16; i++)
       wgmma_qk(scores, advance(q_tile, i / 4 * Smem::kQBlockBytes + i % 4 * 32),
-               advance(k_tile, i / 4 * Smem::kKvBlockBytes + i % 4 * 32), i > 0);
+               advance(k_tile, i / 4 * Smem::kKvBlockBytes + i % 4 * 32));
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void issue_pv(bool accumulate) {
+  __device__ __forceinline__ void issue_pv() {
     const u64 v_tile = descriptor(smem.address + Smem::kV + v.slot * Smem::kKvTileBytes,
                                   Smem::kKvBlockBytes);
     hold_registers(out);
@@ -138,14 +145,14 @@ struct PrefillConsumer {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Config::kKvTile / 16; i++)
-      wgmma_pv(out, probabilities + 4 * i, advance(v_tile, i * 2048),
-               i > 0 || accumulate);
+      wgmma_pv(out, probabilities + 4 * i, advance(v_tile, i * 2048));
     wgmma_commit();
   }
 
-  // In the last tile of a request, rows beyond its keys hold anything; see zero_rows.
+  // In the last tile of a request, rows of V beyond its keys hold anything; see zero_rows.
   __device__ __forceinline__ void clear_beyond(int rows) {
     if (rows >= Config::kKvTile) return;
+    mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
     zero_rows<Config::kKvTile, Smem::kColumnBlocks>(
         smem.base + Smem::kV + v.slot * Smem::kKvTileBytes, rows, thread);
     barrier_sync(kPrefillBarrier + warpgroup, kWarpgroup);
@@ -165,18 +172,15 @@ struct PrefillConsumer {
     }
   }
 
-  // Turns scores into probabilities, as softmax_step of common/softmax.cuh but for both rows of the
-  // thread at once and with several short dependency chains in place of one long one: only two warps
-  // share a scheduler here. Accumulators of two column blocks are the A operand of one step over
-  // the keys. Waits for O += P V of the tile before, which reads the old probabilities.
-  __device__ __forceinline__ void softmax() {
+  // Softmax of a tile that the mask cuts, or of the first: raises row_max to the tile's maxima, then
+  // takes the exponentials. Several short dependency chains in place of a long one: only two warps
+  // share a scheduler here.
+  __device__ __forceinline__ void softmax_exact() {
     float max[2][2] = {{row_max[0], scores[1]}, {row_max[1], scores[3]}};
 #pragma unroll
     for (int i = 0; i < kScores; i++)
       max[i / 2 % 2][i % 2] = fmaxf(max[i / 2 % 2][i % 2], scores[i]);
-    wgmma_wait<0>();
-    hold_registers(out);
-    float sum[2][2] = {}, reference[2];
+    float shrink[2], reference[2], sum[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const float new_max = quad_max(fmaxf(max[half][0], max[half][1]));
@@ -185,6 +189,33 @@ struct PrefillConsumer {
       shrink[half] = exp2_approx(row_max[half] * p.scale_log2 - reference[half]);
       row_max[half] = new_max;
     }
+    exponentiate(reference, sum);
+#pragma unroll
+    for (int half = 0; half < 2; half++) row_sum[half] = row_sum[half] * shrink[half] + sum[half];
+#pragma unroll
+    for (int i = 0; i < kOut; i++) out[i] *= shrink[i / 2 % 2];
+  }
+
+  // Softmax of a tile that every row sees whole, relative to row_max as it is. What a sum of powers
+  // refers to need only be near the largest of them, so maxima are looked for only once a sum tells
+  // that a score has outgrown row_max: rarely, after the first tiles.
+  __device__ __forceinline__ void softmax_lagging() {
+    constexpr float kOutgrown = 1024.f;  // float16 holds powers up to 2^15
+    const float reference[2] = {row_max[0] * p.scale_log2, row_max[1] * p.scale_log2};
+    float sum[2];
+    exponentiate(reference, sum);
+    if (__any_sync(~0u, fmaxf(sum[0], sum[1]) > kOutgrown)) {
+      softmax_exact();
+    } else {
+      row_sum[0] += sum[0];
+      row_sum[1] += sum[1];
+    }
+  }
+
+  // Probabilities of a tile, and this thread's share of the rows' sums. Accumulators of two column
+  // blocks are the A operand of one step over the keys.
+  __device__ __forceinline__ void exponentiate(const float (&reference)[2], float (&row_sums)[2]) {
+    float sum[2][2] = {};
 #pragma unroll
     for (int i = 0; i < kScores; i += 2) {
       const int half = i / 2 % 2;
@@ -194,9 +225,8 @@ struct PrefillConsumer {
       sum[half][1] += high;
       probabilities[i / 2] = Config::Element::pack(low, high);
     }
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-      row_sum[half] = row_sum[half] * shrink[half] + (sum[half][0] + sum[half][1]);
+    row_sums[0] = sum[0][0] + sum[0][1];
+    row_sums[1] = sum[1][0] + sum[1][1];
   }
 
   __device__ __forceinline__ void finish(const WorkItem& item, int kv_head) {
@@ -216,40 +246,28 @@ struct PrefillConsumer {
     if (item.num_splits > 1) merge(item, kv_head, tile_rows, num_rows);
   }
 
-  // The four lanes of a row trade their 4-byte pieces so that each stores 16 bytes at a time.
+  // Two neighbouring lanes trade halves of two neighbouring column blocks, so that each stores 8
+  // bytes and the four lanes of a row whole sectors of 32.
   __device__ __forceinline__ void store(const WorkItem& item, int kv_head, int row, int num_rows,
                                         int half, float inverse, float lse) {
     const RowAddress address(p, item, kv_head, min(row, num_rows - 1));
-    uint4* destination = reinterpret_cast<uint4*>(address.out(p)) + lane % 4;
+    const bool odd = lane % 2;
+    u16* destination = address.out(p) + odd * 8 + lane / 2 % 2 * 4;
 #pragma unroll
-    for (int n = 0; n < kOut / 4; n += 4) {
-      u32 mine[4], traded[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        mine[i] = Config::Element::pack(out[(n + i) * 4 + 2 * half] * inverse,
-                                        out[(n + i) * 4 + 2 * half + 1] * inverse);
-      transpose_quad(mine, traded, lane % 4);
+    for (int n = 0; n < kOut / 4; n += 2) {
+      const u32 first = packed_out(n, half, inverse), second = packed_out(n + 1, half, inverse);
+      const u32 traded = __shfl_xor_sync(~0u, odd ? first : second, 1);
       if (row < num_rows)
-        destination[n] = make_uint4(traded[0], traded[1], traded[2], traded[3]);
+        *reinterpret_cast<uint2*>(destination + n * 8) =
+            odd ? make_uint2(traded, second) : make_uint2(first, traded);
     }
     if (row < num_rows && lane % 4 == 0) address.store_lse(p, lse);
   }
 
-  // Lane j of a quad gives piece i of block i; it gets the pieces of all lanes of block j.
-  static __device__ __forceinline__ void transpose_quad(const u32 (&in)[4], u32 (&out)[4], int j) {
-    u32 rows[4];
-#pragma unroll
-    for (int step = 0; step < 4; step++) {
-      // In this step lane j sends the block that lane j ^ step wants, and gets from that lane.
-      const int wanted = j ^ step;
-      const u32 sent = wanted == 0 ? in[0] : wanted == 1 ? in[1] : wanted == 2 ? in[2] : in[3];
-      rows[step] = __shfl_xor_sync(~0u, sent, step);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int step = i ^ j;  // the piece of lane i came in that step
-      out[i] = step == 0 ? rows[0] : step == 1 ? rows[1] : step == 2 ? rows[2] : rows[3];
-    }
+  // This thread's two results of column block n.
+  __device__ __forceinline__ u32 packed_out(int n, int half, float inverse) const {
+    return Config::Element::pack(out[n * 4 + 2 * half] * inverse,
+                                 out[n * 4 + 2 * half + 1] * inverse);
   }
 
   __device__ __forceinline__ void store_partial(const WorkItem& item, int kv_head, int tile_rows,

@@ -6,10 +6,9 @@
 
 // Draws units from a queue and hands them over through two slots, so that the next unit is known
 // before the current one is finished.
-template <class Config>
 struct WorkProducer {
-  const SharedMemory<Config>& smem;
-  const int full, empty, slots;  // barrier numbers; offset of the slots
+  const u32 full, empty;  // addresses of the slots' barriers
+  char* const slots;
   u32* const taken;
   const WorkItem* const items;
   const int num_items, num_kv_heads;
@@ -22,34 +21,33 @@ struct WorkProducer {
     if (lane == 0) unit = atomicAdd(taken, 1u);
     unit = __shfl_sync(~0u, unit, 0);
     const bool any = unit < num_items * num_kv_heads;
-    mbarrier_wait(smem.barrier(empty + position.slot), position.parity ^ 1);
-    WorkSlot& slot = reinterpret_cast<WorkSlot*>(smem.base + slots)[position.slot];
+    mbarrier_wait(empty + 8 * position.slot, position.parity ^ 1);
+    WorkSlot& slot = reinterpret_cast<WorkSlot*>(slots)[position.slot];
     if (any && lane < kWords)
       reinterpret_cast<int*>(&slot.item)[lane] =
           __ldg(reinterpret_cast<const int*>(items + unit / num_kv_heads) + lane);
     if (lane == kWords) slot.kv_head = any ? unit % num_kv_heads : -1;
+    mbarrier_arrive(full + 8 * position.slot);
     __syncwarp();
-    if (lane == 0) mbarrier_arrive(smem.barrier(full + position.slot));
     position.advance();
     return slot;
   }
 };
 
 // Takes the units that a WorkProducer hands over. Called by whole warps.
-template <class Config>
 struct WorkConsumer {
-  const SharedMemory<Config>& smem;
-  const int full, empty, slots;
+  const u32 full, empty;
+  const char* const slots;
   RingPosition<kWorkSlots> position;
 
   __device__ __forceinline__ const WorkSlot& next() {
-    mbarrier_wait(smem.barrier(full + position.slot), position.parity);
-    return reinterpret_cast<const WorkSlot*>(smem.base + slots)[position.slot];
+    mbarrier_wait(full + 8 * position.slot, position.parity);
+    return reinterpret_cast<const WorkSlot*>(slots)[position.slot];
   }
 
   // Every thread gives the slot back, so that it is not overwritten before the slowest is done.
   __device__ __forceinline__ void release() {
-    mbarrier_arrive(smem.barrier(empty + position.slot));
+    mbarrier_arrive(empty + 8 * position.slot);
     position.advance();
   }
 };
@@ -102,25 +100,32 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
                                                    const SharedMemory<Config>& smem, u32* taken,
                                                    int lane) {
   using Smem = SharedMemory<Config>;
-  WorkProducer<Config> work{smem,  Smem::kWorkFull, Smem::kWorkEmpty,    Smem::kWork,
-                            taken, p.items,         p.num_prefill_items, p.num_kv_heads};
+  WorkProducer work{smem.barrier(Smem::kWorkFull),
+                    smem.barrier(Smem::kWorkEmpty),
+                    smem.base + Smem::kWork,
+                    taken,
+                    p.items,
+                    p.num_prefill_items,
+                    p.num_kv_heads};
   PrefillTiles<Config, false> k{p, smem, lane};
   RingPosition<1> q;
+  const auto copy_q = [&](const WorkSlot& slot) {
+    mbarrier_wait(smem.barrier(Smem::kQEmpty), q.parity ^ 1);
+    q.advance();
+    if (lane == 0)
+      mbarrier_arrive_expect(smem.barrier(Smem::kQFull),
+                             Smem::kColumnBlocks * p.group * p.tile_tokens * 128);
+    __syncwarp();
+    if (lane < Smem::kColumnBlocks)
+      tma_load_3d(smem.address + Smem::kQ + lane * Smem::kQBlockBytes, &p.q_map,
+                  smem.barrier(Smem::kQFull), lane * 64, slot.kv_head * p.group,
+                  slot.item.q_begin + slot.item.row_begin / p.group);
+  };
   for (;;) {
     const WorkSlot& slot = work.next(lane);
     if (slot.kv_head < 0) break;
-    k.copy(slot.item, slot.kv_head, [&] {
-      mbarrier_wait(smem.barrier(Smem::kQEmpty), q.parity ^ 1);
-      q.advance();
-      if (lane == 0)
-        mbarrier_arrive_expect(smem.barrier(Smem::kQFull),
-                               Smem::kColumnBlocks * p.group * p.tile_tokens * 128);
-      __syncwarp();
-      if (lane < Smem::kColumnBlocks)
-        tma_load_3d(smem.address + Smem::kQ + lane * Smem::kQBlockBytes, &p.q_map,
-                    smem.barrier(Smem::kQFull), lane * 64, slot.kv_head * p.group,
-                    slot.item.q_begin + slot.item.row_begin / p.group);
-    });
+    // Later units find Q still in use and begin with K.
+    k.copy(slot.item, slot.kv_head, [&] { copy_q(slot); });
   }
 }
 
@@ -129,7 +134,8 @@ template <class Config>
 __device__ __forceinline__ void produce_prefill_v(const Params& p, const SharedMemory<Config>& smem,
                                                   int lane) {
   using Smem = SharedMemory<Config>;
-  WorkConsumer<Config> work{smem, Smem::kWorkFull, Smem::kWorkEmpty, Smem::kWork};
+  WorkConsumer work{smem.barrier(Smem::kWorkFull), smem.barrier(Smem::kWorkEmpty),
+                    smem.base + Smem::kWork};
   PrefillTiles<Config, true> v{p, smem, lane};
   for (;;) {
     const WorkSlot& slot = work.next();
@@ -139,20 +145,21 @@ __device__ __forceinline__ void produce_prefill_v(const Params& p, const SharedM
   }
 }
 
+// Draws decode units for a lane; copies their K and V tiles in turn, from the last to the first.
 template <class Config>
 __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemory<Config>& smem,
-                                               u32* taken, int lane) {
+                                               const DecodeLane& to, u32* taken, int lane) {
   using Smem = SharedMemory<Config>;
   using Copy = KvCopy<Config, 64>;
-  WorkProducer<Config> work{smem,
-                            Smem::kDecodeWorkFull,
-                            Smem::kDecodeWorkEmpty,
-                            Smem::kDecodeWork,
-                            taken,
-                            p.items + p.num_prefill_items,
-                            p.num_decode_items,
-                            p.num_kv_heads};
-  RingPosition<Config::kDecodeSlots> ring;
+  const u32 control = smem.address + to.control;
+  WorkProducer work{control + Smem::kLaneWorkFull,
+                    control + Smem::kLaneWorkEmpty,
+                    smem.base + to.control + Smem::kLaneWork,
+                    taken,
+                    p.items + p.num_prefill_items,
+                    p.num_decode_items,
+                    p.num_kv_heads};
+  Ring ring{to.slots};
   for (;;) {
     const WorkSlot& slot = work.next(lane);
     const int kv_head = slot.kv_head;
@@ -166,10 +173,10 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
       const auto next = Copy::find(p, item, max(first_key - 64, 0), lane);
 #pragma unroll
       for (int is_v = 0; is_v < 2; is_v++) {
-        mbarrier_wait(smem.barrier(Smem::kRingEmpty + ring.slot), ring.parity ^ 1);
+        mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
         Copy::issue(is_v ? &p.v_map : &p.k_map, piece,
-                    smem.address + Smem::kRing + ring.slot * Smem::kDecodeTileBytes,
-                    smem.barrier(Smem::kRingFull + ring.slot), bytes, kv_head, lane);
+                    smem.address + to.tiles + Smem::kLaneRing + ring.slot * Smem::kDecodeTileBytes,
+                    control + Smem::kRingFull + 8 * ring.slot, bytes, kv_head, lane);
         ring.advance();
       }
       piece = next;

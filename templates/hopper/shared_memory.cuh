@@ -2,14 +2,20 @@
 //
 //   Q      [head_dim / 64][128 rows][128 bytes]                 one prefill tile
 //   K, V   [stages][head_dim / 64][kv_tile rows][128 bytes]     prefill ring, each
-//   ring   [slots][head_dim / 64][64 rows][128 bytes]           decode ring, K and V tiles in turn
-//   DQ     [head_dim / 64][decode_rows][128 bytes]              one decode tile
-//   DP     [decode_rows][128 bytes]                             its probabilities
-//   barriers, work slots, decode reduction
+//   lane 0 of decode
+//   barriers, work slots; those of decode and its reduction for every lane
 //
-// All tiles are in the 128-byte swizzle of common/descriptor.cuh.
+// A decode lane is
+//
+//   Q      [head_dim / 64][decode_rows][128 bytes]              one decode tile
+//   P      [decode_rows][128 bytes]                             its probabilities
+//   ring   [slots][head_dim / 64][64 rows][128 bytes]           K and V tiles in turn
+//
+// Lanes 1 and 2 lie over the prefill tiles, which they share in time, or behind lane 0 in a kernel
+// without prefill. All tiles are in the 128-byte swizzle of common/descriptor.cuh.
 #pragma once
 #include "ptx/mbarrier.cuh"
+#include "ptx/tma.cuh"
 
 constexpr int kWorkSlots = 2;  // units handed over ahead of their use
 
@@ -17,6 +23,12 @@ constexpr int kWorkSlots = 2;  // units handed over ahead of their use
 struct alignas(16) WorkSlot {
   WorkItem item;
   int kv_head;  // -1: no more work
+};
+
+// A producer warp and a consumer warpgroup that decode one unit at a time, and their shared memory.
+struct DecodeLane {
+  int index, slots;    // slots of its ring
+  int tiles, control;  // offsets of its tiles, and of its barriers, work slots and reduction
 };
 
 template <class Config>
@@ -32,12 +44,21 @@ struct SharedMemory {
   static constexpr int kQ = 0;
   static constexpr int kK = kQ + (Config::kHasPrefill ? kColumnBlocks * kQBlockBytes : 0);
   static constexpr int kV = kK + (Config::kHasPrefill ? Config::kStages * kKvTileBytes : 0);
-  static constexpr int kRing = kV + (Config::kHasPrefill ? Config::kStages * kKvTileBytes : 0);
-  static constexpr int kDecodeQ =
-      kRing + (Config::kHasDecode ? Config::kDecodeSlots * kDecodeTileBytes : 0);
-  static constexpr int kDecodeP =
-      kDecodeQ + (Config::kHasDecode ? kColumnBlocks * kDecodeQBlockBytes : 0);
-  static constexpr int kBarriers = kDecodeP + (Config::kHasDecode ? Config::kDecodeRows * 128 : 0);
+  static constexpr int kFirstLane = kV + (Config::kHasPrefill ? Config::kStages * kKvTileBytes : 0);
+
+  // A decode lane, by offset from its start.
+  static constexpr int kLaneQ = 0;
+  static constexpr int kLaneP = kLaneQ + kColumnBlocks * kDecodeQBlockBytes;
+  static constexpr int kLaneRing = kLaneP + Config::kDecodeRows * 128;
+  static constexpr int kFirstLaneBytes = kLaneRing + Config::kDecodeSlots * kDecodeTileBytes;
+  static constexpr int kNextLaneBytes = kLaneRing + Config::kNextSlots * kDecodeTileBytes;
+  static constexpr int kNextLanes = Config::kHasPrefill ? kQ : kFirstLane + kFirstLaneBytes;
+  static constexpr int kTilesEnd =
+      !Config::kHasDecode  ? kFirstLane
+      : Config::kHasPrefill ? kFirstLane + kFirstLaneBytes
+                            : kNextLanes + (Config::kLanes - 1) * kNextLaneBytes;
+  static_assert(!Config::kHasPrefill || !Config::kHasDecode ||
+                    (Config::kLanes - 1) * kNextLaneBytes <= kFirstLane, "");
 
   // Barriers, 8 bytes each, by number.
   static constexpr int kQFull = 0, kQEmpty = 1;
@@ -45,17 +66,25 @@ struct SharedMemory {
   static constexpr int kVFull = kKEmpty + Config::kStages, kVEmpty = kVFull + Config::kStages;
   static constexpr int kWorkFull = kVEmpty + Config::kStages;
   static constexpr int kWorkEmpty = kWorkFull + kWorkSlots;
-  static constexpr int kDecodeWorkFull = kWorkEmpty + kWorkSlots;
-  static constexpr int kDecodeWorkEmpty = kDecodeWorkFull + kWorkSlots;
-  static constexpr int kRingFull = kDecodeWorkEmpty + kWorkSlots;
-  static constexpr int kRingEmpty = kRingFull + Config::kDecodeSlots;
-  static constexpr int kNumBarriers = kRingEmpty + Config::kDecodeSlots;
+  static constexpr int kHandOver = kWorkEmpty + kWorkSlots;  // the prefill tiles change hands
+  static constexpr int kNumBarriers = kHandOver + 1;
+  static constexpr int kBarriers = kTilesEnd;
 
   static constexpr int kWork = (kBarriers + kNumBarriers * 8 + 15) / 16 * 16;
-  static constexpr int kDecodeWork = kWork + kWorkSlots * int(sizeof(WorkSlot));
-  static constexpr int kReduce = kDecodeWork + kWorkSlots * int(sizeof(WorkSlot));  // float[4][decode_rows]
-  static constexpr int kFlags = kReduce + 4 * Config::kDecodeRows * 4;  // int[2]: last to arrive
-  static constexpr int kBytes = kFlags + 8;
+  static constexpr int kFlags = kWork + kWorkSlots * int(sizeof(WorkSlot));  // int[2]: last to arrive
+  static constexpr int kLaneControl = kFlags + 16;
+
+  // What a decode lane has besides its tiles, by offset from its start.
+  static constexpr int kMaxSlots =
+      Config::kDecodeSlots > Config::kNextSlots ? Config::kDecodeSlots : Config::kNextSlots;
+  static constexpr int kLaneWork = 0;
+  static constexpr int kReduce = kLaneWork + kWorkSlots * int(sizeof(WorkSlot));  // float[4][decode_rows]
+  static constexpr int kLaneWorkFull = kReduce + 4 * Config::kDecodeRows * 4;
+  static constexpr int kLaneWorkEmpty = kLaneWorkFull + 8 * kWorkSlots;
+  static constexpr int kRingFull = kLaneWorkEmpty + 8 * kWorkSlots;
+  static constexpr int kRingEmpty = kRingFull + 8 * kMaxSlots;
+  static constexpr int kLaneControlBytes = kRingEmpty + 8 * kMaxSlots;
+  static constexpr int kBytes = kLaneControl + Config::kLanes * kLaneControlBytes;
 
   char* const base;
   const u32 address;
@@ -65,6 +94,22 @@ struct SharedMemory {
 
   __device__ __forceinline__ u32 barrier(int number) const {
     return address + kBarriers + number * 8;
+  }
+
+  __device__ __forceinline__ DecodeLane first_lane() const {
+    return {0, Config::kDecodeSlots, kFirstLane, kLaneControl};
+  }
+  // Lane 1 or 2; in a kernel without prefill, whose lanes are alike, lane 0 too.
+  __device__ __forceinline__ DecodeLane next_lane(int index) const {
+    return {index, Config::kNextSlots, kNextLanes + (index - 1) * kNextLaneBytes,
+            kLaneControl + index * kLaneControlBytes};
+  }
+
+  // Called by all prefill consumers between their two roles: no thread uses the tiles any longer.
+  __device__ __forceinline__ void hand_over() const {
+    fence_proxy_async();
+    mbarrier_arrive(barrier(kHandOver));
+    mbarrier_wait(barrier(kHandOver), 0);
   }
 
   __device__ __forceinline__ void init_barriers() const {
@@ -77,15 +122,21 @@ struct SharedMemory {
       mbarrier_init(barrier(kVFull + i), 1);
       mbarrier_init(barrier(kVEmpty + i), kConsumers);
     }
+    mbarrier_init(barrier(kHandOver), kConsumers * 128);
     for (int i = 0; i < kWorkSlots; i++) {
-      mbarrier_init(barrier(kWorkFull + i), 1);
+      mbarrier_init(barrier(kWorkFull + i), kWarp);
       mbarrier_init(barrier(kWorkEmpty + i), kConsumers * 128 + kWarp);  // every thread, V's warp too
-      mbarrier_init(barrier(kDecodeWorkFull + i), 1);
-      mbarrier_init(barrier(kDecodeWorkEmpty + i), 128);
     }
-    for (int i = 0; i < Config::kDecodeSlots; i++) {
-      mbarrier_init(barrier(kRingFull + i), 1);
-      mbarrier_init(barrier(kRingEmpty + i), 1);
+    for (int index = 0; index < Config::kLanes; index++) {
+      const u32 control = address + kLaneControl + index * kLaneControlBytes;
+      for (int i = 0; i < kWorkSlots; i++) {
+        mbarrier_init(control + kLaneWorkFull + 8 * i, kWarp);
+        mbarrier_init(control + kLaneWorkEmpty + 8 * i, 128);
+      }
+      for (int i = 0; i < kMaxSlots; i++) {
+        mbarrier_init(control + kRingFull + 8 * i, 1);
+        mbarrier_init(control + kRingEmpty + 8 * i, 1);
+      }
     }
     mbarrier_fence_init();
   }

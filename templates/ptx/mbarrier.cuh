@@ -48,3 +48,16 @@ struct RingPosition {
     }
   }
 };
+
+// The same for a number of slots that is only known at run time.
+struct Ring {
+  const int slots;
+  int slot = 0;
+  u32 parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++slot == slots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};

@@ -1,0 +1,54 @@
+"""The number of SMs that decode alone follows the work on each side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from podrt.batch import HybridBatch
+from podrt.kernels.hopper import tiling_of
+from podrt.kernels.hopper_variants import hopper_variant
+from podrt.plan import Plan, make_plan
+from podrt.sm_allocation import decode_only_sms
+
+NUM_SMS = 132
+H100_GBS, H200_GBS = 3352.0, 4917.0
+
+
+def plan_of(prefill: tuple[int, int] | tuple[()], decodes: int, kv_len: int) -> Plan:
+    """32 query and 8 KV heads of 128; `prefill` is a chunk and its keys."""
+    requests = [prefill] * bool(prefill) + [(1, kv_len)] * decodes
+    q_lens, kv_lens = zip(*requests, strict=True)
+    batch = HybridBatch.contiguous(
+        np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
+    )
+    tiling = tiling_of(hopper_variant("pod", "bfloat16", 128), 4, NUM_SMS)
+    return make_plan(batch, tiling, num_kv_heads=8, group=4, causal=True)
+
+
+def chosen(plan: Plan, memory_gbs: float = H200_GBS) -> int:
+    return decode_only_sms(plan, head_dim=128, num_sms=NUM_SMS, memory_gbs=memory_gbs)
+
+
+def test_a_lone_side_needs_none() -> None:
+    assert chosen(plan_of((2048, 16384), 0, 0)) == 0
+    assert chosen(plan_of((), 64, 16384)) == 0
+
+
+def test_none_when_prefill_is_the_longer_side() -> None:
+    assert chosen(plan_of((2048, 16384), 16, 8192)) == 0
+
+
+def test_some_when_decode_is_the_longer_side_and_most_at_a_third() -> None:
+    even, longer, much_longer = (
+        chosen(plan_of((2048, 16384), decodes, 16384)) for decodes in (64, 150, 2000)
+    )
+    assert 0 < even < longer
+    assert 0 < much_longer < longer
+
+
+@pytest.mark.parametrize("decodes", [40, 64, 150, 400])
+def test_never_more_than_fill_the_memory_bus(decodes: int) -> None:
+    plan = plan_of((2048, 16384), decodes, 16384)
+    for memory_gbs in (H100_GBS, H200_GBS):
+        assert chosen(plan, memory_gbs) <= memory_gbs / 85
