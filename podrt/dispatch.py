@@ -205,9 +205,12 @@ def _decode_rows(batch: HybridBatch, group: int) -> int:
 
 
 def _choose_shape(batch: HybridBatch, layer: Layer, arch: str, num_sms: int) -> Shape:
-    """Small tiles when large ones would leave SMs without prefill work, else large ones."""
+    """Small tiles when large ones would leave half of the SMs without prefill, else large ones.
+
+    On an H200 large ones are the faster by a tenth even when there is only one for each SM.
+    """
     large = variant("pod", arch, layer.dtype, layer.head_dim, shape="large")
     prefilling = ~is_decode(batch.q_lens, layer.group, large.decode.rows)
     rows = batch.q_lens[prefilling].astype(np.int64) * layer.group
     ctas = int((-(-rows // large.prefill.rows)).sum()) * layer.num_kv_heads
-    return "small" if 0 < ctas < num_sms * large.ctas_per_sm else "large"
+    return "small" if 0 < 2 * ctas < num_sms else "large"

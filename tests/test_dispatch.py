@@ -179,17 +179,17 @@ def test_no_work_is_no_launch(policy: str) -> None:
 @pytest.mark.parametrize(
     ("q_lens", "shape"),
     [
-        # 8 KV heads and 32 tokens to a large tile: 33 tiles are 264 CTAs, two on each of 132 SMs.
-        ([33 * 32], "large"),
-        ([32 * 32], "small"),
-        ([16 * 32 + 1, 16 * 32], "large"),
+        # 8 KV heads and 32 tokens to a large tile: 9 tiles are 72 CTAs, for half of 132 SMs.
+        ([9 * 32], "large"),
+        ([8 * 32], "small"),
+        ([4 * 32 + 1, 4 * 32], "large"),
         ([5], "small"),
         ([1] * 100, "large"),
         ([0], "large"),
         ([4] * 1000, "large"),
     ],
 )
-def test_small_tiles_when_large_ones_would_leave_sms_without_prefill(
+def test_small_tiles_when_large_ones_would_leave_half_of_the_sms_without_prefill(
     q_lens: list[int], shape: str
 ) -> None:
     chosen = chosen_for(q_lens, layer_of(), "portable")

@@ -37,7 +37,7 @@ class Preset(NamedTuple):
 _PRESETS: dict[tuple[int, int, Shape], Preset] = {
     (228, 64, "large"): Preset(Tile(128, 64, 4), Tile(16, 32, 6), 4, 2),
     (228, 64, "small"): Preset(Tile(64, 64, 3), Tile(16, 32, 6), 2, 4),
-    (228, 128, "large"): Preset(Tile(128, 32, 8), Tile(16, 32, 3), 4, 2),
+    (228, 128, "large"): Preset(Tile(128, 64, 3), Tile(16, 32, 3), 4, 2),
     (228, 128, "small"): Preset(Tile(64, 32, 3), Tile(16, 32, 3), 2, 4),
     (228, 256, "large"): Preset(Tile(64, 32, 4), Tile(16, 16, 3), 4, 2),
     (228, 256, "small"): Preset(Tile(32, 32, 2), Tile(16, 16, 3), 2, 4),

@@ -20,6 +20,11 @@ struct QueueCounters {
   u32* finished;  // CTAs that have left
 };
 
+template <class Config>
+__device__ __forceinline__ QueueCounters counters_of(u32* counters) {
+  return {counters, counters + Config::kNumTickets, counters + Config::kNumTickets + 2};
+}
+
 __device__ __forceinline__ Work take_from(const QueueCounters& counters, int num_prefill,
                                           int num_decode, int role) {
   for (int attempt = 0; attempt < 2; attempt++, role ^= 1) {

@@ -1,8 +1,14 @@
 // Online softmax of one warp's score fragments (Milakov & Gimelshein, arXiv 1805.02867), base 2.
 //
+// What a row's sum and output refer to need only be near the largest score so far, as sums of floats
+// are as exact at any scale: it is raised once a score exceeds it by a factor of 2^kSlack, and not
+// with every new maximum. After the first tiles that is rare.
+//
 // A thread owns two rows of every 16-row block: t/4 (half 0) and t/4 + 8 (half 1).
 #pragma once
 #include "ptx/scalar.cuh"
+
+constexpr float kSlack = 8.f;  // probabilities up to 2^8 are as exact in bfloat16 and float16
 
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -15,37 +21,49 @@ __device__ __forceinline__ float quad_sum(float x) {
 }
 
 struct RowState {
-  float max = -infinity();  // of the unscaled scores seen so far
-  float sum = 0.f;          // this thread's share of sum(2^(scale * (score - max)))
+  float reference = -infinity();  // log2 of what the row's sum and output refer to
+  float sum = 0.f;                // this thread's share of sum(2^(scale * score - reference))
+
+  __device__ __forceinline__ bool is_outgrown_by(float score, float scale_log2) const {
+    return fmaf(score, scale_log2, -reference) > kSlack;
+  }
+
+  // Raises the reference to a score if it is below; everything accumulated shrinks by the result.
+  __device__ __forceinline__ float raise_to(float score, float scale_log2) {
+    const float raised = fmaxf(reference, score * scale_log2);
+    const float shrink = reference == -infinity() ? 0.f : exp2_approx(reference - raised);
+    reference = raised;
+    sum *= shrink;
+    return shrink;
+  }
+
+  // Turns the row's scores into probabilities and adds them up.
+  template <int kColumns>
+  __device__ __forceinline__ void exponentiate(float (&scores)[kColumns][4], int half,
+                                               float scale_log2) {
+    // For a row that has seen nothing any finite reference turns its scores into zeros.
+    const float finite = reference == -infinity() ? 0.f : reference;
+#pragma unroll
+    for (int n = 0; n < kColumns; n++)
+#pragma unroll
+      for (int i = 2 * half; i < 2 * half + 2; i++) {
+        scores[n][i] = exp2_approx(fmaf(scores[n][i], scale_log2, -finite));
+        sum += scores[n][i];
+      }
+  }
 };
 
-// Turns scores into probabilities relative to the new row maximum and returns the factor by which
-// everything accumulated so far shrinks.
+// The largest of this thread's scores of a row.
 template <int kColumns>
-__device__ __forceinline__ float softmax_step(RowState& row, float (&scores)[kColumns][4], int half,
-                                              float scale_log2) {
-  float max = row.max;
+__device__ __forceinline__ float thread_max(const float (&scores)[kColumns][4], int half) {
+  float max = -infinity();
 #pragma unroll
   for (int n = 0; n < kColumns; n++)
     max = fmaxf(max, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-  max = quad_max(max);
-  // A row that has seen nothing has max = -inf; any finite reference turns its scores into zeros.
-  const float reference = max == -infinity() ? 0.f : max * scale_log2;
-  const float shrink = exp2_approx(row.max * scale_log2 - reference);
-  row.max = max;
-  row.sum *= shrink;
-#pragma unroll
-  for (int n = 0; n < kColumns; n++) {
-#pragma unroll
-    for (int i = 2 * half; i < 2 * half + 2; i++) {
-      scores[n][i] = exp2_approx(fmaf(scores[n][i], scale_log2, -reference));
-      row.sum += scores[n][i];
-    }
-  }
-  return shrink;
+  return max;
 }
 
 // Base-2 log-sum-exp of a finished row; -inf when it has seen no key. `sum` is over all lanes.
-__device__ __forceinline__ float row_lse_log2(float max, float sum, float scale_log2) {
-  return sum > 0.f ? fmaf(max, scale_log2, log2_approx(sum)) : -infinity();
+__device__ __forceinline__ float row_lse_log2(float reference, float sum) {
+  return sum > 0.f ? reference + log2_approx(sum) : -infinity();
 }

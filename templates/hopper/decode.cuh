@@ -240,7 +240,7 @@ struct DecodeConsumer {
   __device__ __forceinline__ void store_row(const WorkItem& item, int kv_head, int c, int row,
                                             float sum) const {
     const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-    const float lse = row_lse_log2(row_max[c], sum, p.scale_log2);
+    const float lse = row_lse_log2(row_max[c] * p.scale_log2, sum);
     const bool is_first = thread < 4;  // one thread for each row
     const int column = warp * 16 + lane / 4;
     if (item.num_splits == 1) {

@@ -236,7 +236,7 @@ struct PrefillConsumer {
     for (int half = 0; half < 2; half++) {
       const float sum = quad_sum(row_sum[half]);
       const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-      const float lse = row_lse_log2(row_max[half], sum, p.scale_log2);
+      const float lse = row_lse_log2(row_max[half] * p.scale_log2, sum);
       const int row = tile_row(half);
       if (item.num_splits > 1)
         store_partial(item, kv_head, tile_rows, row, num_rows, half, inverse, lse);

@@ -38,8 +38,6 @@ struct AttentionTile {
   const WorkItem& item;
   const int kv_head, warp, lane;
   const u32 q_smem, ring;
-  const int num_rows;  // rows of the tile that exist
-  int slot = 0;        // ring slot of the next copy to be used
 
   u32 q[Tile::kQInRegisters ? Tile::kBlocks : 1][Tile::kQInRegisters ? kSteps : 1][4];
   float o[Tile::kBlocks][kOutColumns][4];
@@ -48,8 +46,7 @@ struct AttentionTile {
   __device__ __forceinline__ AttentionTile(const Params& p, const WorkItem& item, int kv_head,
                                            char* smem, int warp, int lane)
       : p(p), item(item), kv_head(kv_head), warp(warp), lane(lane), q_smem(shared_address(smem)),
-        ring(q_smem + kQBytes),
-        num_rows(min(Tile::kRows, item.q_len * p.group - item.row_begin)) {}
+        ring(q_smem + kQBytes) {}
 
   __device__ __forceinline__ void run() {
     const int tiles = ceil_div(item.kv_end - item.kv_begin, Tile::kKvTile);
@@ -76,6 +73,11 @@ struct AttentionTile {
     return Config::kCausal ? min(item.kv_end, item.kv_len - item.q_len + token + 1) : item.kv_end;
   }
 
+  // Rows of the tile that exist.
+  __device__ __forceinline__ int num_rows() const {
+    return min(Tile::kRows, item.q_len * p.group - item.row_begin);
+  }
+
   __device__ __forceinline__ int tile_row(int block, int half) const {
     return warp * Tile::kWarpRows + block * 16 + half * 8 + lane / 4;
   }
@@ -99,7 +101,7 @@ struct AttentionTile {
 #pragma unroll 4
     for (int i = 0; i < Tile::kWarpRows / Stream::kRowsAtOnce; i++) {
       const int row = warp * Tile::kWarpRows + i * Stream::kRowsAtOnce + lane / Stream::kChunks;
-      const bool valid = row < num_rows;
+      const bool valid = row < num_rows();
       cp_async_16(q_smem + swizzled_offset<kHeadDim>(row, chunk),
                   (valid ? q_row(row) : p.q) + chunk * kChunkElements, valid);
     }
@@ -112,7 +114,7 @@ struct AttentionTile {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int row = tile_row(block, half);
-        const bool valid = row < num_rows;
+        const bool valid = row < num_rows();
         const u32* source = reinterpret_cast<const u32*>(valid ? q_row(row) : p.q) + lane % 4;
 #pragma unroll
         for (int k = 0; k < kSteps; k++) {
@@ -136,36 +138,49 @@ struct AttentionTile {
     cp_async_wait<Tile::kSlots - 2>();
     group_sync();
     stream.issue();
-    const u32 address = ring + slot * Stream::kTileBytes;
-    slot = slot + 1 == Tile::kSlots ? 0 : slot + 1;
-    return address;
+    // The stream is kSlots - 1 copies ahead, now that it has issued one more: where it goes on.
+    return ring + stream.next_slot * Stream::kTileBytes;
   }
 
   __device__ __forceinline__ void step(Stream& stream, int first_key, bool masked) {
     float scores[Tile::kBlocks][kColumns][4];
     multiply_qk(next_tile(stream), scores);
     if (masked) mask(scores, first_key);
-    float shrink[Tile::kBlocks][2];
-    bool any_grew = false;
+    softmax(scores);
+    multiply_pv(next_tile(stream), scores);
+  }
+
+  // Scores to probabilities. Most steps find no row outgrown and need not touch the output.
+  __device__ __forceinline__ void softmax(float (&scores)[Tile::kBlocks][kColumns][4]) {
+    float max[Tile::kBlocks][2];
+    bool outgrown = false;
 #pragma unroll
     for (int block = 0; block < Tile::kBlocks; block++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        shrink[block][half] = softmax_step(state[block][half], scores[block], half, p.scale_log2);
-        any_grew |= shrink[block][half] != 1.f;
+        max[block][half] = thread_max(scores[block], half);
+        outgrown |= state[block][half].is_outgrown_by(max[block][half], p.scale_log2);
       }
-    // After the first tiles a row's maximum seldom grows, so most steps need not touch the output.
-    if (__any_sync(~0u, any_grew)) rescale(shrink);
-    multiply_pv(next_tile(stream), scores);
-  }
-
-  __device__ __forceinline__ void rescale(const float (&shrink)[Tile::kBlocks][2]) {
+    if (__any_sync(~0u, outgrown)) raise_references(max);
 #pragma unroll
     for (int block = 0; block < Tile::kBlocks; block++)
 #pragma unroll
-      for (int n = 0; n < kOutColumns; n++)
+      for (int half = 0; half < 2; half++)
+        state[block][half].exponentiate(scores[block], half, p.scale_log2);
+  }
+
+  __device__ __forceinline__ void raise_references(const float (&max)[Tile::kBlocks][2]) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) o[block][n][i] *= shrink[block][i / 2];
+    for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const float shrink =
+            state[block][half].raise_to(quad_max(max[block][half]), p.scale_log2);
+#pragma unroll
+        for (int n = 0; n < kOutColumns; n++)
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; i++) o[block][n][i] *= shrink;
+      }
   }
 
   __device__ __forceinline__ void multiply_qk(u32 k_tile,
@@ -255,9 +270,9 @@ struct AttentionTile {
       for (int half = 0; half < 2; half++) {
         const float sum = quad_sum(state[block][half].sum);
         const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-        const float lse = row_lse_log2(state[block][half].max, sum, p.scale_log2);
+        const float lse = row_lse_log2(state[block][half].reference, sum);
         const int row = tile_row(block, half);
-        if (row >= num_rows) continue;
+        if (row >= num_rows()) continue;
         if (item.num_splits == 1)
           store_row(block, half, row, inverse, lse);
         else
@@ -289,7 +304,7 @@ struct AttentionTile {
 
   __device__ __forceinline__ void merge() const {
     if (!last_to_arrive()) return;
-    for (int row = warp; row < num_rows; row += Tile::kWarps) {
+    for (int row = warp; row < num_rows(); row += Tile::kWarps) {
       float out[kHeadDim / kWarp];
       const i64 first = partial_index(0, row);
       const float lse = merge_row<kHeadDim>(p.partial_o + first * kHeadDim, p.partial_lse + first,

@@ -18,6 +18,12 @@ __device__ __forceinline__ float log2_approx(float x) {
   return y;
 }
 
+// Keeps the compiler from computing what depends on `x` earlier, in registers that others need.
+__device__ __forceinline__ int computed_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // The SM that this CTA landed on.
 __device__ __forceinline__ u32 sm_id() {
   u32 id;
