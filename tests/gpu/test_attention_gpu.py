@@ -60,10 +60,14 @@ def test_ragged_batch(family, dtype, head_dim, group, page_size, record_property
     assert [(config.form, config.family) for config in attention.variants] == [("pod", family)]
 
 
-@pytest.mark.parametrize(
-    "policy", ["50:50", "1:3", "8:1", "proportional", "auto", "serial", "portable-serial"]
-)
+POLICIES = ["50:50", "1:3", "8:1", "proportional", "serial", "portable-serial"]
+POLICIES += ["auto", "decode-only=1", "decode-only=1000"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_policies_agree_with_the_reference(policy, record_property):
+    if policy.startswith("decode-only") and current_device().arch.name != "sm_90a":
+        pytest.skip("the Hopper family needs an sm_90a GPU")
     checked(ragged(seed=11), record_property, policy=policy)
 
 
@@ -75,6 +79,20 @@ def test_many_heads(family, head_dim, causal):
     case = Case([700, 1, 333, 1, 1], [2000, 900, 333, 17, 4100], num_kv_heads=8, group=4,
                 head_dim=head_dim, causal=causal, seed=head_dim)  # fmt: skip
     checked(case, policy=family)
+
+
+@pytest.mark.parametrize("sm_scale", [0.01, 1.0, 10.0])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_scores_of_all_sizes(family, dtype, sm_scale):
+    """Large ones outgrow what rows refer to, far beyond the range of a float."""
+    lengths = [(300, 3000), (40, 2000), (2, 700), (1, 5000)]
+    checked(ragged(lengths, dtype=dtype, sm_scale=sm_scale, seed=3), policy=family)
+
+
+def test_decode_lanes_take_over_from_prefill(family):
+    """More decode units than the lanes that are free while a long prefill runs."""
+    lengths = [(700, 3000), *[(1, 600 + 7 * i) for i in range(150)]]
+    checked(ragged(lengths, num_kv_heads=4, seed=4), policy=family)
 
 
 @pytest.mark.parametrize("causal", [True, False])
