@@ -20,8 +20,11 @@ from podrt.plan import Plan, WorkList
 _TIME_RATIOS = (0.0, 0.3, 1.0)
 _BEST_SHARES = (0.0, 0.35, 0.0)
 #: What one SM reaches: prefill alone, and reading keys and values with all lanes.
-_PREFILL_TFLOPS_PER_SM = 5.8
+_PREFILL_TFLOPS_PER_SM = 6.0
 _DECODE_GBS_PER_SM = 85.0
+#: Most that prefill may take on the SMs that are left, alone, in terms of decode's time: beside
+#: decode it takes a fifth longer, and it should not outlast it by much.
+_MOST_PREFILL = 0.92
 #: Share of the memory's nominal bandwidth that reading reaches.
 _READ_EFFICIENCY = 0.92
 _ELEMENT_BYTES = 2
@@ -42,19 +45,28 @@ def decode_only_sms(plan: Plan, *, head_dim: int, num_sms: int, memory_gbs: floa
         Nominal bandwidth of its memory, in GB/s.
     """
     read_gbs = _READ_EFFICIENCY * memory_gbs
-    prefill_us = _prefill_us(plan, head_dim, num_sms)
     decode_us = _decode_bytes(plan, head_dim) / read_gbs / 1e3
     if decode_us == 0:
         return 0
-    share = float(np.interp(prefill_us / decode_us, _TIME_RATIOS, _BEST_SHARES))
-    return int(min(share * num_sms, read_gbs / _DECODE_GBS_PER_SM))
+    unit_us = _prefill_unit_us(plan, head_dim)
+    ratio = _waves_us(unit_us, num_sms) / decode_us
+    share = float(np.interp(ratio, _TIME_RATIOS, _BEST_SHARES))
+    chosen = int(min(share * num_sms, read_gbs / _DECODE_GBS_PER_SM))
+    while chosen and _waves_us(unit_us, num_sms - chosen) > _MOST_PREFILL * decode_us:
+        chosen -= 1
+    return chosen
 
 
-def _prefill_us(plan: Plan, head_dim: int, num_sms: int) -> float:
-    """Return the time of prefill alone, in waves of its units, longest first."""
+def _prefill_unit_us(plan: Plan, head_dim: int) -> npt.NDArray[np.float64]:
+    """Return the time of every prefill unit alone, longest first."""
     keys = np.repeat(_keys(plan.prefill), plan.num_kv_heads)
-    flops = 4.0 * head_dim * plan.prefill_rows * keys[::num_sms].sum()
-    return float(flops / _PREFILL_TFLOPS_PER_SM / 1e6)
+    flops_per_key = 4.0 * head_dim * plan.prefill_rows
+    return keys * (flops_per_key / _PREFILL_TFLOPS_PER_SM / 1e6)
+
+
+def _waves_us(unit_us: npt.NDArray[np.float64], num_sms: int) -> float:
+    """Return the time of units in waves on so many SMs: the longest of each wave."""
+    return float(unit_us[::num_sms].sum())
 
 
 def _decode_bytes(plan: Plan, head_dim: int) -> float:

@@ -52,3 +52,13 @@ def test_never_more_than_fill_the_memory_bus(decodes: int) -> None:
     plan = plan_of((2048, 16384), decodes, 16384)
     for memory_gbs in (H100_GBS, H200_GBS):
         assert chosen(plan, memory_gbs) <= memory_gbs / 85
+
+
+def test_prefill_is_not_made_to_outlast_decode() -> None:
+    """128 long units need two waves on fewer than 128 SMs, and those last longer than decode."""
+    plan = plan_of((493, 14885), 19, 12534)
+    assert plan.num_prefill_units == 128
+    assert chosen(plan) <= 4
+    short = plan_of((493, 4000), 64, 12534)
+    assert short.num_prefill_units == 128
+    assert chosen(short) > 4
