@@ -86,11 +86,24 @@ def test_filled_struct_keeps_every_value() -> None:
     assert {name: block[name][0] for name in "abc"} == values
 
 
+@pytest.mark.parametrize("family", [portable, hopper])
+def test_filled_arguments_lie_where_the_layout_says(family: ModuleType) -> None:
+    dtype = family.PARAMS_DTYPE
+    values = {
+        field.name: bytes([number]) * 128 if field.ctype == "TensorMap" else number
+        for number, field in enumerate(family.PARAMS, start=1)
+    }
+    expected = np.zeros(1, dtype)
+    for name, value in values.items():
+        expected[name] = np.frombuffer(value, "V128") if isinstance(value, bytes) else value
+    assert fill_struct(dtype, **values).tobytes() == expected.tobytes()
+
+
 def test_missing_unknown_and_too_large_members_are_refused() -> None:
     dtype = struct_dtype(MIXED)
     with pytest.raises(TypeError, match="missing a, c"):
         fill_struct(dtype, b=1)
-    with pytest.raises(ValueError, match="colour"):
+    with pytest.raises(TypeError, match="unknown colour"):
         fill_struct(dtype, a=1, b=2, c=3, colour=4)
     with pytest.raises(OverflowError):
         fill_struct(dtype, a=2**31, b=2, c=3)

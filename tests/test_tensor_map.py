@@ -57,8 +57,7 @@ def driver(encode: Any) -> Any:
 
 def test_driver_is_asked_for_a_swizzled_bfloat16_map(asked: list[tuple[Any, ...]]) -> None:
     encoded = tensor_map(**CACHE)
-    assert (encoded.shape, encoded.itemsize) == ((1,), 128)
-    assert encoded.tobytes() == bytes(range(128))
+    assert encoded == bytes(range(128))
     ((_, dtype, rank, pointer, shape, strides, box, steps, *modes),) = asked
     assert (dtype.value, rank.value, pointer.value) == (9, 4, 1 << 40)
     assert list(shape) == [128, 8, 16, 1000]

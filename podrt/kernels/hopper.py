@@ -122,10 +122,10 @@ def params_of(
     )
 
 
-def _map_of(tensor: TensorView, box: tuple[int, ...], dtype: DType) -> npt.NDArray[np.void]:
+def _map_of(tensor: TensorView, box: tuple[int, ...], dtype: DType) -> bytes:
     """Map a tensor, axes innermost first: head_dim, heads, tokens and, of a cache, pages."""
     if 0 in tensor.shape:  # nothing will be read, and the driver maps no empty tensor
-        return np.zeros(1, f"V{TENSOR_MAP_BYTES}")
+        return bytes(TENSOR_MAP_BYTES)
     if any(stride < 0 for stride in tensor.strides):
         raise ValueError(
             f"{tensor.name}: got strides {tensor.strides} (in elements), expected none below 0; "

@@ -7,7 +7,6 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from podrt.errors import DeviceError
 from podrt.kernels.config import DType
@@ -26,7 +25,7 @@ def tensor_map(
     strides: tuple[int, ...],
     box: tuple[int, ...],
     dtype: DType,
-) -> npt.NDArray[np.void]:
+) -> bytes:
     """Encode a tensor and the box that one copy takes from it, in the 128-byte swizzle.
 
     Parameters
@@ -43,8 +42,8 @@ def tensor_map(
 
     Returns
     -------
-    array [1] of 128-byte void
-        The map, to be passed to a kernel by value.
+    bytes
+        The map, 128 bytes to be passed to a kernel by value.
 
     Raises
     ------
@@ -75,7 +74,7 @@ def tensor_map(
             f"the driver refuses a tensor map (CUresult {status}) of shape {shape}, strides "
             f"{strides} and box {box}, innermost axis first"
         )
-    return encoded.view(f"V{TENSOR_MAP_BYTES}").copy()
+    return encoded.tobytes()
 
 
 @cache
