@@ -1,7 +1,7 @@
-// Prefill consumers: two warpgroups of 64 packed query rows each, FlashAttention-3's schedule
-// (arXiv 2407.08608): while one warpgroup does its softmax the other has the tensor cores
-// (ping-pong), and inside a warpgroup S = Q K^T of the next tile runs before O += P V of this one,
-// which ends while the new maxima are found.
+// Prefill consumers: two warpgroups of 64 packed query rows each. As in FlashAttention-3
+// (arXiv 2407.08608) they take turns on the tensor cores: in its turn a warpgroup issues S = Q K^T of
+// a tile and O += P V of the tile before, and does the softmax of the former while the other has its
+// turn. So the softmax must be short; see softmax_lagging.
 //
 // Keys go from the last tile to the first, so that the tiles cut by the mask come first.
 #pragma once
@@ -76,7 +76,7 @@ struct PrefillConsumer {
     hold_registers(scores);
     release_k(tile == 0);
     clear_beyond(warp_uniform(item.kv_len - first_key));
-    for (;;) {
+    for (;;) {  // the first tile, and those that the mask cuts
       if (tile >= unmasked) mask(item, first_token, first_key);
       softmax_exact();
       tile = warp_uniform(tile - 1);  // said again: the compiler loses track of it in this loop

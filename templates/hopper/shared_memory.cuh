@@ -27,8 +27,10 @@ struct alignas(16) WorkSlot {
 
 // A producer warp and a consumer warpgroup that decode one unit at a time, and their shared memory.
 struct DecodeLane {
-  int index, slots;    // slots of its ring
-  int tiles, control;  // offsets of its tiles, and of its barriers, work slots and reduction
+  int index;
+  int slots;    // of its ring
+  int tiles;    // offset of its tiles
+  int control;  // offset of its barriers, work slots and reduction
 };
 
 template <class Config>
