@@ -31,6 +31,11 @@ def test_a_warpgroup_for_each_role(form: str, warpgroups: int, lanes: int) -> No
     assert config.ctas_per_sm == 1
 
 
+@pytest.mark.parametrize(("form", "registers"), [("pod", 208), ("prefill", 232), ("decode", 216)])
+def test_the_role_with_most_registers_counts(form: str, registers: int) -> None:
+    assert hopper_variant(form, "bfloat16", 128).max_registers == registers  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kv_tile", KV_TILES)
 @pytest.mark.parametrize("page_size", [None, 16, 32, 64, 128, 256])
 def test_copies_fill_tiles_and_stay_inside_a_page(page_size: int | None, kv_tile: int) -> None:

@@ -134,7 +134,9 @@ class HopperConfig(VariantForm):
     @property
     def max_registers(self) -> int:
         """Most registers that a thread of any role has."""
-        return max(self.launch_registers, self.prefill_registers if self.has_prefill else 0)
+        prefill = self.prefill_registers if self.has_prefill else 0
+        decode = self.decode_registers if self.has_decode else 0
+        return max(self.launch_registers, prefill, decode)
 
     @property
     def smem_bytes(self) -> int:
