@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podrt.plan.split import Splits, split_for_waves, split_keys
+from podrt.plan.split import Splits, split_for_waves, split_keys, split_to_end_together
 
 
 def cut(
@@ -114,3 +114,59 @@ def test_splits_for_waves_fill_them() -> None:
     keys = np.full(4, 16384, np.int64)
     splits = split_for_waves(keys, kv_tile=32, units_per_tile=8, slots=264)
     assert splits.counts.tolist() == [8] * 4
+
+
+def cut_together(keys: list[int], slots: int, units_per_tile: int = 1) -> Splits:
+    return split_to_end_together(
+        np.array(keys, np.int64),
+        kv_tile=64,
+        min_keys=512,
+        max_keys=4096,
+        units_per_tile=units_per_tile,
+        slots=slots,
+    )
+
+
+def test_few_tiles_give_every_slot_one_piece() -> None:
+    splits = cut_together([8192] * 128, slots=264)
+    assert set(splits.counts.tolist()) == {2}
+    assert set(splits.lengths.tolist()) == {4096}
+
+
+def test_many_long_tiles_are_cut_at_the_most_keys() -> None:
+    splits = cut_together([16384] * 64, slots=264, units_per_tile=8)
+    assert set(splits.counts.tolist()) == {4}
+
+
+def test_pieces_that_fit_the_slots_in_whole_waves_are_left_as_they_are() -> None:
+    splits = cut_together([4096] * 64, slots=264, units_per_tile=8)  # 512 units, two waves
+    assert set(splits.counts.tolist()) == {1}
+
+
+def test_one_long_tile_among_short_ones_does_not_make_all_wait() -> None:
+    keys = [200] * 100 + [20_000]
+    splits = cut_together(keys, slots=264, units_per_tile=8)
+    fair_share = sum(keys) * 8 / 264
+    assert splits.counts.tolist()[:100] == [1] * 100
+    assert splits.lengths[100] <= 2 * fair_share
+
+
+def test_nothing_to_cut() -> None:
+    assert cut_together([], slots=264).counts.tolist() == []
+    assert cut_together([0, 0], slots=264).counts.tolist() == [1, 1]
+
+
+@settings(deadline=None)
+@given(
+    keys=st.lists(st.integers(0, 20_000), min_size=1, max_size=60),
+    slots=st.integers(1, 300),
+    units_per_tile=st.integers(1, 16),
+)
+def test_pieces_cover_their_tiles_within_the_limits(
+    keys: list[int], slots: int, units_per_tile: int
+) -> None:
+    splits = cut_together(keys, slots, units_per_tile)
+    for length, count, piece in zip(keys, splits.counts, splits.lengths, strict=True):
+        assert (count - 1) * piece < max(length, 1) <= max(count * piece, 1)
+        assert piece <= 4096
+        assert count == 1 or piece >= 256  # a limit of 512 may halve a tile of 513 keys

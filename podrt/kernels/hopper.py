@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from podrt.tensors import TensorView
     from podrt.workspace import Workspace
 
-#: Keys of a piece of a long decode: short enough for SMs to end together, long enough for starting
+#: Most keys of a piece of a decode: short enough for SMs to end together, long enough for starting
 #: and merging it not to count (`design/hopper-kernel.md`).
 DECODE_PIECE_KEYS = 4096
 
@@ -76,7 +76,6 @@ def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
         # Two of an SM's three decode lanes are enough to fill the memory bus.
         decode_slots=2 * num_sms,
         prefill_waves=1,
-        decode_waves=1,
         decode_piece_keys=DECODE_PIECE_KEYS,
     )
 

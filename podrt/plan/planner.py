@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.batch import HybridBatch
-from podrt.plan.split import Splits, split_for_waves, split_keys
+from podrt.plan.split import Splits, split_for_waves, split_keys, split_to_end_together
 from podrt.plan.work import WORK_ITEM, Plan, WorkList
 
 Ints = npt.NDArray[np.int64]
@@ -41,8 +41,8 @@ class Tiling:
     decode_waves : int
         Likewise for decode, where more and shorter units let the queue even out the end.
     decode_piece_keys : int or None
-        Decode is also split into pieces of about so many keys, however many units there are; None
-        leaves long requests whole once there are enough units.
+        Decode is split so that all slots end together, into pieces of at most so many keys; None
+        splits it only as far as `decode_waves` allows.
     """
 
     prefill_rows: int
@@ -85,12 +85,7 @@ def make_plan(
     prefill = _tiles(batch, ~decoding, tiling.prefill_rows, group, causal)
     decode = _tiles(batch, decoding, tiling.decode_rows, group, causal)
     decode_fills_gpu = len(decode.keys) * num_kv_heads >= tiling.decode_slots
-    decode_splits = split_keys(
-        decode.keys,
-        kv_tile=tiling.decode_kv_tile,
-        min_keys=MIN_DECODE_KEYS,
-        max_items=_most_decode_items(decode.keys, num_kv_heads, tiling),
-    )
+    decode_splits = _split_decode(decode.keys, num_kv_heads, tiling)
     prefill_splits = _split_prefill(prefill.keys, num_kv_heads, tiling, decode_fills_gpu)
     prefill_merges = int(prefill_splits.is_split.sum())
     prefill_rows = int(prefill_splits.partials.sum()) * tiling.prefill_rows
@@ -117,11 +112,22 @@ def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> np
     return decoding
 
 
-def _most_decode_items(keys: Ints, num_kv_heads: int, tiling: Tiling) -> int:
-    most = tiling.decode_waves * tiling.decode_slots // num_kv_heads
+def _split_decode(keys: Ints, num_kv_heads: int, tiling: Tiling) -> Splits:
     if tiling.decode_piece_keys is None:
-        return most
-    return max(most, -(-int(keys.sum()) // tiling.decode_piece_keys))
+        return split_keys(
+            keys,
+            kv_tile=tiling.decode_kv_tile,
+            min_keys=MIN_DECODE_KEYS,
+            max_items=tiling.decode_waves * tiling.decode_slots // num_kv_heads,
+        )
+    return split_to_end_together(
+        keys,
+        kv_tile=tiling.decode_kv_tile,
+        min_keys=MIN_DECODE_KEYS,
+        max_keys=tiling.decode_piece_keys,
+        units_per_tile=num_kv_heads,
+        slots=tiling.decode_slots,
+    )
 
 
 def _split_prefill(keys: Ints, num_kv_heads: int, tiling: Tiling, decode_fills_gpu: bool) -> Splits:

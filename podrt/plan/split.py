@@ -15,6 +15,11 @@ Ints = npt.NDArray[np.int64]
 _MAX_SPLITS, _BUSY_SHARE, _WAVE_SHARE = 128, 0.8, 0.85
 
 
+#: Of `split_to_end_together`: by what it divides the limit that fills the slots once, what starting
+#: a unit costs in keys, and how near to the best end is near enough.
+_DIVISORS, _START_KEYS, _NEAR_BEST = (1, 2, 3, 4, 6, 8, 12, 16), 128, 1.08
+
+
 class Splits(NamedTuple):
     """Splits of every tile: how many, and the keys of each but the last."""
 
@@ -49,19 +54,37 @@ def split_keys(keys: Ints, *, kv_tile: int, min_keys: int, max_items: int) -> Sp
     max_items : int
         Most pieces in all; a tile always has at least one.
     """
-    longest = int(keys.max(initial=1))
-    low = -(-min(min_keys, longest) // kv_tile)
-    high = max(low, -(-longest // kv_tile))
-    # The number of pieces falls as the limit grows: bisect for the smallest limit that is enough.
-    while low < high:
-        middle = (low + high) // 2
-        if int(_counts(keys, middle * kv_tile).sum()) <= max_items:
-            high = middle
-        else:
-            low = middle + 1
-    counts = _counts(keys, low * kv_tile)
-    lengths = -(-keys // (counts * kv_tile)) * kv_tile
-    return Splits(counts, lengths)
+    return _cut(keys, kv_tile, _limit_for(keys, kv_tile, min_keys, max_items))
+
+
+def split_to_end_together(
+    keys: Ints, *, kv_tile: int, min_keys: int, max_keys: int, units_per_tile: int, slots: int
+) -> Splits:
+    """Cut tiles into pieces with which the slots end together: the longest that nearly do best.
+
+    Where lengths differ, the longest requests are what the others would wait for. How soon a cut
+    ends is estimated as its waves of units, longest first, with something for starting a unit.
+
+    Parameters
+    ----------
+    keys : int array [tiles]
+        Keys of every tile; 0 is fine and gives one empty piece.
+    kv_tile : int
+        Pieces are multiples of it, but for the last of a tile.
+    min_keys, max_keys : int
+        No piece limit outside of these is tried, unless a tile has fewer keys.
+    units_per_tile : int
+        Units that one piece of a tile makes (its KV heads).
+    slots : int
+        Units that run at once.
+    """
+    one_wave = _limit_for(keys, kv_tile, min_keys, slots // units_per_tile)
+    least, most = -(-min_keys // kv_tile), -(-max_keys // kv_tile)
+    limits = {min(max(-(-one_wave // divisor), least), most) for divisor in _DIVISORS}
+    cuts = [_cut(keys, kv_tile, limit) for limit in sorted(limits, reverse=True)]
+    ends = [_estimated_end(cut, keys, units_per_tile, slots) for cut in cuts]
+    near_best = min(ends) * _NEAR_BEST
+    return next(cut for cut, end in zip(cuts, ends, strict=True) if end <= near_best)
 
 
 def split_for_waves(keys: Ints, *, kv_tile: int, units_per_tile: int, slots: int) -> Splits:
@@ -96,6 +119,34 @@ def _wave_filling_number(units: int, slots: int, most: int) -> int:
     waves = units * numbers / slots
     efficiency = waves / np.ceil(waves)
     return int(numbers[np.argmax(efficiency >= _WAVE_SHARE * efficiency.max())])
+
+
+def _limit_for(keys: Ints, kv_tile: int, min_keys: int, max_items: int) -> int:
+    """Return the smallest limit, in KV tiles, that makes no more than `max_items` pieces."""
+    longest = int(keys.max(initial=1))
+    low = -(-min(min_keys, longest) // kv_tile)
+    high = max(low, -(-longest // kv_tile))
+    # The number of pieces falls as the limit grows: bisect for the smallest limit that is enough.
+    while low < high:
+        middle = (low + high) // 2
+        if int(_counts(keys, middle * kv_tile).sum()) <= max_items:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _cut(keys: Ints, kv_tile: int, limit: int) -> Splits:
+    """Cut every tile into equal pieces of at most `limit` KV tiles."""
+    counts = _counts(keys, limit * kv_tile)
+    return Splits(counts, -(-keys // (counts * kv_tile)) * kv_tile)
+
+
+def _estimated_end(cut: Splits, keys: Ints, units_per_tile: int, slots: int) -> float:
+    """Return when the last slot ends, in keys."""
+    pieces = np.sort(np.repeat(np.minimum(cut.lengths, keys), cut.counts))[::-1]
+    firsts_of_waves = np.arange(0, len(pieces) * units_per_tile, slots) // units_per_tile
+    return float(pieces[firsts_of_waves].sum() + _START_KEYS * len(firsts_of_waves))
 
 
 def _counts(keys: Ints, limit: int) -> Ints:
