@@ -82,7 +82,8 @@ def params_of(
     }
     tensors: Any = SimpleNamespace(**tensors_of(**changes))
     buffers: Any = SimpleNamespace(**workspace)
-    block = hopper.params_of(config, plan, tensors, buffers, 5000, 0.125, num_sms=132)
+    grid = hopper.num_ctas(config, plan, 132)
+    block = hopper.params_of(config, plan, tensors, buffers, 5000, 0.125, grid)
     return block[0]
 
 

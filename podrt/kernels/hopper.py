@@ -99,9 +99,9 @@ def params_of(
     workspace: Workspace,
     page_table: int,
     sm_scale: float,
-    num_sms: int,
+    grid: int,
 ) -> npt.NDArray[np.void]:
-    """Return a launch's argument block."""
+    """Return the argument block of a launch of `grid` CTAs."""
     q = tensors.q
     q_box = (64, plan.group, tile_tokens(plan.group))
     kv_box = (64, 1, config.box_rows, 1)
@@ -115,7 +115,7 @@ def params_of(
         q_stride_head=q.strides[1],
         tile_tokens=tile_tokens(plan.group),
         # One CTA at least must take the prefill.
-        decode_only_ctas=min(plan.decode_only_ctas, num_ctas(config, plan, num_sms) - 1),
+        decode_only_ctas=min(plan.decode_only_ctas, grid - 1),
         scale_log2=sm_scale * math.log2(math.e),
         **buffer_arguments(plan, tensors, workspace, page_table),
     )

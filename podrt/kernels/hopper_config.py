@@ -204,7 +204,7 @@ class HopperConfig(VariantForm):
                 raise UnsupportedConfigError(
                     f"registers of a role are {registers}: must be a multiple of 8 from 24 to 256"
                 )
-        pool = _REGISTER_POOL.get(self.warpgroups, 512)
+        pool = _REGISTER_POOL[self.warpgroups]
         if sum(roles) > pool:
             raise UnsupportedConfigError(
                 f"registers of all roles add up to {sum(roles)}; {self.warpgroups} warpgroups "

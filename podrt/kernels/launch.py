@@ -56,11 +56,11 @@ def launch(
         Holds the plan's items.
     """
     if isinstance(config, HopperConfig):
-        params = hopper.params_of(config, plan, tensors, workspace, page_table, sm_scale, num_sms)
         grid = hopper.num_ctas(config, plan, num_sms)
+        params = hopper.params_of(config, plan, tensors, workspace, page_table, sm_scale, grid)
     else:
-        params = portable.params_of(plan, tensors, workspace, page_table, sm_scale)
         grid = portable.num_ctas(config, plan.num_prefill_units, plan.num_decode_units, num_sms)
+        params = portable.params_of(plan, tensors, workspace, page_table, sm_scale)
     load_kernel(config, device)(
         (grid,),
         params,

@@ -39,7 +39,8 @@ class Tiling:
         found two waves to be the most that pays, beyond which splits only add memory traffic. None
         splits without that limit, as if there were no decode.
     decode_waves : int
-        Likewise for decode, where more and shorter units let the queue even out the end.
+        Likewise for decode, where more and shorter units let the queue even out the end. It has no
+        part in a split by `decode_piece_keys`.
     decode_piece_keys : int or None
         Decode is split so that all slots end together, into pieces of at most so many keys; None
         splits it only as far as `decode_waves` allows.

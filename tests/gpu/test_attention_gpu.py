@@ -60,8 +60,17 @@ def test_ragged_batch(family, dtype, head_dim, group, page_size, record_property
     assert [(config.form, config.family) for config in attention.variants] == [("pod", family)]
 
 
-POLICIES = ["50:50", "1:3", "8:1", "proportional", "serial", "portable-serial"]
-POLICIES += ["auto", "decode-only=1", "decode-only=1000"]
+POLICIES = [
+    "50:50",
+    "1:3",
+    "8:1",
+    "proportional",
+    "serial",
+    "portable-serial",
+    "auto",
+    "decode-only=1",
+    "decode-only=1000",
+]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
