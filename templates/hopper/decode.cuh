@@ -47,7 +47,9 @@ struct DecodeConsumer {
   }
 
  private:
-  __device__ __forceinline__ void sync() const { barrier_sync(kDecodeBarrier + at.index, kWarpgroup); }
+  __device__ __forceinline__ void sync() const {
+    barrier_sync(kDecodeBarrier + at.index, kWarpgroup);
+  }
 
   __device__ __forceinline__ u32 control() const { return smem.address + at.control; }
 
@@ -99,7 +101,8 @@ struct DecodeConsumer {
       if (row < rows)
         value = __ldg(reinterpret_cast<const uint4*>(RowAddress(p, item, kv_head, row).q(p)) +
                       chunk);
-      *reinterpret_cast<uint4*>(smem.base + at.tiles + Smem::kLaneQ + chunk / 8 * Smem::kDecodeQBlockBytes +
+      *reinterpret_cast<uint4*>(smem.base + at.tiles + Smem::kLaneQ +
+                                chunk / 8 * Smem::kDecodeQBlockBytes +
                                 swizzle128(row, chunk % 8)) = value;
     }
     fence_proxy_async();
@@ -114,8 +117,7 @@ struct DecodeConsumer {
     softmax(shrink);
     mbarrier_wait(ring_full(), ring.parity);
     if (key_rows < kKeys)
-      zero_rows<kKeys, kBlocks>(smem.base + ring_tile(),
-                                key_rows, thread);
+      zero_rows<kKeys, kBlocks>(smem.base + ring_tile(), key_rows, thread);
     fence_proxy_async();
     sync();  // probabilities are complete
     multiply_vp(shrink);

@@ -46,15 +46,15 @@ __device__ __forceinline__ void hold_registers(float (&registers)[kSize]) {
   for (int i = 0; i < kSize; i++) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
+template <int kSize>
+__device__ __forceinline__ void hold_registers(u32 (&registers)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; i++) asm volatile("" : "+r"(registers[i])::"memory");
+}
+
 // Zeroes registers here and not earlier: hoisted out of a role they would take room in another one.
 template <int kSize>
 __device__ __forceinline__ void clear_registers(float (&registers)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; i++) asm volatile("mov.b32 %0, 0;" : "=f"(registers[i]));
-}
-
-template <int kSize>
-__device__ __forceinline__ void hold_registers(u32 (&registers)[kSize]) {
-#pragma unroll
-  for (int i = 0; i < kSize; i++) asm volatile("" : "+r"(registers[i])::"memory");
 }
