@@ -78,7 +78,8 @@ class HybridAttention:
         ``"50:50"`` or a prefill:decode ratio such as ``"1:3"`` fixes their share, ``"ctas=2"`` or
         ``"ctas=4"`` the CTAs of an SM (on smaller GPUs than an A100 fewer may fit), and
         ``"splits=vanilla"`` splits prefill without regard to the decodes beside it. In the Hopper
-        family ``"decode-only=24"`` keeps so many SMs free of prefill.
+        family ``"decode-only=24"`` has so many SMs take no prefill before decode has run out, and
+        ``"prefill-only=24"`` the same with the sides exchanged.
     device : int, optional
         CUDA device number; the current device at the first `plan` if None.
 

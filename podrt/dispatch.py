@@ -21,7 +21,7 @@ from podrt.plan import Plan, Tiling, is_decode
 from podrt.sm_allocation import decode_only_sms
 
 _MAX_SHARE = 64
-_MAX_DECODE_ONLY = 1024
+_MAX_ONLY = 1024
 #: Share of the decodes that a decode tile must hold; the others are taken as prefills.
 _COVERED_DECODES = 0.9
 
@@ -43,7 +43,10 @@ class Policy:
     limit_splits : bool
         Whether prefill is split over its keys only as far as that pays beside decodes.
     decode_only_sms : int or None
-        SMs of a fused Hopper launch that take no prefill; None follows the work on each side.
+        SMs of a fused Hopper launch that take no prefill before decode has run out; None follows
+        the work on each side.
+    prefill_only_sms : int
+        The same with the sides exchanged.
     """
 
     family: Literal["auto", "portable", "hopper"] = "auto"
@@ -52,6 +55,7 @@ class Policy:
     shape: Shape | None = None
     limit_splits: bool = True
     decode_only_sms: int | None = None
+    prefill_only_sms: int = 0
 
 
 _NAMED = {
@@ -70,12 +74,15 @@ _NAMED = {
 
 
 def parse_policy(policy: str) -> Policy:
-    """Read a `policy` argument: a name, a ratio such as ``"1:3"``, or ``"decode-only=24"``."""
+    """Read a `policy` argument: a name, a ratio such as ``"1:3"``, or SMs of one side."""
     if policy in _NAMED:
         return _NAMED[policy]
     name, _, number = str(policy).partition("=")
-    if name == "decode-only" and number.isdecimal() and int(number) <= _MAX_DECODE_ONLY:
-        return Policy(family="hopper", decode_only_sms=int(number))
+    if number.isdecimal() and int(number) <= _MAX_ONLY:
+        if name == "decode-only":
+            return Policy(family="hopper", decode_only_sms=int(number))
+        if name == "prefill-only":
+            return Policy(family="hopper", decode_only_sms=0, prefill_only_sms=int(number))
     prefill, colon, decode = str(policy).partition(":")
     if colon and prefill.isdecimal() and decode.isdecimal():
         ratio = int(prefill), int(decode)
@@ -83,7 +90,7 @@ def parse_policy(policy: str) -> Policy:
             return Policy(family="portable", ratio=ratio)
     raise UnsupportedConfigError(
         f"policy={policy!r}: allowed are {', '.join(map(repr, _NAMED))}, "
-        f'"decode-only=N" of N SMs from 0 to {_MAX_DECODE_ONLY}, or a '
+        f'"decode-only=N" or "prefill-only=N" of N SMs from 0 to {_MAX_ONLY}, or a '
         f'prefill:decode ratio "P:D" of numbers from 1 to {_MAX_SHARE}'
     )
 
@@ -135,7 +142,7 @@ def share_sms(
         chosen = decode_only_sms(
             plan, head_dim=base.head_dim, num_sms=num_sms, memory_gbs=memory_gbs
         )
-    return replace(plan, decode_only_ctas=chosen)
+    return replace(plan, decode_only_ctas=chosen, prefill_only_ctas=policy.prefill_only_sms)
 
 
 def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:

@@ -292,7 +292,8 @@ def test_lone_hopper_side_keeps_what_the_plan_was_made_for() -> None:
 def test_hopper_prefill_tiles_are_whole_tokens(group: int, rows: int) -> None:
     tiling = tiling_of(HOPPER, 10, group)
     assert (tiling.prefill_rows, tiling.decode_rows) == (rows, HOPPER.decode_rows)
-    assert tiling.prefill_kv_tile == HOPPER.kv_tile
+    # Splits begin where a tile does, and a bulk copy of up to 64 keys.
+    assert [tiling.prefill_kv_tile % keys for keys in (HOPPER.kv_tile, 64)] == [0, 0]
     assert (tiling.prefill_slots, tiling.decode_slots) == (10, 20)
 
 
@@ -319,6 +320,13 @@ def test_decode_only_sms_are_taken_as_they_are(number: int) -> None:
     assert policy == Policy(family="hopper", decode_only_sms=number)
     shared = share_sms(MIXED, HOPPER, policy, num_sms=132, memory_gbs=3352.0)
     assert shared.decode_only_ctas == number
+
+
+def test_prefill_only_sms_are_taken_as_they_are() -> None:
+    policy = parse_policy("prefill-only=16")
+    assert policy == Policy(family="hopper", decode_only_sms=0, prefill_only_sms=16)
+    shared = share_sms(MIXED, HOPPER, policy, num_sms=132, memory_gbs=3352.0)
+    assert (shared.decode_only_ctas, shared.prefill_only_ctas) == (0, 16)
 
 
 def test_sms_are_shared_by_the_work_on_each_side() -> None:

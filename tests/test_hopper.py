@@ -82,8 +82,7 @@ def params_of(
     }
     tensors: Any = SimpleNamespace(**tensors_of(**changes))
     buffers: Any = SimpleNamespace(**workspace)
-    grid = hopper.num_ctas(config, plan, 132)
-    block = hopper.params_of(config, plan, tensors, buffers, 5000, 0.125, grid)
+    block = hopper.params_of(config, plan, tensors, buffers, 5000, 0.125)
     return block[0]
 
 
@@ -112,11 +111,10 @@ def test_kernel_gets_tensors_buffers_and_sizes(maps: list[tuple[Any, ...]]) -> N
     assert params["scale_log2"] == np.float32(0.125 * np.log2(np.e))
 
 
-@pytest.mark.parametrize(("asked", "given"), [(0, 0), (3, 3), (7, 7), (8, 7), (100, 7)])
-def test_one_cta_is_left_for_prefill(maps: list[tuple[Any, ...]], asked: int, given: int) -> None:
-    plan = dataclasses.replace(PLAN, decode_only_ctas=asked)
-    assert hopper.num_ctas(FUSED, plan, 132) == 8
-    assert params_of(plan=plan)["decode_only_ctas"] == given
+def test_ctas_of_one_side_are_those_of_the_plan(maps: list[tuple[Any, ...]]) -> None:
+    plan = dataclasses.replace(PLAN, decode_only_ctas=3, prefill_only_ctas=100)
+    params = params_of(plan=plan)
+    assert (params["decode_only_ctas"], params["prefill_only_ctas"]) == (3, 100)
 
 
 def test_without_lse_the_kernel_gets_a_null_pointer(maps: list[tuple[Any, ...]]) -> None:

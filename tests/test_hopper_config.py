@@ -39,7 +39,7 @@ def test_the_role_with_most_registers_counts(form: str, registers: int) -> None:
 @pytest.mark.parametrize("kv_tile", KV_TILES)
 @pytest.mark.parametrize("page_size", [None, 16, 32, 64, 128, 256])
 def test_copies_fill_tiles_and_stay_inside_a_page(page_size: int | None, kv_tile: int) -> None:
-    rows = changed(page_size=page_size, kv_tile=kv_tile).box_rows
+    rows = changed(page_size=page_size, kv_tile=kv_tile, decode_slots=2).box_rows
     assert rows >= 16
     assert [tokens % rows for tokens in (page_size or 64, kv_tile, 64)] == [0, 0, 0]
 
@@ -114,7 +114,7 @@ def test_shared_memory_beyond_a_cta_is_refused() -> None:
 def test_later_lanes_fit_over_the_prefill_tiles(head_dim: int, decode_rows: int) -> None:
     pod = hopper_variant("pod", "bfloat16", head_dim, decode_rows=decode_rows)
     prefill_bytes = (128 + 2 * pod.stages * pod.kv_tile) * head_dim * 2
-    lane_bytes = (decode_rows * (head_dim + 64) + pod.next_slots * 64 * head_dim) * 2
+    lane_bytes = (decode_rows * (head_dim + 2 * 64) + pod.next_slots * 64 * head_dim) * 2
     assert pod.next_slots >= 3
     assert 2 * lane_bytes <= prefill_bytes < 2 * (lane_bytes + 64 * head_dim * 2)
     alone = hopper_variant("decode", "bfloat16", head_dim, decode_rows=decode_rows)
@@ -139,7 +139,7 @@ def test_names_are_unique_and_safe_for_files() -> None:
     [
         {"dtype": "float16"},
         {"head_dim": 64},
-        {"decode_rows": 32, "decode_registers": 24},
+        {"decode_rows": 16, "decode_registers": 24},
         {"kv_tile": 64},
         {"decode_slots": 2},
         {"decode_registers": 24},

@@ -6,6 +6,7 @@ kernels when they are first used, which can take minutes: build them before a ru
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ def makers(tensors: CaseTensors) -> dict[str, Maker]:
     sides: dict[str, Maker] = {}
     if tensors.case.prefill:
         sides["prefill alone"] = problem.prefill
+        # Of the portable family's class; the default is FlashAttention-3's kernel on Hopper.
+        sides["fa2 prefill alone"] = partial(problem.prefill, backend="fa2")
     if tensors.case.decode:
         sides["decode alone"] = problem.decode
     if not tensors.case.is_hybrid:
@@ -57,10 +60,12 @@ class _Problem:
         self._heads = (case.num_qo_heads, case.num_kv_heads, case.head_dim)
         self._types = {"q_data_type": dtype, "kv_data_type": dtype}
 
-    def prefill(self) -> Any:
+    def prefill(self, backend: str = "auto") -> Any:
         import flashinfer
 
-        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(_workspace(), "NHD")
+        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(
+            _workspace(), "NHD", backend=backend
+        )
         wrapper.plan(
             self._qo_indptr(self._prefills),
             *self._pages(self._prefills),

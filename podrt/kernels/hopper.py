@@ -17,7 +17,7 @@ from podrt.kernels.arguments import (
     buffer_arguments,
 )
 from podrt.kernels.config import NUM_TICKETS, DType
-from podrt.kernels.hopper_config import DECODE_KEYS, PREFILL_ROWS, HopperConfig
+from podrt.kernels.hopper_config import DECODE_KEYS, DECODE_TILES, PREFILL_ROWS, HopperConfig
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
 from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, tensor_map
 from podrt.plan import Plan, Tiling
@@ -43,7 +43,8 @@ PARAMS = (
     *OUTPUT_STRIDES,
     *COUNTS,
     Field("int", "tile_tokens", "tokens of a prefill tile: 128 / group, rounded down"),
-    Field("int", "decode_only_ctas", "CTAs that take no prefill"),
+    Field("int", "decode_only_ctas", "first CTAs: they take no prefill before decode has run out"),
+    Field("int", "prefill_only_ctas", "last CTAs: they take no decode before prefill has run out"),
     Field("float", "scale_log2", "sm_scale * log2(e)"),
 )
 _ALIGN = 64
@@ -71,7 +72,7 @@ def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
         decode_rows=config.decode_rows,
         # Splits begin where a bulk copy can, whatever the form that runs the plan.
         prefill_kv_tile=math.lcm(config.kv_tile, DECODE_KEYS),
-        decode_kv_tile=DECODE_KEYS,
+        decode_kv_tile=DECODE_KEYS * DECODE_TILES,
         prefill_slots=num_sms,
         # Two of an SM's three decode lanes are enough to fill the memory bus.
         decode_slots=2 * num_sms,
@@ -99,9 +100,8 @@ def params_of(
     workspace: Workspace,
     page_table: int,
     sm_scale: float,
-    grid: int,
 ) -> npt.NDArray[np.void]:
-    """Return the argument block of a launch of `grid` CTAs."""
+    """Return the argument block of a launch."""
     q = tensors.q
     q_box = (64, plan.group, tile_tokens(plan.group))
     kv_box = (64, 1, config.box_rows, 1)
@@ -114,8 +114,8 @@ def params_of(
         q_stride_token=q.strides[0],
         q_stride_head=q.strides[1],
         tile_tokens=tile_tokens(plan.group),
-        # One CTA at least must take the prefill.
-        decode_only_ctas=min(plan.decode_only_ctas, grid - 1),
+        decode_only_ctas=plan.decode_only_ctas,
+        prefill_only_ctas=plan.prefill_only_ctas,
         scale_log2=sm_scale * math.log2(math.e),
         **buffer_arguments(plan, tensors, workspace, page_table),
     )

@@ -17,6 +17,8 @@ DECODE_ROWS = (8, 16, 32)
 PAGE_SIZES = (16, 32, 64, 128, 256)
 #: Packed query rows of a prefill tile, and keys of a decode tile.
 PREFILL_ROWS, DECODE_KEYS = 128, 64
+#: Decode tiles of a step: more of them share the latency of its chain of products and softmax.
+DECODE_TILES = 2
 
 _WARPGROUP = 128
 _ELEMENT_BYTES = 2
@@ -94,6 +96,11 @@ class HopperConfig(VariantForm):
         self._check_budgets()
 
     @property
+    def decode_tiles(self) -> int:
+        """Tiles of `DECODE_KEYS` keys that a step of decode takes."""
+        return DECODE_TILES
+
+    @property
     def family(self) -> str:
         """Kernel family; also its folder in ``templates/``."""
         return "hopper"
@@ -149,7 +156,7 @@ class HopperConfig(VariantForm):
         barriers = 2 + 4 * self.stages + 5
         control = -(-8 * barriers // 16) * 16 + 2 * _WORK_SLOT_BYTES + 16
         lane_barriers = 4 + 2 * max(self.decode_slots, self.next_slots)
-        lane_control = 2 * _WORK_SLOT_BYTES + 16 * self.decode_rows + 8 * lane_barriers
+        lane_control = 2 * _WORK_SLOT_BYTES + 16 * self.decode_rows + 16 + 8 * lane_barriers
         return tiles + control + self.lanes * lane_control
 
     @property
@@ -170,7 +177,7 @@ class HopperConfig(VariantForm):
 
     def _lane_bytes(self, slots: int) -> int:
         """Return the shared memory of a decode lane: queries, probabilities and ring."""
-        columns = self.head_dim + DECODE_KEYS
+        columns = self.head_dim + DECODE_TILES * DECODE_KEYS
         return self.decode_rows * columns * _ELEMENT_BYTES + slots * self._tile_bytes
 
     @property

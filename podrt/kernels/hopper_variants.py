@@ -26,22 +26,22 @@ class _Pod(NamedTuple):
 
 
 #: By (head_dim, decode_rows): decode gets the registers that it needs without spilling, prefill the
-#: rest, and a smaller tile where the rest is too little for 128 keys.
+#: rest. A tile is smaller than 128 keys where registers are too few for it, or shared memory for it
+#: beside a decode ring of four tiles.
 _PODS = {
     (64, 8): _Pod(128, 40, 56, 208),
     (64, 16): _Pod(128, 40, 72, 200),
     (64, 32): _Pod(128, 40, 120, 176),
-    (128, 8): _Pod(128, 40, 56, 208),
+    (128, 8): _Pod(112, 40, 56, 208),
     (128, 16): _Pod(112, 40, 80, 192),
     (128, 32): _Pod(96, 40, 120, 176),
 }
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left.
 _DECODE_SLOTS = {
-    ("pod", 64, 128): 12,
-    ("pod", 128, 128): 3,
+    ("pod", 64, 128): 8,
     ("pod", 128, 112): 4,
-    ("pod", 128, 96): 5,
+    ("pod", 128, 96): 4,
     ("decode", 64, 128): 8,
     ("decode", 128, 128): 4,
 }

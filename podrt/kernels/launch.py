@@ -57,7 +57,7 @@ def launch(
     """
     if isinstance(config, HopperConfig):
         grid = hopper.num_ctas(config, plan, num_sms)
-        params = hopper.params_of(config, plan, tensors, workspace, page_table, sm_scale, grid)
+        params = hopper.params_of(config, plan, tensors, workspace, page_table, sm_scale)
     else:
         grid = portable.num_ctas(config, plan.num_prefill_units, plan.num_decode_units, num_sms)
         params = portable.params_of(plan, tensors, workspace, page_table, sm_scale)

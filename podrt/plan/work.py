@@ -55,9 +55,9 @@ class Plan:
         of one tile: element ``((partial_row + split * rows) * num_kv_heads + head * rows + r)``.
     causal : bool
         Bottom-right aligned causal mask.
-    decode_only_ctas : int
-        CTAs of a fused launch that take no prefill work; heeded by the Hopper family, whose CTAs
-        otherwise take both sides at once.
+    decode_only_ctas, prefill_only_ctas : int
+        CTAs of a fused launch that take one side's work alone, as long as there is any; heeded by
+        the Hopper family, whose CTAs otherwise take both sides at once.
     """
 
     prefill: WorkList
@@ -70,6 +70,7 @@ class Plan:
     partial_rows: int
     causal: bool
     decode_only_ctas: int = 0
+    prefill_only_ctas: int = 0
 
     @property
     def num_prefill_units(self) -> int:

@@ -1,9 +1,12 @@
 // Decode consumer: the warpgroup of a lane, one tile of up to decode_rows packed query rows at a time.
 //
-// Operands are swapped, so that the 64 keys of a tile fill the 64 rows that wgmma insists on:
+// Operands are swapped, so that 64 keys fill the 64 rows that wgmma insists on:
 //   scores^T [64 keys x rows] = K Q^T,   out^T [head_dim x rows] += V^T P^T.
 // A thread owns, for column block b of 8 rows: rows (of the tile) 8b + 2(t%4) + {0, 1}, and of them
 // keys (or head_dim elements) 16 warp + t/4 + {0, 8}.
+//
+// A step takes several such tiles of keys. Each is little work in a long chain (products behind those
+// of prefill, softmax across warps, products again), which one step goes through once for all.
 #pragma once
 #include "common/descriptor.cuh"
 #include "common/softmax.cuh"
@@ -18,7 +21,10 @@ struct DecodeConsumer {
   static constexpr int kScores = kRows / 2;  // accumulators of a thread
   static constexpr int kColumns = kRows / 4;  // tile rows of a thread: 2 for each block of 8
   static constexpr int kBlocks = Smem::kColumnBlocks;  // 64-wide blocks of head_dim
-  static constexpr int kKeys = 64;
+  static constexpr int kTileKeys = 64;
+  static constexpr int kTiles = Config::kDecodeTiles;
+  static constexpr int kKeys = kTiles * kTileKeys;  // of a step
+  static constexpr int kProbabilityBytes = kRows * 128;  // of a tile
 
   const Params& p;
   const Smem& smem;
@@ -26,8 +32,10 @@ struct DecodeConsumer {
   const int thread, warp, lane;
   Ring ring;
 
-  float scores[kScores], out[kBlocks][kScores];
-  float row_max[kColumns], row_sum[kColumns];
+  float scores[kTiles][kScores], out[kBlocks][kScores];
+  float reference[kColumns];  // log2 of what a row's sum and output refer to; see common/softmax.cuh
+  float row_sum[kColumns];
+  int odd = 0;  // steps take turns with two flags: a warp may set the next one before all have read
 
   __device__ __forceinline__ DecodeConsumer(const Params& p, const Smem& smem, const DecodeLane& at,
                                             int thread)
@@ -53,12 +61,19 @@ struct DecodeConsumer {
 
   __device__ __forceinline__ u32 control() const { return smem.address + at.control; }
 
-  // Offset of the tile at the ring's position, and the barrier that tells when it is there.
-  __device__ __forceinline__ int ring_tile() const {
-    return at.tiles + Smem::kLaneRing + ring.slot * Smem::kDecodeTileBytes;
+  // Offset of the tile at a position of the ring.
+  __device__ __forceinline__ int ring_tile(const Ring& position) const {
+    return at.tiles + Smem::kLaneRing + position.slot * Smem::kDecodeTileBytes;
   }
-  __device__ __forceinline__ u32 ring_full() const {
-    return control() + Smem::kRingFull + 8 * ring.slot;
+  __device__ __forceinline__ void wait_for(const Ring& position) const {
+    mbarrier_wait(control() + Smem::kRingFull + 8 * position.slot, position.parity);
+  }
+  __device__ __forceinline__ void release(const Ring& position) const {
+    if (thread == 0) mbarrier_arrive(control() + Smem::kRingEmpty + 8 * position.slot);
+  }
+
+  __device__ __forceinline__ volatile int& outgrown() const {
+    return reinterpret_cast<volatile int*>(smem.base + at.control + Smem::kOutgrown)[odd];
   }
 
   // Tile row of this thread's accumulator column c.
@@ -74,7 +89,7 @@ struct DecodeConsumer {
     load_q(item, kv_head);
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
-      row_max[c] = -infinity();
+      reference[c] = -infinity();
       row_sum[c] = 0.f;
     }
 #pragma unroll
@@ -82,12 +97,21 @@ struct DecodeConsumer {
 #pragma unroll
       for (int i = 0; i < kScores; i++) out[block][i] = 0.f;
 
-    const int tiles = warp_uniform(ceil_div(item.kv_end - item.kv_begin, kKeys));
+    const int steps = warp_uniform(ceil_div(item.kv_end - item.kv_begin, kKeys));
     const int full_limit = visible_keys<Config>(item, item.row_begin / p.group);
-    int first_key = item.kv_begin + (tiles - 1) * kKeys;
-    const int last_rows = item.kv_len - first_key;
-    for (int tile = 0; tile < tiles; tile++, first_key -= kKeys)
-      step(item, first_key, first_key + kKeys > full_limit, tile == 0 ? last_rows : kKeys);
+    int first_key = item.kv_begin + (steps - 1) * kKeys;
+    for (int step = 0; step < steps; step++, first_key -= kKeys) {
+      multiply_kq();
+      if (step == 0) clear_beyond(item.kv_len - first_key);
+      const bool masked = first_key + kKeys > full_limit;
+      if (masked) mask(item, first_key);
+      if (masked || step == 0)
+        softmax_exact();
+      else
+        softmax_lagging();
+      multiply_vp();
+      odd ^= 1;
+    }
     finish(item, kv_head);
   }
 
@@ -109,39 +133,79 @@ struct DecodeConsumer {
     sync();
   }
 
-  __device__ __forceinline__ void step(const WorkItem& item, int first_key, bool masked,
-                                       int key_rows) {
-    multiply_kq();
-    if (masked) mask(item, first_key);
-    float shrink[kColumns];
-    softmax(shrink);
-    mbarrier_wait(ring_full(), ring.parity);
-    if (key_rows < kKeys)
-      zero_rows<kKeys, kBlocks>(smem.base + ring_tile(), key_rows, thread);
-    fence_proxy_async();
-    sync();  // probabilities are complete
-    multiply_vp(shrink);
-  }
-
-  __device__ __forceinline__ void release() {
-    if (thread == 0) mbarrier_arrive(control() + Smem::kRingEmpty + 8 * ring.slot);
-    ring.advance();
-  }
-
+  // Both products wait for a tile's operands, then for the tensor cores, one tile behind.
   __device__ __forceinline__ void multiply_kq() {
-    mbarrier_wait(ring_full(), ring.parity);
-    const u64 k_tile = descriptor(smem.address + ring_tile());
     const u64 q_tile = descriptor(smem.address + at.tiles + Smem::kLaneQ);
-    wgmma_fence();
-    wgmma_kq_first(scores, k_tile, q_tile);
+    Ring done = ring;
 #pragma unroll
-    for (int i = 1; i < Config::kHeadDim / 16; i++)
-      wgmma_kq(scores, advance(k_tile, i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
-               advance(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
-    wgmma_commit();
+    for (int t = 0; t < kTiles; t++) {
+      wait_for(ring);
+      const u64 k_tile = descriptor(smem.address + ring_tile(ring));
+      wgmma_fence();
+      wgmma_kq_first(scores[t], k_tile, q_tile);
+#pragma unroll
+      for (int i = 1; i < Config::kHeadDim / 16; i++)
+        wgmma_kq(scores[t], advance(k_tile, i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
+                 advance(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
+      wgmma_commit();
+      ring.advance();
+      if (t > 0) {
+        wgmma_wait<1>();
+        release(done);
+        done.advance();
+      }
+    }
     wgmma_wait<0>();
-    hold_registers(scores);
-    release();
+#pragma unroll
+    for (int t = 0; t < kTiles; t++) hold_registers(scores[t]);
+    release(done);
+  }
+
+  __device__ __forceinline__ void multiply_vp() {
+    const u64 p_tile = descriptor(smem.address + at.tiles + Smem::kLaneP);
+    Ring done = ring;
+    hold_out();
+#pragma unroll
+    for (int t = 0; t < kTiles; t++) {
+      wait_for(ring);
+      const u64 v_tile = descriptor(smem.address + ring_tile(ring));
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < kTileKeys / 16; i++)
+#pragma unroll
+        for (int block = 0; block < kBlocks; block++)
+          wgmma_vp(out[block], advance(v_tile, block * Smem::kDecodeBlockBytes + i * 2048),
+                   advance(p_tile, t * kProbabilityBytes + i * 32));
+      wgmma_commit();
+      ring.advance();
+      if (t > 0) {
+        wgmma_wait<1>();
+        release(done);
+        done.advance();
+      }
+    }
+    wgmma_wait<0>();
+    hold_out();
+    release(done);
+  }
+
+  __device__ __forceinline__ void hold_out() {
+#pragma unroll
+    for (int block = 0; block < kBlocks; block++) hold_registers(out[block]);
+  }
+
+  // In the last step of a request, rows of V beyond its keys hold anything; see zero_rows.
+  // The caller synchronises before V is used.
+  __device__ __forceinline__ void clear_beyond(int rows) const {
+    if (rows >= kKeys) return;
+    Ring position = ring;
+#pragma unroll
+    for (int t = 0; t < kTiles; t++) {
+      wait_for(position);
+      zero_rows<kTileKeys, kBlocks>(smem.base + ring_tile(position), max(rows - t * kTileKeys, 0),
+                                    thread);
+      position.advance();
+    }
   }
 
   __device__ __forceinline__ void mask(const WorkItem& item, int first_key) {
@@ -150,75 +214,107 @@ struct DecodeConsumer {
       const int token = (item.row_begin + column_row(c)) / p.group;
       const int limit = visible_keys<Config>(item, token) - first_key - warp * 16 - lane / 4;
 #pragma unroll
-      for (int half = 0; half < 2; half++)
-        if (8 * half >= limit) scores[c / 2 * 4 + half * 2 + c % 2] = -infinity();
+      for (int t = 0; t < kTiles; t++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          if (t * kTileKeys + 8 * half >= limit)
+            scores[t][c / 2 * 4 + half * 2 + c % 2] = -infinity();
     }
   }
 
-  // Writes the probabilities to shared memory and gives the factor by which `out` shrinks.
-  __device__ __forceinline__ void softmax(float (&shrink)[kColumns]) {
+  // Relative to the references as they are, which need only be near the maxima. A sum tells when a
+  // score has outgrown one; then all warps, which must agree, do the step again exactly.
+  __device__ __forceinline__ void softmax_lagging() {
+    constexpr float kOutgrown = 1024.f;  // float16 holds powers up to 2^15
+    float sum[kColumns];
+    exponentiate(reference, sum);
+    float largest = sum[0];
+#pragma unroll
+    for (int c = 1; c < kColumns; c++) largest = fmaxf(largest, sum[c]);
+    if (largest > kOutgrown) outgrown() = 1;
+    fence_proxy_async();
+    sync();  // probabilities are complete
+    if (outgrown()) {
+      sync();  // all have read the flag
+      if (thread == 0) outgrown() = 0;
+      softmax_exact();
+    } else {
+#pragma unroll
+      for (int c = 0; c < kColumns; c++) row_sum[c] += sum[c];
+    }
+  }
+
+  // Raises the references to the maxima of the step first.
+  __device__ __forceinline__ void softmax_exact() {
     float* maxima = reinterpret_cast<float*>(smem.base + at.control + Smem::kReduce);
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
-      float max = fmaxf(scores[c / 2 * 4 + c % 2], scores[c / 2 * 4 + 2 + c % 2]);
+      float max = -infinity();
+#pragma unroll
+      for (int t = 0; t < kTiles; t++)
+        max = fmaxf(max, fmaxf(scores[t][c / 2 * 4 + c % 2], scores[t][c / 2 * 4 + 2 + c % 2]));
 #pragma unroll
       for (int offset = 4; offset < kWarp; offset *= 2)
         max = fmaxf(max, __shfl_xor_sync(~0u, max, offset));
       if (lane < 4) maxima[warp * kRows + column_row(c)] = max;
     }
     sync();
+    float shrink[kColumns], finite[kColumns], sum[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
-      float max = row_max[c];
+      float max = -infinity();
 #pragma unroll
       for (int w = 0; w < 4; w++) max = fmaxf(max, maxima[w * kRows + column_row(c)]);
-      const float reference = max == -infinity() ? 0.f : max * p.scale_log2;
-      shrink[c] = exp2_approx(row_max[c] * p.scale_log2 - reference);
-      row_max[c] = max;
-      row_sum[c] *= shrink[c];
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const float probability =
-            exp2_approx(fmaf(scores[c / 2 * 4 + half * 2 + c % 2], p.scale_log2, -reference));
-        row_sum[c] += probability;
-        store_probability(column_row(c), warp * 16 + lane / 4 + 8 * half, probability);
-      }
+      const float raised = fmaxf(reference[c], max * p.scale_log2);
+      // A row that has seen nothing: any finite reference turns its scores into zeros.
+      finite[c] = raised == -infinity() ? 0.f : raised;
+      shrink[c] = exp2_approx(reference[c] - finite[c]);
+      reference[c] = raised;
     }
-  }
-
-  __device__ __forceinline__ void store_probability(int row, int key, float probability) const {
-    char* chunk = smem.base + at.tiles + Smem::kLaneP + swizzle128(row, key / 8);
-    reinterpret_cast<u16*>(chunk)[key % 8] =
-        static_cast<u16>(Config::Element::pack(probability, 0.f));
-  }
-
-  __device__ __forceinline__ void multiply_vp(const float (&shrink)[kColumns]) {
-    const u64 v_tile = descriptor(smem.address + ring_tile());
-    const u64 p_tile = descriptor(smem.address + at.tiles + Smem::kLaneP);
+    exponentiate(finite, sum);
+#pragma unroll
+    for (int c = 0; c < kColumns; c++) row_sum[c] = row_sum[c] * shrink[c] + sum[c];
 #pragma unroll
     for (int block = 0; block < kBlocks; block++)
 #pragma unroll
       for (int i = 0; i < kScores; i++) out[block][i] *= shrink[i / 4 * 2 + i % 2];
+    fence_proxy_async();
+    sync();  // probabilities are complete, and the maxima have been read
+  }
+
+  // Writes the probabilities to shared memory and adds up this thread's share of them.
+  __device__ __forceinline__ void exponentiate(const float (&reference)[kColumns],
+                                               float (&sum)[kColumns]) const {
+    // Lanes 8i..8i+7 give the rows of matrix i, which are keys 16 warp + 8 (i % 2) of a tile.
+    const u32 rows = smem.address + at.tiles + Smem::kLaneP +
+                     swizzle128(lane % 8, warp * 2 + lane / 8 % 2);
 #pragma unroll
-    for (int block = 0; block < kBlocks; block++) hold_registers(out[block]);
-    wgmma_fence();
+    for (int c = 0; c < kColumns; c++) sum[c] = 0.f;
 #pragma unroll
-    for (int i = 0; i < kKeys / 16; i++)
+    for (int b = 0; b < kRows / 8; b++) {
+      u32 packed[kTiles][2];
 #pragma unroll
-      for (int block = 0; block < kBlocks; block++)
-        wgmma_vp(out[block], advance(v_tile, block * Smem::kDecodeBlockBytes + i * 2048),
-                 advance(p_tile, i * 32));
-    wgmma_commit();
-    wgmma_wait<0>();
+      for (int t = 0; t < kTiles; t++)
 #pragma unroll
-    for (int block = 0; block < kBlocks; block++) hold_registers(out[block]);
-    release();
+        for (int half = 0; half < 2; half++) {
+          float power[2];
+#pragma unroll
+          for (int i = 0; i < 2; i++) {
+            power[i] = exp2_approx(
+                fmaf(scores[t][b * 4 + half * 2 + i], p.scale_log2, -reference[2 * b + i]));
+            sum[2 * b + i] += power[i];
+          }
+          packed[t][half] = Config::Element::pack(power[0], power[1]);
+        }
+#pragma unroll
+      for (int t = 0; t < kTiles; t++)
+        stmatrix_x2_trans(packed[t], rows + t * kProbabilityBytes + b * 1024);
+    }
   }
 
   __device__ __forceinline__ void finish(const WorkItem& item, int kv_head) {
     float* sums = reinterpret_cast<float*>(smem.base + at.control + Smem::kReduce);
-    sync();  // the maxima have been read
-#pragma unroll
+    #pragma unroll
     for (int c = 0; c < kColumns; c++) {
       float sum = row_sum[c];
 #pragma unroll
@@ -242,7 +338,7 @@ struct DecodeConsumer {
   __device__ __forceinline__ void store_row(const WorkItem& item, int kv_head, int c, int row,
                                             float sum) const {
     const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-    const float lse = row_lse_log2(row_max[c] * p.scale_log2, sum);
+    const float lse = row_lse_log2(reference[c], sum);
     const bool is_first = thread < 4;  // one thread for each row
     const int column = warp * 16 + lane / 4;
     if (item.num_splits == 1) {

@@ -32,7 +32,7 @@ struct KvCopy {
   }
 
   static __device__ __forceinline__ u32 bytes(int kv_len, int first_key) {
-    return min(kPieces, ceil_div(kv_len - first_key, kBoxRows)) * kColumnBlocks * kBoxBytes;
+    return max(0, min(kPieces, ceil_div(kv_len - first_key, kBoxRows))) * kColumnBlocks * kBoxBytes;
   }
 
   // Called by a whole warp once the slot is free; `full` completes when the tile is there.

@@ -145,12 +145,13 @@ __device__ __forceinline__ void produce_prefill_v(const Params& p, const SharedM
   }
 }
 
-// Draws decode units for a lane; copies their K and V tiles in turn, from the last to the first.
+// Draws decode units for a lane; copies their K and V in turn, from the last step to the first.
 template <class Config>
 __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemory<Config>& smem,
                                                const DecodeLane& to, u32* taken, int lane) {
   using Smem = SharedMemory<Config>;
   using Copy = KvCopy<Config, 64>;
+  constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
   const u32 control = smem.address + to.control;
   WorkProducer work{control + Smem::kLaneWorkFull,
                     control + Smem::kLaneWorkEmpty,
@@ -165,21 +166,28 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
     const int kv_head = slot.kv_head;
     if (kv_head < 0) break;
     const WorkItem& item = slot.item;
-    int first_key = last_tile<64>(item);
+    int first_key = last_tile<kKeys>(item);
     if (first_key < item.kv_begin) continue;
-    auto piece = Copy::find(p, item, first_key, lane);
-    for (; first_key >= item.kv_begin; first_key -= 64) {
-      const u32 bytes = Copy::bytes(item.kv_len, first_key);
-      const auto next = Copy::find(p, item, max(first_key - 64, 0), lane);
+    typename Copy::Piece pieces[kTiles], next[kTiles];
 #pragma unroll
-      for (int is_v = 0; is_v < 2; is_v++) {
-        mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
-        Copy::issue(is_v ? &p.v_map : &p.k_map, piece,
-                    smem.address + to.tiles + Smem::kLaneRing + ring.slot * Smem::kDecodeTileBytes,
-                    control + Smem::kRingFull + 8 * ring.slot, bytes, kv_head, lane);
-        ring.advance();
-      }
-      piece = next;
+    for (int t = 0; t < kTiles; t++) pieces[t] = Copy::find(p, item, first_key + t * 64, lane);
+    for (; first_key >= item.kv_begin; first_key -= kKeys) {
+#pragma unroll
+      for (int t = 0; t < kTiles; t++)
+        next[t] = Copy::find(p, item, max(first_key - kKeys, 0) + t * 64, lane);
+#pragma unroll
+      for (int is_v = 0; is_v < 2; is_v++)
+#pragma unroll
+        for (int t = 0; t < kTiles; t++) {
+          mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
+          Copy::issue(is_v ? &p.v_map : &p.k_map, pieces[t],
+                      smem.address + to.tiles + Smem::kLaneRing + ring.slot * Smem::kDecodeTileBytes,
+                      control + Smem::kRingFull + 8 * ring.slot,
+                      Copy::bytes(item.kv_len, first_key + t * 64), kv_head, lane);
+          ring.advance();
+        }
+#pragma unroll
+      for (int t = 0; t < kTiles; t++) pieces[t] = next[t];
     }
   }
 }

@@ -8,7 +8,7 @@
 // A decode lane is
 //
 //   Q      [head_dim / 64][decode_rows][128 bytes]              one decode tile
-//   P      [decode_rows][128 bytes]                             its probabilities
+//   P      [decode_tiles][decode_rows][128 bytes]               its probabilities
 //   ring   [slots][head_dim / 64][64 rows][128 bytes]           K and V tiles in turn
 //
 // Lanes 1 and 2 lie over the prefill tiles, which they share in time, or behind lane 0 in a kernel
@@ -51,7 +51,7 @@ struct SharedMemory {
   // A decode lane, by offset from its start.
   static constexpr int kLaneQ = 0;
   static constexpr int kLaneP = kLaneQ + kColumnBlocks * kDecodeQBlockBytes;
-  static constexpr int kLaneRing = kLaneP + Config::kDecodeRows * 128;
+  static constexpr int kLaneRing = kLaneP + Config::kDecodeTiles * Config::kDecodeRows * 128;
   static constexpr int kFirstLaneBytes = kLaneRing + Config::kDecodeSlots * kDecodeTileBytes;
   static constexpr int kNextLaneBytes = kLaneRing + Config::kNextSlots * kDecodeTileBytes;
   static constexpr int kNextLanes = Config::kHasPrefill ? kQ : kFirstLane + kFirstLaneBytes;
@@ -81,7 +81,8 @@ struct SharedMemory {
       Config::kDecodeSlots > Config::kNextSlots ? Config::kDecodeSlots : Config::kNextSlots;
   static constexpr int kLaneWork = 0;
   static constexpr int kReduce = kLaneWork + kWorkSlots * int(sizeof(WorkSlot));  // float[4][decode_rows]
-  static constexpr int kLaneWorkFull = kReduce + 4 * Config::kDecodeRows * 4;
+  static constexpr int kOutgrown = kReduce + 4 * Config::kDecodeRows * 4;  // int[2], 16 bytes
+  static constexpr int kLaneWorkFull = kOutgrown + 16;
   static constexpr int kLaneWorkEmpty = kLaneWorkFull + 8 * kWorkSlots;
   static constexpr int kRingFull = kLaneWorkEmpty + 8 * kWorkSlots;
   static constexpr int kRingEmpty = kRingFull + 8 * kMaxSlots;
@@ -107,11 +108,12 @@ struct SharedMemory {
             kLaneControl + index * kLaneControlBytes};
   }
 
-  // Called by all prefill consumers between their two roles: no thread uses the tiles any longer.
-  __device__ __forceinline__ void hand_over() const {
+  // Called by all prefill consumers between two roles: no thread uses the tiles any longer. `parity`
+  // is that of the change: 0 the first time.
+  __device__ __forceinline__ void hand_over(u32 parity) const {
     fence_proxy_async();
     mbarrier_arrive(barrier(kHandOver));
-    mbarrier_wait(barrier(kHandOver), 0);
+    mbarrier_wait(barrier(kHandOver), parity);
   }
 
   __device__ __forceinline__ void init_barriers() const {
@@ -131,6 +133,9 @@ struct SharedMemory {
     }
     for (int index = 0; index < Config::kLanes; index++) {
       const u32 control = address + kLaneControl + index * kLaneControlBytes;
+      int* outgrown =
+          reinterpret_cast<int*>(base + kLaneControl + index * kLaneControlBytes + kOutgrown);
+      outgrown[0] = outgrown[1] = 0;
       for (int i = 0; i < kWorkSlots; i++) {
         mbarrier_init(control + kLaneWorkFull + 8 * i, kWarp);
         mbarrier_init(control + kLaneWorkEmpty + 8 * i, 128);

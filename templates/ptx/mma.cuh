@@ -22,6 +22,14 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
                : "memory");
 }
 
+// Two 8x8 matrices, transposed: element (i, j) of the fragments goes to row j, column i. Lanes 0..15
+// give the row addresses.
+__device__ __forceinline__ void stmatrix_x2_trans(const u32 (&r)[2], u32 address) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
+               "r"(r[0]), "r"(r[1])
+               : "memory");
+}
+
 struct Bf16 {
   static __device__ __forceinline__ u32 pack(float low, float high) {
     u32 packed;

@@ -70,12 +70,14 @@ POLICIES = [
     "auto",
     "decode-only=1",
     "decode-only=1000",
+    "prefill-only=1",
+    "prefill-only=1000",
 ]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_agree_with_the_reference(policy, record_property):
-    if policy.startswith("decode-only") and current_device().arch.name != "sm_90a":
+    if "-only=" in policy and current_device().arch.name != "sm_90a":
         pytest.skip("the Hopper family needs an sm_90a GPU")
     checked(ragged(seed=11), record_property, policy=policy)
 
@@ -98,10 +100,25 @@ def test_scores_of_all_sizes(family, dtype, sm_scale):
     checked(ragged(lengths, dtype=dtype, sm_scale=sm_scale, seed=3), policy=family)
 
 
-def test_decode_lanes_take_over_from_prefill(family):
+@pytest.mark.parametrize("policy", ["portable", "hopper", "decode-only=40", "prefill-only=40"])
+def test_decode_lanes_take_over_from_prefill(policy):
     """More decode units than the lanes that are free while a long prefill runs."""
+    if policy != "portable" and current_device().arch.name != "sm_90a":
+        pytest.skip("the Hopper family needs an sm_90a GPU")
     lengths = [(700, 3000), *[(1, 600 + 7 * i) for i in range(150)]]
-    checked(ragged(lengths, num_kv_heads=4, seed=4), policy=family)
+    checked(ragged(lengths, num_kv_heads=4, seed=4), policy=policy)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("group", [1, 16, 32])
+def test_prefill_takes_over_from_decode(head_dim, group):
+    """More prefill units than SMs, none of which begins with prefill."""
+    if current_device().arch.name != "sm_90a":
+        pytest.skip("the Hopper family needs an sm_90a GPU")
+    lengths = [(3000, 3300), (700, 3000), *[(1, 600 + 7 * i) for i in range(20)]]
+    num_kv_heads = 8 if group == 1 else 1
+    case = ragged(lengths, num_kv_heads=num_kv_heads, group=group, head_dim=head_dim, seed=9)
+    checked(case, policy="decode-only=1000")
 
 
 @pytest.mark.parametrize("causal", [True, False])
