@@ -172,12 +172,7 @@ class HybridAttention:
         )
         plan = make_plan(
             batch,
-            tiling_of(
-                base,
-                device.num_sms,
-                self.layer.group,
-                limit_splits=self.policy.limit_splits,
-            ),
+            tiling_of(base, device.num_sms, self.layer.group, self.policy),
             num_kv_heads=self.layer.num_kv_heads,
             group=self.layer.group,
             causal=self.layer.causal,

@@ -160,13 +160,16 @@ def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:
     return (replace(base, prefill_share=ratio[0], decode_share=ratio[1]),)
 
 
-def tiling_of(config: Variant, num_sms: int, group: int, *, limit_splits: bool = True) -> Tiling:
+def tiling_of(config: Variant, num_sms: int, group: int, policy: Policy = _NAMED["auto"]) -> Tiling:
     """Return what the planner must know of a variant on a GPU of `num_sms` SMs."""
     if isinstance(config, HopperConfig):
         tiling = hopper.tiling_of(config, group, num_sms)
     else:
         tiling = _portable_tiling(config, num_sms)
-    return tiling if limit_splits else replace(tiling, prefill_waves=None)
+    if not policy.limit_splits:
+        tiling = replace(tiling, prefill_waves=None)
+    # One launch after the other has nothing beside decode.
+    return replace(tiling, taper_decode=False) if policy.serial else tiling
 
 
 def nearest_ratio(prefill_ctas: float, decode_ctas: float) -> tuple[int, int]:

@@ -336,6 +336,11 @@ def test_sms_are_shared_by_the_work_on_each_side() -> None:
     assert share_sms(MIXED, BASE, Policy(), num_sms=132, memory_gbs=3352.0) is MIXED
 
 
+def test_decode_is_tapered_in_a_fused_launch_only() -> None:
+    assert tiling_of(HOPPER, 132, 4).taper_decode
+    assert not tiling_of(HOPPER, 132, 4, parse_policy("hopper-serial")).taper_decode
+
+
 def test_unlimited_splits_reach_the_planner() -> None:
-    assert tiling_of(BASE, 10, 4, limit_splits=False).prefill_waves is None
+    assert tiling_of(BASE, 10, 4, Policy(limit_splits=False)).prefill_waves is None
     assert tiling_of(BASE, 10, 4).prefill_waves == 2

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podrt.plan.split import Splits, split_for_waves, split_keys, split_to_end_together
+from podrt.plan.split import Splits, split_for_waves, split_keys, split_to_end_together, taper
 
 
 def cut(
@@ -170,3 +170,44 @@ def test_pieces_cover_their_tiles_within_the_limits(
         assert (count - 1) * piece < max(length, 1) <= max(count * piece, 1)
         assert piece <= 4096
         assert count == 1 or piece >= 256  # a limit of 512 may halve a tile of 513 keys
+
+
+def tapered(keys: list[int], *, slots: int, units_per_tile: int = 1) -> Splits:
+    """Pieces of at most 4096 keys, tapered."""
+    lengths = np.array(keys, np.int64)
+    splits = split_keys(lengths, kv_tile=128, min_keys=4096, max_items=10**6)
+    return taper(
+        splits,
+        lengths,
+        kv_tile=128,
+        min_keys=512,
+        units_per_tile=units_per_tile,
+        slots=slots,
+    )
+
+
+def test_the_last_quarter_is_cut_finer() -> None:
+    splits = tapered([4096] * 64, slots=264, units_per_tile=8)
+    assert sorted(splits.counts.tolist()) == [1] * 48 + [2] * 8 + [4] * 8
+    assert (splits.counts * splits.lengths == 4096).all()
+
+
+def test_no_more_is_cut_finer_than_fills_the_slots() -> None:
+    splits = tapered([4096] * 3000, slots=300)
+    assert (splits.counts > 1).sum() == 300
+
+
+def test_short_pieces_at_the_end_are_fine_as_they_are() -> None:
+    keys = [4096] * 60 + [500, 128, 0, 700]
+    splits = tapered(keys, slots=264)
+    assert splits.counts[60:].tolist() == [1, 1, 1, 1]
+    assert splits.counts.max() == 4
+
+
+@given(st.lists(st.integers(0, 20_000), max_size=40), st.integers(1, 300), st.integers(1, 8))
+def test_tapered_pieces_cover_every_tile(keys: list[int], slots: int, units: int) -> None:
+    splits = tapered(keys, slots=slots, units_per_tile=units)
+    lengths = np.array(keys, np.int64)
+    assert (splits.counts * splits.lengths >= lengths).all()
+    assert ((splits.counts - 1) * splits.lengths < np.maximum(lengths, 1)).all()
+    assert (splits.lengths % 128 == 0).all()

@@ -78,6 +78,7 @@ def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
         decode_slots=2 * num_sms,
         prefill_waves=1,
         decode_piece_keys=DECODE_PIECE_KEYS,
+        taper_decode=True,
     )
 
 

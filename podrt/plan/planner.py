@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.batch import HybridBatch
-from podrt.plan.split import Splits, split_for_waves, split_keys, split_to_end_together
+from podrt.plan.split import Splits, split_for_waves, split_keys, split_to_end_together, taper
 from podrt.plan.work import WORK_ITEM, Plan, WorkList
 
 Ints = npt.NDArray[np.int64]
@@ -44,6 +44,9 @@ class Tiling:
     decode_piece_keys : int or None
         Decode is split so that all slots end together, into pieces of at most so many keys; None
         splits it only as far as `decode_waves` allows.
+    taper_decode : bool
+        Beside prefill, what is handed out last of a decode split by `decode_piece_keys` is split
+        finer: lanes of unlike speed do not end together by themselves.
     """
 
     prefill_rows: int
@@ -55,6 +58,7 @@ class Tiling:
     prefill_waves: int | None = 2
     decode_waves: int = 4
     decode_piece_keys: int | None = None
+    taper_decode: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ def make_plan(
     prefill = _tiles(batch, ~decoding, tiling.prefill_rows, group, causal)
     decode = _tiles(batch, decoding, tiling.decode_rows, group, causal)
     decode_fills_gpu = len(decode.keys) * num_kv_heads >= tiling.decode_slots
-    decode_splits = _split_decode(decode.keys, num_kv_heads, tiling)
+    decode_splits = _split_decode(
+        decode.keys, num_kv_heads, tiling, beside_prefill=len(prefill.keys) > 0
+    )
     prefill_splits = _split_prefill(prefill.keys, num_kv_heads, tiling, decode_fills_gpu)
     prefill_merges = int(prefill_splits.is_split.sum())
     prefill_rows = int(prefill_splits.partials.sum()) * tiling.prefill_rows
@@ -113,7 +119,7 @@ def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> np
     return decoding
 
 
-def _split_decode(keys: Ints, num_kv_heads: int, tiling: Tiling) -> Splits:
+def _split_decode(keys: Ints, num_kv_heads: int, tiling: Tiling, *, beside_prefill: bool) -> Splits:
     if tiling.decode_piece_keys is None:
         return split_keys(
             keys,
@@ -121,11 +127,21 @@ def _split_decode(keys: Ints, num_kv_heads: int, tiling: Tiling) -> Splits:
             min_keys=MIN_DECODE_KEYS,
             max_items=tiling.decode_waves * tiling.decode_slots // num_kv_heads,
         )
-    return split_to_end_together(
+    splits = split_to_end_together(
         keys,
         kv_tile=tiling.decode_kv_tile,
         min_keys=MIN_DECODE_KEYS,
         max_keys=tiling.decode_piece_keys,
+        units_per_tile=num_kv_heads,
+        slots=tiling.decode_slots,
+    )
+    if not (tiling.taper_decode and beside_prefill):
+        return splits
+    return taper(
+        splits,
+        keys,
+        kv_tile=tiling.decode_kv_tile,
+        min_keys=MIN_DECODE_KEYS,
         units_per_tile=num_kv_heads,
         slots=tiling.decode_slots,
     )

@@ -20,6 +20,10 @@ _MAX_SPLITS, _BUSY_SHARE, _WAVE_SHARE = 128, 0.8, 0.85
 _DIVISORS, _START_KEYS, _NEAR_BEST = (1, 2, 3, 4, 6, 8, 12, 16), 128, 1.08
 
 
+#: Of `taper`: it cuts no more than one key of so many finer.
+_MOST_TAPERED = 4
+
+
 class Splits(NamedTuple):
     """Splits of every tile: how many, and the keys of each but the last."""
 
@@ -87,6 +91,41 @@ def split_to_end_together(
     return next(cut for cut, end in zip(cuts, ends, strict=True) if end <= near_best)
 
 
+def taper(
+    splits: Splits, keys: Ints, *, kv_tile: int, min_keys: int, units_per_tile: int, slots: int
+) -> Splits:
+    """Cut what is handed out last finer, so that no slot is left with a long piece at the end.
+
+    Pieces are handed out longest first. The last ones, as many as there are slots but no more than
+    a quarter of the keys, get at most half the longest length, and half of them a quarter.
+
+    Parameters
+    ----------
+    splits : Splits
+        As the other functions here make them.
+    keys : int array [tiles]
+        Keys of every tile.
+    kv_tile : int
+        Pieces are multiples of it, but for the last of a tile.
+    min_keys : int
+        No limit below this is set.
+    units_per_tile : int
+        Units that one piece of a tile makes (its KV heads).
+    slots : int
+        Units that run at once.
+    """
+    pieces = np.minimum(splits.lengths, keys)
+    longest, total = int(pieces.max(initial=1)), int(keys.sum())
+    order = np.argsort(-pieces, kind="stable")
+    left = np.empty_like(keys)  # keys handed out after a tile's
+    left[order] = total - np.cumsum(keys[order])
+    units = max(int(splits.counts.sum()) * units_per_tile, 1)
+    last = min(total // _MOST_TAPERED, slots * total // units)
+    divisor = np.where(left >= last, 1, np.where(left >= last // 2, 2, 4))
+    limit = np.minimum(np.maximum(longest // divisor, min_keys), splits.lengths)
+    return _cut(keys, kv_tile, np.maximum(limit // kv_tile, 1))
+
+
 def split_for_waves(keys: Ints, *, kv_tile: int, units_per_tile: int, slots: int) -> Splits:
     """Cut every tile into the same number of pieces, so that whole waves of them fill the GPU.
 
@@ -136,8 +175,8 @@ def _limit_for(keys: Ints, kv_tile: int, min_keys: int, max_items: int) -> int:
     return low
 
 
-def _cut(keys: Ints, kv_tile: int, limit: int) -> Splits:
-    """Cut every tile into equal pieces of at most `limit` KV tiles."""
+def _cut(keys: Ints, kv_tile: int, limit: int | Ints) -> Splits:
+    """Cut every tile into equal pieces of at most `limit` KV tiles, one for all or one for each."""
     counts = _counts(keys, limit * kv_tile)
     return Splits(counts, -(-keys // (counts * kv_tile)) * kv_tile)
 
@@ -149,6 +188,6 @@ def _estimated_end(cut: Splits, keys: Ints, units_per_tile: int, slots: int) -> 
     return float(pieces[firsts_of_waves].sum() + _START_KEYS * len(firsts_of_waves))
 
 
-def _counts(keys: Ints, limit: int) -> Ints:
+def _counts(keys: Ints, limit: int | Ints) -> Ints:
     counts: Ints = np.maximum(-(-keys // limit), 1)
     return counts
