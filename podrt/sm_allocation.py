@@ -1,4 +1,4 @@
-"""How many SMs of a fused Hopper launch decode alone, beside those that do both sides at once.
+"""How many SMs of a fused Hopper launch decode first, beside those that do both sides at once.
 
 Beside prefill an SM decodes at about half its share of the memory's speed, so that memory is idle
 in part as long as prefill lasts, which counts when decode is the longer side. An SM that decodes
@@ -31,7 +31,7 @@ _ELEMENT_BYTES = 2
 
 
 def decode_only_sms(plan: Plan, *, head_dim: int, num_sms: int, memory_gbs: float) -> int:
-    """Return how many SMs should take no prefill.
+    """Return how many SMs should take no prefill before decode has run out.
 
     Parameters
     ----------
