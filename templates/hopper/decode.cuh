@@ -133,20 +133,17 @@ struct DecodeConsumer {
     sync();
   }
 
-  // Both products wait for a tile's operands, then for the tensor cores, one tile behind.
-  __device__ __forceinline__ void multiply_kq() {
-    const u64 q_tile = descriptor(smem.address + at.tiles + Smem::kLaneQ);
+  // A product for every tile of the step: `issue` is given its number and the operand in the ring.
+  // Waits for a tile to arrive, then for the tensor cores, one tile behind.
+  template <class Issue>
+  __device__ __forceinline__ void multiply(Issue issue) {
     Ring done = ring;
 #pragma unroll
     for (int t = 0; t < kTiles; t++) {
       wait_for(ring);
-      const u64 k_tile = descriptor(smem.address + ring_tile(ring));
+      const u64 tile = descriptor(smem.address + ring_tile(ring));
       wgmma_fence();
-      wgmma_kq_first(scores[t], k_tile, q_tile);
-#pragma unroll
-      for (int i = 1; i < Config::kHeadDim / 16; i++)
-        wgmma_kq(scores[t], advance(k_tile, i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
-                 advance(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
+      issue(t, tile);
       wgmma_commit();
       ring.advance();
       if (t > 0) {
@@ -156,37 +153,34 @@ struct DecodeConsumer {
       }
     }
     wgmma_wait<0>();
+    release(done);
+  }
+
+  __device__ __forceinline__ void multiply_kq() {
+    const u64 q_tile = descriptor(smem.address + at.tiles + Smem::kLaneQ);
+    multiply([&](int t, u64 k_tile) {
+      wgmma_kq_first(scores[t], k_tile, q_tile);
+#pragma unroll
+      for (int i = 1; i < Config::kHeadDim / 16; i++)
+        wgmma_kq(scores[t], advance(k_tile, i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
+                 advance(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
+    });
 #pragma unroll
     for (int t = 0; t < kTiles; t++) hold_registers(scores[t]);
-    release(done);
   }
 
   __device__ __forceinline__ void multiply_vp() {
     const u64 p_tile = descriptor(smem.address + at.tiles + Smem::kLaneP);
-    Ring done = ring;
     hold_out();
-#pragma unroll
-    for (int t = 0; t < kTiles; t++) {
-      wait_for(ring);
-      const u64 v_tile = descriptor(smem.address + ring_tile(ring));
-      wgmma_fence();
+    multiply([&](int t, u64 v_tile) {
 #pragma unroll
       for (int i = 0; i < kTileKeys / 16; i++)
 #pragma unroll
         for (int block = 0; block < kBlocks; block++)
           wgmma_vp(out[block], advance(v_tile, block * Smem::kDecodeBlockBytes + i * 2048),
                    advance(p_tile, t * kProbabilityBytes + i * 32));
-      wgmma_commit();
-      ring.advance();
-      if (t > 0) {
-        wgmma_wait<1>();
-        release(done);
-        done.advance();
-      }
-    }
-    wgmma_wait<0>();
+    });
     hold_out();
-    release(done);
   }
 
   __device__ __forceinline__ void hold_out() {
