@@ -36,28 +36,28 @@ __device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
       : "memory");
 }
 
-// Position in a ring of kSlots stages: a slot and the parity of its current phase.
-template <int kSlots>
-struct RingPosition {
+// Position in a ring of slots: a slot and the parity of its current phase.
+struct RingSlot {
   int slot = 0;
   u32 parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++slot == kSlots) {
+
+ protected:
+  __device__ __forceinline__ void advance_in(int slots) {
+    if (++slot == slots) {
       slot = 0;
       parity ^= 1;
     }
   }
 };
 
+template <int kSlots>
+struct RingPosition : RingSlot {
+  __device__ __forceinline__ void advance() { advance_in(kSlots); }
+};
+
 // The same for a number of slots that is only known at run time.
-struct Ring {
+struct Ring : RingSlot {
   const int slots;
-  int slot = 0;
-  u32 parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++slot == slots) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
+  __device__ __forceinline__ explicit Ring(int slots) : slots(slots) {}
+  __device__ __forceinline__ void advance() { advance_in(slots); }
 };
