@@ -9,6 +9,9 @@
 #include "ptx/scalar.cuh"
 
 constexpr float kSlack = 8.f;  // probabilities up to 2^8 are as exact in bfloat16 and float16
+// Where no maxima are looked for, a thread's share of a sum of powers tells that a row has outgrown
+// its reference. float16 holds powers up to 2^15.
+constexpr float kOutgrownSum = 1024.f;
 
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));

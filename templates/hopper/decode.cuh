@@ -219,13 +219,12 @@ struct DecodeConsumer {
   // Relative to the references as they are, which need only be near the maxima. A sum tells when a
   // score has outgrown one; then all warps, which must agree, do the step again exactly.
   __device__ __forceinline__ void softmax_lagging() {
-    constexpr float kOutgrown = 1024.f;  // float16 holds powers up to 2^15
     float sum[kColumns];
     exponentiate(reference, sum);
     float largest = sum[0];
 #pragma unroll
     for (int c = 1; c < kColumns; c++) largest = fmaxf(largest, sum[c]);
-    if (largest > kOutgrown) outgrown() = 1;
+    if (largest > kOutgrownSum) outgrown() = 1;
     fence_proxy_async();
     sync();  // probabilities are complete
     if (outgrown()) {

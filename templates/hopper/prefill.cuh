@@ -200,11 +200,10 @@ struct PrefillConsumer {
   // refers to need only be near the largest of them, so maxima are looked for only once a sum tells
   // that a score has outgrown row_max: rarely, after the first tiles.
   __device__ __forceinline__ void softmax_lagging() {
-    constexpr float kOutgrown = 1024.f;  // float16 holds powers up to 2^15
     const float reference[2] = {row_max[0] * p.scale_log2, row_max[1] * p.scale_log2};
     float sum[2];
     exponentiate(reference, sum);
-    if (__any_sync(~0u, fmaxf(sum[0], sum[1]) > kOutgrown)) {
+    if (__any_sync(~0u, fmaxf(sum[0], sum[1]) > kOutgrownSum)) {
       softmax_exact();
     } else {
       row_sum[0] += sum[0];
