@@ -70,11 +70,7 @@ def test_rules_hold_for_any_lengths(
     tiles = np.array(keys, np.int64)
     splits = split_keys(tiles, kv_tile=kv_tile, min_keys=min_keys, max_items=max_items)
     counts, lengths = splits
-    assert (counts >= 1).all()
-    assert (lengths % kv_tile == 0).all()
-    # Every key is in a piece, and no piece is empty unless the tile is.
-    assert (counts * lengths >= tiles).all()
-    assert (((counts - 1) * lengths < tiles) | (tiles == 0)).all()
+    require_cover(tiles, splits, kv_tile)
     # Equal but for rounding to whole KV tiles.
     assert (counts * lengths < tiles + counts * kv_tile).all()
     assert (counts[tiles <= min_keys] == 1).all()
@@ -83,6 +79,15 @@ def test_rules_hold_for_any_lengths(
     else:
         assert (counts == 1).all()
     require_one_limit(tiles, splits, kv_tile)
+
+
+def require_cover(tiles: np.ndarray, splits: Splits, kv_tile: int) -> None:
+    """Every key is in a piece of whole KV tiles, and no piece is empty unless the tile is."""
+    counts, lengths = splits
+    assert (counts >= 1).all()
+    assert (lengths % kv_tile == 0).all()
+    assert (counts * lengths >= tiles).all()
+    assert ((counts - 1) * lengths < np.maximum(tiles, 1)).all()
 
 
 def require_one_limit(tiles: np.ndarray, splits: Splits, kv_tile: int) -> None:
@@ -102,9 +107,7 @@ def test_splits_for_waves_cover_every_tile(
 ) -> None:
     array = np.array(keys, np.int64)
     splits = split_for_waves(array, kv_tile=64, units_per_tile=units_per_tile, slots=slots)
-    assert (splits.counts >= 1).all()
-    assert (splits.counts * splits.lengths >= array).all()
-    assert ((splits.counts - 1) * splits.lengths < np.maximum(array, 1)).all()
+    require_cover(array, splits, 64)
     if len(keys) * units_per_tile >= 0.8 * slots:
         assert (splits.counts == 1).all()
 
@@ -166,10 +169,10 @@ def test_pieces_cover_their_tiles_within_the_limits(
     keys: list[int], slots: int, units_per_tile: int
 ) -> None:
     splits = cut_together(keys, slots, units_per_tile)
-    for length, count, piece in zip(keys, splits.counts, splits.lengths, strict=True):
-        assert (count - 1) * piece < max(length, 1) <= max(count * piece, 1)
-        assert piece <= 4096
-        assert count == 1 or piece >= 256  # a limit of 512 may halve a tile of 513 keys
+    require_cover(np.array(keys, np.int64), splits, 64)
+    assert (splits.lengths <= 4096).all()
+    # A limit of 512 may halve a tile of 513 keys.
+    assert ((splits.counts == 1) | (splits.lengths >= 256)).all()
 
 
 def tapered(keys: list[int], *, slots: int, units_per_tile: int = 1) -> Splits:
@@ -207,7 +210,4 @@ def test_short_pieces_at_the_end_are_fine_as_they_are() -> None:
 @given(st.lists(st.integers(0, 20_000), max_size=40), st.integers(1, 300), st.integers(1, 8))
 def test_tapered_pieces_cover_every_tile(keys: list[int], slots: int, units: int) -> None:
     splits = tapered(keys, slots=slots, units_per_tile=units)
-    lengths = np.array(keys, np.int64)
-    assert (splits.counts * splits.lengths >= lengths).all()
-    assert ((splits.counts - 1) * splits.lengths < np.maximum(lengths, 1)).all()
-    assert (splits.lengths % 128 == 0).all()
+    require_cover(np.array(keys, np.int64), splits, 128)

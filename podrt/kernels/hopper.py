@@ -17,7 +17,7 @@ from podrt.kernels.arguments import (
     buffer_arguments,
 )
 from podrt.kernels.config import NUM_TICKETS, DType
-from podrt.kernels.hopper_config import DECODE_KEYS, DECODE_TILES, PREFILL_ROWS, HopperConfig
+from podrt.kernels.hopper_config import DECODE_KEYS, PREFILL_ROWS, HopperConfig
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
 from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, tensor_map
 from podrt.plan import Plan, Tiling
@@ -72,7 +72,7 @@ def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
         decode_rows=config.decode_rows,
         # Splits begin where a bulk copy can, whatever the form that runs the plan.
         prefill_kv_tile=math.lcm(config.kv_tile, DECODE_KEYS),
-        decode_kv_tile=DECODE_KEYS * DECODE_TILES,
+        decode_kv_tile=DECODE_KEYS * config.decode_tiles,
         prefill_slots=num_sms,
         # Two of an SM's three decode lanes are enough to fill the memory bus.
         decode_slots=2 * num_sms,

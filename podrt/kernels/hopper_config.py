@@ -177,7 +177,7 @@ class HopperConfig(VariantForm):
 
     def _lane_bytes(self, slots: int) -> int:
         """Return the shared memory of a decode lane: queries, probabilities and ring."""
-        columns = self.head_dim + DECODE_TILES * DECODE_KEYS
+        columns = self.head_dim + self.decode_tiles * DECODE_KEYS
         return self.decode_rows * columns * _ELEMENT_BYTES + slots * self._tile_bytes
 
     @property

@@ -25,10 +25,15 @@ def ragged(lengths=ALL_LENGTHS, **arguments):
     return Case(list(q_lens), list(kv_lens), **arguments)
 
 
+def skip_without_hopper():
+    if current_device().arch.name != "sm_90a":
+        pytest.skip("the Hopper family needs an sm_90a GPU")
+
+
 @pytest.fixture(params=["portable", "hopper"])
 def family(request):
-    if request.param == "hopper" and current_device().arch.name != "sm_90a":
-        pytest.skip("the Hopper family needs an sm_90a GPU")
+    if request.param == "hopper":
+        skip_without_hopper()
     return request.param
 
 
@@ -77,8 +82,8 @@ POLICIES = [
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_agree_with_the_reference(policy, record_property):
-    if "-only=" in policy and current_device().arch.name != "sm_90a":
-        pytest.skip("the Hopper family needs an sm_90a GPU")
+    if "-only=" in policy:
+        skip_without_hopper()
     checked(ragged(seed=11), record_property, policy=policy)
 
 
@@ -103,8 +108,8 @@ def test_scores_of_all_sizes(family, dtype, sm_scale):
 @pytest.mark.parametrize("policy", ["portable", "hopper", "decode-only=40", "prefill-only=40"])
 def test_decode_lanes_take_over_from_prefill(policy):
     """More decode units than the lanes that are free while a long prefill runs."""
-    if policy != "portable" and current_device().arch.name != "sm_90a":
-        pytest.skip("the Hopper family needs an sm_90a GPU")
+    if policy != "portable":
+        skip_without_hopper()
     lengths = [(700, 3000), *[(1, 600 + 7 * i) for i in range(150)]]
     checked(ragged(lengths, num_kv_heads=4, seed=4), policy=policy)
 
@@ -113,8 +118,7 @@ def test_decode_lanes_take_over_from_prefill(policy):
 @pytest.mark.parametrize("group", [1, 16, 32])
 def test_prefill_takes_over_from_decode(head_dim, group):
     """More prefill units than SMs, none of which begins with prefill."""
-    if current_device().arch.name != "sm_90a":
-        pytest.skip("the Hopper family needs an sm_90a GPU")
+    skip_without_hopper()
     lengths = [(3000, 3300), (700, 3000), *[(1, 600 + 7 * i) for i in range(20)]]
     num_kv_heads = 8 if group == 1 else 1
     case = ragged(lengths, num_kv_heads=num_kv_heads, group=group, head_dim=head_dim, seed=9)
