@@ -105,10 +105,7 @@ struct DecodeConsumer {
       if (step == 0) clear_beyond(item.kv_len - first_key);
       const bool masked = first_key + kKeys > full_limit;
       if (masked) mask(item, first_key);
-      if (masked || step == 0)
-        softmax_exact();
-      else
-        softmax_lagging();
+      if (masked || step == 0 || !softmax_lagging()) softmax_exact();
       multiply_vp();
       odd ^= 1;
     }
@@ -217,8 +214,8 @@ struct DecodeConsumer {
   }
 
   // Relative to the references as they are, which need only be near the maxima. A sum tells when a
-  // score has outgrown one; then all warps, which must agree, do the step again exactly.
-  __device__ __forceinline__ void softmax_lagging() {
+  // score has outgrown one: then the result is false, for all warps, and the step is to be done again.
+  __device__ __forceinline__ bool softmax_lagging() {
     float sum[kColumns];
     exponentiate(reference, sum);
     float largest = sum[0];
@@ -230,11 +227,11 @@ struct DecodeConsumer {
     if (outgrown()) {
       sync();  // all have read the flag
       if (thread == 0) outgrown() = 0;
-      softmax_exact();
-    } else {
-#pragma unroll
-      for (int c = 0; c < kColumns; c++) row_sum[c] += sum[c];
+      return false;
     }
+#pragma unroll
+    for (int c = 0; c < kColumns; c++) row_sum[c] += sum[c];
+    return true;
   }
 
   // Raises the references to the maxima of the step first.
@@ -368,7 +365,7 @@ struct DecodeConsumer {
     if (*flag) {
       __threadfence();
       for (int row = warp; row < rows; row += 4)
-        merge_into_row<Config>(p, item, kv_head, kRows, row, lane);
+        merge_rows<Config, 1, 3>(p, item, kv_head, kRows, row, rows, lane);
     }
     sync();  // the flag has been read
   }

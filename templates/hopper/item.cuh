@@ -32,19 +32,20 @@ __device__ __forceinline__ i64 partial_row(const Params& p, const WorkItem& item
   return i64(item.partial_row + split * tile_rows) * p.num_kv_heads + kv_head * tile_rows + row;
 }
 
-// One warp merges the splits of one row and writes the result.
-template <class Config>
-__device__ __forceinline__ void merge_into_row(const Params& p, const WorkItem& item, int kv_head,
-                                               int tile_rows, int row, int lane) {
-  float merged[Config::kHeadDim / kWarp];
+// One warp merges the splits of rows [row, min(row + kRows, end)) of the tile, `kSplits` at a time, and
+// writes the results.
+template <class Config, int kRows, int kSplits>
+__device__ __forceinline__ void merge_rows(const Params& p, const WorkItem& item, int kv_head,
+                                           int tile_rows, int row, int end, int lane) {
   const i64 first = partial_row(p, item, kv_head, tile_rows, 0, row);
-  const float lse = merge_row<Config::kHeadDim>(
+  const MergedRows<Config::kHeadDim, kRows, kSplits> merged(
       p.partial_o + first * Config::kHeadDim, p.partial_lse + first,
-      i64(tile_rows) * p.num_kv_heads, item.num_splits, lane, merged);
-  const RowAddress address(p, item, kv_head, row);
-  u16* destination = address.out(p);
+      tile_rows * p.num_kv_heads, item.num_splits, end - row, lane);
 #pragma unroll
-  for (int i = 0; i < Config::kHeadDim / kWarp; i++)
-    destination[i * kWarp + lane] = static_cast<u16>(Config::Element::pack(merged[i], 0.f));
-  if (lane == 0) address.store_lse(p, lse);
+  for (int r = 0; r < kRows; r++) {
+    if (row + r >= end) break;
+    const RowAddress address(p, item, kv_head, row + r);
+    merged.template store<typename Config::Element>(r, address.out(p), lane);
+    if (lane == 0) address.store_lse(p, merged.lse_log2[r]);
+  }
 }

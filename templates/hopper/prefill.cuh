@@ -11,7 +11,9 @@
 #include "hopper/producer.cuh"
 #include "ptx/warpgroup.cuh"
 
-template <class Config>
+// Without kLagging every tile goes through the exact softmax: a copy for SMs that prefill late, at
+// less time to compile.
+template <class Config, bool kLagging = true>
 struct PrefillConsumer {
   using Smem = SharedMemory<Config>;
   static constexpr int kScores = Config::kKvTile / 2;  // accumulators of a thread
@@ -80,11 +82,11 @@ struct PrefillConsumer {
       if (tile >= unmasked) mask(item, first_token, first_key);
       softmax_exact();
       tile = warp_uniform(tile - 1);  // said again: the compiler loses track of it in this loop
-      if (tile < unmasked) break;
+      if (tile < (kLagging ? unmasked : 0)) break;
       first_key -= Config::kKvTile;
       multiply(tile);
     }
-    for (; tile >= 0; tile--) {
+    for (; kLagging && tile >= 0; tile--) {
       multiply(tile);
       softmax_lagging();
     }
@@ -298,7 +300,8 @@ struct PrefillConsumer {
     if (!last) return;
     __threadfence();
     const int end = min(num_rows, (warpgroup + 1) * 64);
-    for (int row = warpgroup * 64 + warp; row < end; row += 4)
-      merge_into_row<Config>(p, item, kv_head, tile_rows, row, lane);
+    constexpr int kRows = 4;  // at once
+    for (int row = warpgroup * 64 + warp * kRows; row < end; row += 4 * kRows)
+      merge_rows<Config, kRows, 2>(p, item, kv_head, tile_rows, row, end, lane);
   }
 };

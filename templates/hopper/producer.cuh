@@ -4,12 +4,29 @@
 #include "hopper/kv_copy.cuh"
 #include "hopper/shared_memory.cuh"
 
+// The units of a side as one producer draws them. At launch, where an atomic is a wait for memory,
+// each has a unit of its own to begin with.
+struct UnitQueue {
+  u32* const taken;     // drawn so far by anyone
+  int first;            // unit to begin with; -1 once begun
+  const int num_first;  // units that somebody begins with
+
+  // Called by a whole warp.
+  __device__ __forceinline__ int draw(int lane) {
+    int unit = first;
+    first = -1;
+    if (unit >= 0) return unit;
+    if (lane == 0) unit = num_first + atomicAdd(taken, 1u);
+    return __shfl_sync(~0u, unit, 0);
+  }
+};
+
 // Draws units from a queue and hands them over through two slots, so that the next unit is known
 // before the current one is finished.
 struct WorkProducer {
   const u32 full, empty;  // addresses of the slots' barriers
   char* const slots;
-  u32* const taken;
+  UnitQueue queue;
   const WorkItem* const items;
   const int num_items, num_kv_heads;
   RingPosition<kWorkSlots> position;
@@ -17,9 +34,7 @@ struct WorkProducer {
   // Called by a whole warp. Returns the slot of the unit; its kv_head is -1 when there is none.
   __device__ __forceinline__ const WorkSlot& next(int lane) {
     constexpr int kWords = sizeof(WorkItem) / sizeof(int);
-    int unit = 0;
-    if (lane == 0) unit = atomicAdd(taken, 1u);
-    unit = __shfl_sync(~0u, unit, 0);
+    const int unit = queue.draw(lane);
     const bool any = unit < num_items * num_kv_heads;
     mbarrier_wait(empty + 8 * position.slot, position.parity ^ 1);
     WorkSlot& slot = reinterpret_cast<WorkSlot*>(slots)[position.slot];
@@ -97,13 +112,13 @@ struct PrefillTiles {
 // Draws prefill units; copies Q and K.
 template <class Config>
 __device__ __forceinline__ void produce_prefill_qk(const Params& p,
-                                                   const SharedMemory<Config>& smem, u32* taken,
-                                                   int lane) {
+                                                   const SharedMemory<Config>& smem,
+                                                   const UnitQueue& queue, int lane) {
   using Smem = SharedMemory<Config>;
   WorkProducer work{smem.barrier(Smem::kWorkFull),
                     smem.barrier(Smem::kWorkEmpty),
                     smem.base + Smem::kWork,
-                    taken,
+                    queue,
                     p.items,
                     p.num_prefill_items,
                     p.num_kv_heads};
@@ -148,7 +163,8 @@ __device__ __forceinline__ void produce_prefill_v(const Params& p, const SharedM
 // Draws decode units for a lane; copies their K and V in turn, from the last step to the first.
 template <class Config>
 __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemory<Config>& smem,
-                                               const DecodeLane& to, u32* taken, int lane) {
+                                               const DecodeLane& to, const UnitQueue& queue,
+                                               int lane) {
   using Smem = SharedMemory<Config>;
   using Copy = KvCopy<Config, 64>;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
@@ -156,7 +172,7 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
   WorkProducer work{control + Smem::kLaneWorkFull,
                     control + Smem::kLaneWorkEmpty,
                     smem.base + to.control + Smem::kLaneWork,
-                    taken,
+                    queue,
                     p.items + p.num_prefill_items,
                     p.num_decode_items,
                     p.num_kv_heads};

@@ -304,17 +304,18 @@ struct AttentionTile {
 
   __device__ __forceinline__ void merge() const {
     if (!last_to_arrive()) return;
-    for (int row = warp; row < num_rows(); row += Tile::kWarps) {
-      float out[kHeadDim / kWarp];
+    constexpr int kRows = 2, kSplits = 1024 / kHeadDim;  // at once
+    for (int row = warp * kRows; row < num_rows(); row += Tile::kWarps * kRows) {
       const i64 first = partial_index(0, row);
-      const float lse = merge_row<kHeadDim>(p.partial_o + first * kHeadDim, p.partial_lse + first,
-                                            i64(Tile::kRows) * p.num_kv_heads, item.num_splits,
-                                            lane, out);
-      u16* destination = out_row(row);
+      const MergedRows<kHeadDim, kRows, kSplits> merged(
+          p.partial_o + first * kHeadDim, p.partial_lse + first,
+          Tile::kRows * p.num_kv_heads, item.num_splits, num_rows() - row, lane);
 #pragma unroll
-      for (int i = 0; i < kHeadDim / kWarp; i++)
-        destination[i * kWarp + lane] = static_cast<u16>(Element::pack(out[i], 0.f));
-      if (lane == 0) store_lse(row, lse);
+      for (int r = 0; r < kRows; r++) {
+        if (row + r >= num_rows()) break;
+        merged.template store<Element>(r, out_row(row + r), lane);
+        if (lane == 0) store_lse(row + r, merged.lse_log2[r]);
+      }
     }
   }
 
