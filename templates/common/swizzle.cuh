@@ -19,3 +19,9 @@ __device__ __forceinline__ u32 swizzled_offset(int row, int chunk) {
 __device__ __forceinline__ u32 advance_chunks(u32 address, int chunk) {
   return address ^ (chunk << 4);
 }
+
+// The same chunk `rows` rows further on, for an address whose row has no bit of `rows` set.
+template <int kHeadDim>
+__device__ __forceinline__ u32 advance_rows(u32 address, int rows) {
+  return advance_chunks(address, rows & 7) + rows * (kHeadDim * 2);
+}

@@ -58,10 +58,9 @@ struct AttentionTile {
     clear();
 
     const int full_limit = visible_keys(item.row_begin / p.group);  // seen by every row
-    for (int tile = tiles - 1; tile >= 0; tile--) {
-      const int first_key = item.kv_begin + tile * Tile::kKvTile;
+    int first_key = item.kv_begin + (tiles - 1) * Tile::kKvTile;
+    for (; first_key >= item.kv_begin; first_key -= Tile::kKvTile)
       step(stream, first_key, first_key + Tile::kKvTile > full_limit);
-    }
 
     cp_async_wait<0>();
     finish();
@@ -335,8 +334,8 @@ struct AttentionTile {
   }
 
   __device__ __forceinline__ i64 partial_index(int split, int row) const {
-    return i64(item.partial_row + split * Tile::kRows) * p.num_kv_heads + kv_head * Tile::kRows +
-           row;
+    return i64(item.partial_row + split * Tile::kRows) * p.num_kv_heads +
+           (kv_head * Tile::kRows + row);
   }
 
   __device__ __forceinline__ int token_of(int row) const {
