@@ -167,9 +167,7 @@ class HybridAttention:
             page_table,
             self.layer.page_size,
         )
-        base = base_variant(
-            batch, self.layer, self.policy, arch=device.arch.name, num_sms=device.num_sms
-        )
+        base = base_variant(batch, self.layer, self.policy, arch=device.arch.name)
         plan = make_plan(
             batch,
             tiling_of(base, device.num_sms, self.layer.group, self.policy),

@@ -95,10 +95,12 @@ def parse_policy(policy: str) -> Policy:
     )
 
 
-def base_variant(
-    batch: HybridBatch, layer: Layer, policy: Policy, *, arch: str, num_sms: int
-) -> Variant:
+def base_variant(batch: HybridBatch, layer: Layer, policy: Policy, *, arch: str) -> Variant:
     """Return the fused variant whose tiles suit the batch.
+
+    Of the portable family these are the large ones, two CTAs to an SM, whatever the batch: even
+    where they give few SMs prefill to do, its splits make up for that, and the small ones read
+    keys twice as often (measured on an H200, `design/paper-reproduction.md`).
 
     Raises
     ------
@@ -125,7 +127,7 @@ def base_variant(
         arch,
         layer.dtype,
         layer.head_dim,
-        shape=policy.shape or _choose_shape(batch, layer, arch, num_sms),
+        shape=policy.shape or "large",
         page_size=layer.page_size,
         causal=layer.causal,
     )
@@ -168,8 +170,9 @@ def tiling_of(config: Variant, num_sms: int, group: int, policy: Policy = _NAMED
         tiling = _portable_tiling(config, num_sms)
     if not policy.limit_splits:
         tiling = replace(tiling, prefill_waves=None)
-    # One launch after the other has nothing beside decode.
-    return replace(tiling, taper_decode=False) if policy.serial else tiling
+    if policy.serial:  # one launch after the other: nothing is beside decode
+        tiling = replace(tiling, fused_piece_keys=tiling.decode_piece_keys, taper_decode=False)
+    return tiling
 
 
 def nearest_ratio(prefill_ctas: float, decode_ctas: float) -> tuple[int, int]:
@@ -187,6 +190,12 @@ def _portable_tiling(config: KernelConfig, num_sms: int) -> Tiling:
         decode_kv_tile=config.decode.kv_tile,
         prefill_slots=ctas,
         decode_slots=ctas * config.warps,
+        min_prefill_keys=384,
+        min_decode_keys=128,
+        prefill_waves=1,
+        decode_piece_keys=4096,
+        fused_piece_keys=4096,
+        taper_decode=False,
     )
 
 
@@ -212,15 +221,3 @@ def _decode_rows(batch: HybridBatch, group: int) -> int:
         if candidate >= group and (small <= candidate).sum() >= _COVERED_DECODES * len(small):
             return candidate
     return DECODE_ROWS[-1]
-
-
-def _choose_shape(batch: HybridBatch, layer: Layer, arch: str, num_sms: int) -> Shape:
-    """Small tiles when large ones would leave half of the SMs without prefill, else large ones.
-
-    On an H200 large ones are the faster by a tenth even when there is only one for each SM.
-    """
-    large = variant("pod", arch, layer.dtype, layer.head_dim, shape="large")
-    prefilling = ~is_decode(batch.q_lens, layer.group, large.decode.rows)
-    rows = batch.q_lens[prefilling].astype(np.int64) * layer.group
-    ctas = int((-(-rows // large.prefill.rows)).sum()) * layer.num_kv_heads
-    return "small" if 0 < 2 * ctas < num_sms else "large"

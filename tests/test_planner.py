@@ -18,7 +18,6 @@ from podrt.kernels.hopper_config import DECODE_ROWS
 from podrt.kernels.hopper_variants import hopper_variant
 from podrt.kernels.variants import variant
 from podrt.plan import Plan, Tiling, is_decode, make_plan
-from podrt.plan.planner import MIN_DECODE_KEYS, MIN_PREFILL_KEYS
 from podrt.reference import check_plan, execute_plan, reference_attention
 
 GROUPS = (1, 3, 4, 7, 8, 16, 20, 71)
@@ -31,6 +30,12 @@ SMALL = Tiling(
     decode_kv_tile=16,
     prefill_slots=8,
     decode_slots=32,
+    min_prefill_keys=1024,
+    min_decode_keys=512,
+    prefill_waves=2,
+    decode_piece_keys=4096,
+    fused_piece_keys=2048,
+    taper_decode=False,
 )
 
 
@@ -245,37 +250,45 @@ def test_nothing_to_do(lengths: list[tuple[int, int]]) -> None:
 
 def test_one_long_decode_is_split_over_the_gpu() -> None:
     plan = plan_of([(1, 1_000_000)], GPU, num_kv_heads=8)
-    slots = GPU.decode_slots
-    assert slots <= plan.num_decode_units <= GPU.decode_waves * slots
+    longest = (plan.decode["kv_end"] - plan.decode["kv_begin"]).max()
+    assert GPU.min_decode_keys <= longest <= GPU.decode_piece_keys
+    assert plan.num_decode_units >= GPU.decode_slots
     assert plan.num_merges == 1
     assert plan.partial_rows == len(plan.decode) * GPU.decode_rows
 
 
 def test_short_decodes_are_not_split() -> None:
-    plan = plan_of([(1, MIN_DECODE_KEYS)] * 3 + [(1, 1)], GPU)
+    plan = plan_of([(1, GPU.min_decode_keys)] * 3 + [(1, 1)], GPU)
     assert plan.decode["num_splits"].tolist() == [1, 1, 1, 1]
 
 
 def test_decodes_that_fill_the_gpu_are_not_split() -> None:
-    plan = plan_of([(1, 4096)] * SMALL.decode_waves * SMALL.decode_slots)
+    plan = plan_of([(1, 4096)] * 2 * SMALL.decode_slots)
     assert plan.num_merges == 0
+
+
+def test_decodes_have_shorter_pieces_beside_prefill() -> None:
+    decodes = [(1, 32768)] * SMALL.decode_slots
+    for lengths, most in ((decodes, 4096), ([(64, 64), *decodes], 2048)):
+        decode = plan_of(lengths).decode
+        assert (decode["kv_end"] - decode["kv_begin"]).max() == most
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 8])
 def test_lone_prefill_that_leaves_the_gpu_idle_is_split(num_kv_heads: int) -> None:
-    plan = plan_of([(64, 512 * MIN_PREFILL_KEYS)], GPU, num_kv_heads=num_kv_heads, group=1)
+    plan = plan_of([(64, 512 * 1024)], GPU, num_kv_heads=num_kv_heads, group=1)
     assert num_kv_heads < plan.num_prefill_units <= GPU.prefill_waves * GPU.prefill_slots
     assert plan.num_merges == 1
 
 
 def test_lone_prefill_that_nearly_fills_the_gpu_is_not_split() -> None:
     tiles = int(0.9 * GPU.prefill_slots)
-    plan = plan_of([(tiles * GPU.prefill_rows, 64 * MIN_PREFILL_KEYS)], GPU, group=1)
+    plan = plan_of([(tiles * GPU.prefill_rows, 64 * 1024)], GPU, group=1, causal=False)
     assert plan.num_merges == 0
 
 
 def test_prefill_is_not_split_when_decodes_fill_the_gpu() -> None:
-    prefill = (64, 8 * MIN_PREFILL_KEYS)
+    prefill = (64, 8 * 1024)
     assert plan_of([prefill]).num_merges == 4  # 16 tokens to a tile
     beside_decodes = plan_of([prefill] + [(1, 64)] * SMALL.decode_slots)
     assert beside_decodes.num_merges == 0
@@ -283,9 +296,16 @@ def test_prefill_is_not_split_when_decodes_fill_the_gpu() -> None:
     assert few_decodes.num_merges == 4
 
 
+def test_prefill_that_would_leave_the_gpu_idle_at_the_end_is_split() -> None:
+    plan = plan_of([(16 * 9, 8 * 1024)])  # 9 tiles for 8 slots
+    assert plan.num_merges == 9
+    beside_decodes = plan_of([(16 * 9, 8 * 1024)] + [(1, 64)] * SMALL.decode_slots)
+    assert beside_decodes.num_merges == 0
+
+
 def test_prefill_that_fills_the_gpu_is_not_split() -> None:
     tokens = 16 * SMALL.prefill_slots
-    assert plan_of([(tokens, 8 * MIN_PREFILL_KEYS)]).num_merges == 0
+    assert plan_of([(tokens, 8 * 1024)]).num_merges == 0
 
 
 def test_merges_and_partial_rows_of_both_sides_are_apart() -> None:
@@ -321,7 +341,7 @@ def test_splitting_without_limit_is_right_too(data: st.DataObject) -> None:
 
 
 def test_splitting_without_limit_ignores_the_decodes() -> None:
-    prefill, decodes = (64, 8 * MIN_PREFILL_KEYS), [(1, 4096)] * GPU.decode_slots
+    prefill, decodes = (64, 8 * 1024), [(1, 4096)] * GPU.decode_slots
     unlimited = replace(GPU, prefill_waves=None)
     assert plan_of([prefill, *decodes], GPU, group=1).prefill["num_splits"].max() == 1
     assert plan_of([prefill, *decodes], unlimited, group=1).prefill["num_splits"].max() > 1

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podrt.plan.split import Splits, split_for_waves, split_keys, split_to_end_together, taper
+from podrt.plan.split import (
+    Splits,
+    split_for_waves,
+    split_keys,
+    split_to_end_together,
+    split_to_fill_waves,
+    taper,
+)
 
 
 def cut(
@@ -117,6 +124,49 @@ def test_splits_for_waves_fill_them() -> None:
     keys = np.full(4, 16384, np.int64)
     splits = split_for_waves(keys, kv_tile=32, units_per_tile=8, slots=264)
     assert splits.counts.tolist() == [8] * 4
+
+
+def cut_to_fill(keys: list[int], slots: int, units_per_tile: int = 1) -> Splits:
+    return split_to_fill_waves(
+        np.array(keys, np.int64),
+        kv_tile=64,
+        min_keys=1024,
+        units_per_tile=units_per_tile,
+        slots=slots,
+    )
+
+
+def test_a_second_wave_that_is_nearly_empty_is_avoided() -> None:
+    splits = cut_to_fill([8192] * 19, slots=132, units_per_tile=8)  # 152 units, 1.15 waves
+    assert (splits.counts > 1).all()
+    rounds = -(-int(splits.counts.sum()) * 8 // 132)
+    assert rounds * splits.lengths.max() < 1.5 * 8192
+
+
+def test_one_long_tile_at_the_end_is_cut() -> None:
+    splits = cut_to_fill([16384] + [1000] * 100, slots=100)
+    assert splits.counts[0] > 1
+    assert set(splits.counts.tolist()[1:]) == {1}
+
+
+@pytest.mark.parametrize("num_tiles", [0, 120, 132, 264, 1000])
+def test_full_or_many_waves_are_left_as_they_are(num_tiles: int) -> None:
+    assert set(cut_to_fill([8192] * num_tiles, slots=132).counts.tolist()) <= {1}
+
+
+@settings(deadline=None)
+@given(
+    keys=st.lists(st.integers(0, 20_000), min_size=1, max_size=60),
+    slots=st.integers(1, 100),
+    units_per_tile=st.integers(1, 16),
+)
+def test_splits_to_fill_waves_cover_every_tile(
+    keys: list[int], slots: int, units_per_tile: int
+) -> None:
+    splits = cut_to_fill(keys, slots, units_per_tile)
+    require_cover(np.array(keys, np.int64), splits, 64)
+    # A limit of 1024 may halve a tile of 1025 keys.
+    assert ((splits.counts == 1) | (splits.lengths >= 512)).all()
 
 
 def cut_together(keys: list[int], slots: int, units_per_tile: int = 1) -> Splits:

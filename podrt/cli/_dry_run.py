@@ -107,10 +107,7 @@ def _bases(work: Workload, layer: Layer, policy: Policy) -> list[Variant]:
     policies = [policy]
     if policy.family == "auto":
         policies.append(replace(policy, family="portable"))
-    found = [
-        base_variant(work.batch, layer, each, arch=FALLBACK_ARCH, num_sms=_NUM_SMS)
-        for each in policies
-    ]
+    found = [base_variant(work.batch, layer, each, arch=FALLBACK_ARCH) for each in policies]
     return list({base.family: base for base in found}.values())
 
 

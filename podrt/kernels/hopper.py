@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from podrt.tensors import TensorView
     from podrt.workspace import Workspace
 
-#: Most keys of a piece of a decode: short enough for SMs to end together, long enough for starting
-#: and merging it not to count (`design/hopper-kernel.md`).
-DECODE_PIECE_KEYS = 4096
+#: Most keys of a piece of a decode, alone and beside prefill, where lanes are of unlike speed:
+#: short enough for SMs to end together, long enough for starting and merging it not to count
+#: (`design/hopper-kernel.md`).
+DECODE_PIECE_KEYS, FUSED_PIECE_KEYS = 8192, 4096
 
 #: Arguments of every kernel of the family, in memory order. Strides are in elements.
 PARAMS = (
@@ -76,8 +77,11 @@ def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
         prefill_slots=num_sms,
         # Two of an SM's three decode lanes are enough to fill the memory bus.
         decode_slots=2 * num_sms,
+        min_prefill_keys=1024,
+        min_decode_keys=384,
         prefill_waves=1,
         decode_piece_keys=DECODE_PIECE_KEYS,
+        fused_piece_keys=FUSED_PIECE_KEYS,
         taper_decode=True,
     )
 

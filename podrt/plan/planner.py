@@ -9,16 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.batch import HybridBatch
-from podrt.plan.split import Splits, split_for_waves, split_keys, split_to_end_together, taper
+from podrt.plan.split import (
+    Splits,
+    split_for_waves,
+    split_keys,
+    split_to_end_together,
+    split_to_fill_waves,
+    taper,
+)
 from podrt.plan.work import WORK_ITEM, Plan, WorkList
 
 Ints = npt.NDArray[np.int64]
 
-#: A decode unit of fewer keys costs more to start and merge than it saves.
-MIN_DECODE_KEYS = 512
-#: Likewise for prefill, whose partial results are larger.
-MIN_PREFILL_KEYS = 1024
-#: Prefill is split only when it would leave more than this share of the GPU idle.
+#: Prefill is split as finely as allowed when it would leave more than this share of the GPU idle.
 MAX_IDLE_PREFILL = 0.2
 
 
@@ -34,19 +37,18 @@ class Tiling:
         Keys of one step; splits are cut at multiples of it.
     prefill_slots, decode_slots : int
         Units of each side that run at once when the other side has none.
+    min_prefill_keys, min_decode_keys : int
+        No piece of a split is to be shorter: starting and merging it costs more than it saves.
     prefill_waves : int or None
         Prefill is split into at most that many times `prefill_slots`: POD-Attention section 4.2.4
         found two waves to be the most that pays, beyond which splits only add memory traffic. None
         splits without that limit, as if there were no decode.
-    decode_waves : int
-        Likewise for decode, where more and shorter units let the queue even out the end. It has no
-        part in a split by `decode_piece_keys`.
-    decode_piece_keys : int or None
-        Decode is split so that all slots end together, into pieces of at most so many keys; None
-        splits it only as far as `decode_waves` allows.
+    decode_piece_keys, fused_piece_keys : int
+        Decode is split so that all slots end together, into pieces of at most so many keys when it
+        is alone, and beside prefill.
     taper_decode : bool
-        Beside prefill, what is handed out last of a decode split by `decode_piece_keys` is split
-        finer: lanes of unlike speed do not end together by themselves.
+        Beside prefill, what is handed out last of decode is split finer: lanes of unlike speed do
+        not end together by themselves.
     """
 
     prefill_rows: int
@@ -55,10 +57,12 @@ class Tiling:
     decode_kv_tile: int
     prefill_slots: int
     decode_slots: int
-    prefill_waves: int | None = 2
-    decode_waves: int = 4
-    decode_piece_keys: int | None = None
-    taper_decode: bool = False
+    min_prefill_keys: int
+    min_decode_keys: int
+    prefill_waves: int | None
+    decode_piece_keys: int
+    fused_piece_keys: int
+    taper_decode: bool
 
 
 @dataclass(frozen=True)
@@ -120,18 +124,11 @@ def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> np
 
 
 def _split_decode(keys: Ints, num_kv_heads: int, tiling: Tiling, *, beside_prefill: bool) -> Splits:
-    if tiling.decode_piece_keys is None:
-        return split_keys(
-            keys,
-            kv_tile=tiling.decode_kv_tile,
-            min_keys=MIN_DECODE_KEYS,
-            max_items=tiling.decode_waves * tiling.decode_slots // num_kv_heads,
-        )
     splits = split_to_end_together(
         keys,
         kv_tile=tiling.decode_kv_tile,
-        min_keys=MIN_DECODE_KEYS,
-        max_keys=tiling.decode_piece_keys,
+        min_keys=tiling.min_decode_keys,
+        max_keys=tiling.fused_piece_keys if beside_prefill else tiling.decode_piece_keys,
         units_per_tile=num_kv_heads,
         slots=tiling.decode_slots,
     )
@@ -141,7 +138,7 @@ def _split_decode(keys: Ints, num_kv_heads: int, tiling: Tiling, *, beside_prefi
         splits,
         keys,
         kv_tile=tiling.decode_kv_tile,
-        min_keys=MIN_DECODE_KEYS,
+        min_keys=tiling.min_decode_keys,
         units_per_tile=num_kv_heads,
         slots=tiling.decode_slots,
     )
@@ -155,13 +152,24 @@ def _split_prefill(keys: Ints, num_kv_heads: int, tiling: Tiling, decode_fills_g
             units_per_tile=num_kv_heads,
             slots=tiling.prefill_slots,
         )
-    # Split only what would leave the GPU idle while no decode is there to fill it.
-    busy_slots = (1 - MAX_IDLE_PREFILL) * tiling.prefill_slots
-    max_items = len(keys)
-    if not decode_fills_gpu and len(keys) * num_kv_heads < busy_slots:
+    units = len(keys) * num_kv_heads
+    if decode_fills_gpu:
+        max_items = len(keys)  # decode keeps busy what prefill leaves idle
+    elif units < (1 - MAX_IDLE_PREFILL) * tiling.prefill_slots:
         max_items = tiling.prefill_waves * tiling.prefill_slots // num_kv_heads
+    else:
+        return split_to_fill_waves(
+            keys,
+            kv_tile=tiling.prefill_kv_tile,
+            min_keys=tiling.min_prefill_keys,
+            units_per_tile=num_kv_heads,
+            slots=tiling.prefill_slots,
+        )
     return split_keys(
-        keys, kv_tile=tiling.prefill_kv_tile, min_keys=MIN_PREFILL_KEYS, max_items=max_items
+        keys,
+        kv_tile=tiling.prefill_kv_tile,
+        min_keys=tiling.min_prefill_keys,
+        max_items=max_items,
     )
 
 

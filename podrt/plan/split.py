@@ -20,6 +20,11 @@ _MAX_SPLITS, _BUSY_SHARE, _WAVE_SHARE = 128, 0.8, 0.85
 _DIVISORS, _START_KEYS, _NEAR_BEST = (1, 2, 3, 4, 6, 8, 12, 16), 128, 1.08
 
 
+#: Of `split_to_fill_waves`: beyond so many waves the last one matters little; what merging a piece
+#: costs in keys, and the share of the time that cutting must save.
+_MANY_WAVES, _MERGE_KEYS, _WORTH_CUTTING = 6, 256, 0.88
+
+
 #: Of `taper`: it cuts no more than one key of so many finer.
 _MOST_TAPERED = 4
 
@@ -89,6 +94,50 @@ def split_to_end_together(
     ends = [_estimated_end(cut, keys, units_per_tile, slots) for cut in cuts]
     near_best = min(ends) * _NEAR_BEST
     return next(cut for cut, end in zip(cuts, ends, strict=True) if end <= near_best)
+
+
+def split_to_fill_waves(
+    keys: Ints, *, kv_tile: int, min_keys: int, units_per_tile: int, slots: int
+) -> Splits:
+    """Cut the longest tiles where whole ones would leave many slots idle at the end.
+
+    A split costs writing and merging partial results, so tiles stay whole unless cutting ends a
+    good deal sooner. Slots are taken to draw from a queue, longest piece first.
+
+    Parameters
+    ----------
+    keys : int array [tiles]
+        Keys of every tile.
+    kv_tile : int
+        Pieces are multiples of it, but for the last of a tile.
+    min_keys : int
+        No piece limit below this is tried.
+    units_per_tile : int
+        Units that one piece of a tile makes (its KV heads).
+    slots : int
+        Units that run at once.
+    """
+    longest = int(keys.max(initial=1))
+    whole = _cut(keys, kv_tile, -(-longest // kv_tile))
+    if len(keys) * units_per_tile > _MANY_WAVES * slots:
+        return whole
+    limits = [-(-longest // (number * kv_tile)) for number in range(2, 6)]
+    cuts = [whole] + [_cut(keys, kv_tile, limit) for limit in limits if limit * kv_tile >= min_keys]
+    ends = [_queue_end(cut, keys, units_per_tile, slots) for cut in cuts]
+    best = int(np.argmin(ends))
+    return cuts[best] if ends[best] <= _WORTH_CUTTING * ends[0] else whole
+
+
+def _queue_end(cut: Splits, keys: Ints, units_per_tile: int, slots: int) -> int:
+    """Return when the last slot ends that takes from a queue, longest piece first, in keys."""
+    costs = np.minimum(cut.lengths, keys) + _START_KEYS + np.where(cut.is_split, _MERGE_KEYS, 0)
+    pieces = np.sort(np.repeat(costs, cut.counts * units_per_tile))[::-1]
+    ends = np.zeros(slots, np.int64)
+    for first in range(0, len(pieces), slots):  # pieces of a round are about the same length
+        ends.sort()
+        taken = pieces[first : first + slots]
+        ends[: len(taken)] += taken
+    return int(ends.max())
 
 
 def taper(
