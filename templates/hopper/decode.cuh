@@ -105,7 +105,7 @@ struct DecodeConsumer {
       if (step == 0) clear_beyond(item.kv_len - first_key);
       const bool masked = first_key + kKeys > full_limit;
       if (masked) mask(item, first_key);
-      if (masked || step == 0 || !softmax_lagging()) softmax_exact();
+      softmax(masked || step == 0);
       multiply_vp();
       odd ^= 1;
     }
@@ -213,29 +213,32 @@ struct DecodeConsumer {
     }
   }
 
-  // Relative to the references as they are, which need only be near the maxima. A sum tells when a
-  // score has outgrown one: then the result is false, for all warps, and the step is to be done again.
-  __device__ __forceinline__ bool softmax_lagging() {
+  // Probabilities and sums, relative to the references as they are, which need only be near the
+  // maxima. A sum tells when a score has outgrown one; then all warps, which must agree, do the step
+  // again after raising the references. An exact softmax raises them at once.
+  __device__ __forceinline__ void softmax(bool exact) {
     float sum[kColumns];
-    exponentiate(reference, sum);
-    float largest = sum[0];
+    for (;; exact = true) {
+      if (exact) raise_references();
+      exponentiate(sum);
+      if (!exact) {
+        float largest = sum[0];
 #pragma unroll
-    for (int c = 1; c < kColumns; c++) largest = fmaxf(largest, sum[c]);
-    if (largest > kOutgrownSum) outgrown() = 1;
-    fence_proxy_async();
-    sync();  // probabilities are complete
-    if (outgrown()) {
+        for (int c = 1; c < kColumns; c++) largest = fmaxf(largest, sum[c]);
+        if (largest > kOutgrownSum) outgrown() = 1;
+      }
+      fence_proxy_async();
+      sync();  // probabilities are complete, and maxima have been read
+      if (exact || !outgrown()) break;
       sync();  // all have read the flag
       if (thread == 0) outgrown() = 0;
-      return false;
     }
 #pragma unroll
     for (int c = 0; c < kColumns; c++) row_sum[c] += sum[c];
-    return true;
   }
 
-  // Raises the references to the maxima of the step first.
-  __device__ __forceinline__ void softmax_exact() {
+  // Raises the references to the maxima of the step; what was accumulated shrinks accordingly.
+  __device__ __forceinline__ void raise_references() {
     float* maxima = reinterpret_cast<float*>(smem.base + at.control + Smem::kReduce);
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
@@ -249,32 +252,30 @@ struct DecodeConsumer {
       if (lane < 4) maxima[warp * kRows + column_row(c)] = max;
     }
     sync();
-    float shrink[kColumns], finite[kColumns], sum[kColumns];
+    float shrink[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
       float max = -infinity();
 #pragma unroll
       for (int w = 0; w < 4; w++) max = fmaxf(max, maxima[w * kRows + column_row(c)]);
       const float raised = fmaxf(reference[c], max * p.scale_log2);
-      // A row that has seen nothing: any finite reference turns its scores into zeros.
-      finite[c] = raised == -infinity() ? 0.f : raised;
-      shrink[c] = exp2_approx(reference[c] - finite[c]);
+      shrink[c] = exp2_approx(reference[c] - finite(raised));
       reference[c] = raised;
+      row_sum[c] *= shrink[c];
     }
-    exponentiate(finite, sum);
-#pragma unroll
-    for (int c = 0; c < kColumns; c++) row_sum[c] = row_sum[c] * shrink[c] + sum[c];
 #pragma unroll
     for (int block = 0; block < kBlocks; block++)
 #pragma unroll
       for (int i = 0; i < kScores; i++) out[block][i] *= shrink[i / 4 * 2 + i % 2];
-    fence_proxy_async();
-    sync();  // probabilities are complete, and the maxima have been read
+  }
+
+  // For a row that has seen nothing any finite reference turns its scores into zeros.
+  static __device__ __forceinline__ float finite(float reference) {
+    return reference == -infinity() ? 0.f : reference;
   }
 
   // Writes the probabilities to shared memory and adds up this thread's share of them.
-  __device__ __forceinline__ void exponentiate(const float (&reference)[kColumns],
-                                               float (&sum)[kColumns]) const {
+  __device__ __forceinline__ void exponentiate(float (&sum)[kColumns]) const {
     // Lanes 8i..8i+7 give the rows of matrix i, which are keys 16 warp + 8 (i % 2) of a tile.
     const u32 rows = smem.address + at.tiles + Smem::kLaneP +
                      swizzle128(lane % 8, warp * 2 + lane / 8 % 2);
@@ -290,8 +291,8 @@ struct DecodeConsumer {
           float power[2];
 #pragma unroll
           for (int i = 0; i < 2; i++) {
-            power[i] = exp2_approx(
-                fmaf(scores[t][b * 4 + half * 2 + i], p.scale_log2, -reference[2 * b + i]));
+            power[i] = exp2_approx(fmaf(scores[t][b * 4 + half * 2 + i], p.scale_log2,
+                                        -finite(reference[2 * b + i])));
             sum[2 * b + i] += power[i];
           }
           packed[t][half] = Config::Element::pack(power[0], power[1]);

@@ -11,9 +11,9 @@
 #include "hopper/producer.cuh"
 #include "ptx/warpgroup.cuh"
 
-// Without kLagging every tile goes through the exact softmax: a copy for SMs that prefill late, at
-// less time to compile.
-template <class Config, bool kLagging = true>
+// Not pipelined, each tile goes through its products and an exact softmax one after the other: less to
+// compile, for SMs that have decoded first and help with what is left of prefill.
+template <class Config, bool kPipelined>
 struct PrefillConsumer {
   using Smem = SharedMemory<Config>;
   static constexpr int kScores = Config::kKvTile / 2;  // accumulators of a thread
@@ -38,7 +38,8 @@ struct PrefillConsumer {
   __device__ __forceinline__ void run() {
     WorkConsumer work{smem.barrier(Smem::kWorkFull), smem.barrier(Smem::kWorkEmpty),
                       smem.base + Smem::kWork};
-    if (warpgroup == 1) barrier_arrive(kTurnBarrier, 2 * kWarpgroup);  // warpgroup 0 begins
+    if (kPipelined && warpgroup == 1)
+      barrier_arrive(kTurnBarrier, 2 * kWarpgroup);  // warpgroup 0 begins
     for (;;) {
       const WorkSlot& slot = work.next();
       const int kv_head = warp_uniform(slot.kv_head);
@@ -68,10 +69,16 @@ struct PrefillConsumer {
     int first_key = item.kv_begin + (tiles - 1) * Config::kKvTile;
     // Tiles that the mask cuts: those that end beyond full_limit. They are the first ones.
     const int unmasked = warp_uniform(max(full_limit - item.kv_begin, 0) / Config::kKvTile);
-    int tile = tiles - 1;
-
     mbarrier_wait(smem.barrier(Smem::kQFull), q.parity);
     q.advance();
+    if constexpr (kPipelined)
+      attend_pipelined(item, tiles - 1, unmasked, first_token, first_key);
+    else
+      attend_in_turn(item, tiles - 1, unmasked, first_token, first_key);
+  }
+
+  __device__ __forceinline__ void attend_pipelined(const WorkItem& item, int tile, int unmasked,
+                                                   int first_token, int first_key) {
     mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
     issue_qk();
     wgmma_wait<0>();
@@ -82,11 +89,11 @@ struct PrefillConsumer {
       if (tile >= unmasked) mask(item, first_token, first_key);
       softmax_exact();
       tile = warp_uniform(tile - 1);  // said again: the compiler loses track of it in this loop
-      if (tile < (kLagging ? unmasked : 0)) break;
+      if (tile < unmasked) break;
       first_key -= Config::kKvTile;
       multiply(tile);
     }
-    for (; kLagging && tile >= 0; tile--) {
+    for (; tile >= 0; tile--) {
       multiply(tile);
       softmax_lagging();
     }
@@ -95,6 +102,27 @@ struct PrefillConsumer {
     wgmma_wait<0>();
     hold_registers(out);
     release_v();
+  }
+
+  __device__ __forceinline__ void attend_in_turn(const WorkItem& item, int tile, int unmasked,
+                                                 int first_token, int first_key) {
+    for (; tile >= 0; tile = warp_uniform(tile - 1), first_key -= Config::kKvTile) {
+      k.slot = warp_uniform(k.slot);  // said again, as above
+      v.slot = warp_uniform(v.slot);
+      mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
+      issue_qk();
+      wgmma_wait<0>();
+      hold_registers(scores);
+      release_k(tile == 0);
+      clear_beyond(warp_uniform(item.kv_len - first_key));
+      if (tile >= unmasked) mask(item, first_token, first_key);
+      softmax_exact();
+      mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
+      issue_pv();
+      wgmma_wait<0>();
+      hold_registers(out);
+      release_v();
+    }
   }
 
   // S = Q K^T of a tile and O += P V of the one before, in this warpgroup's turn.
