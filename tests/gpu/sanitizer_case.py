@@ -24,8 +24,8 @@ def main(head_dims):
         for page_size in (None, 16):
             for policy in (*PORTABLE, *(HOPPER if head_dim in hopper_head_dims else ())):
                 case = Case(
-                    [1, 40, 1, 0, 2],
-                    [1300, 70, 17, 5, 40],
+                    [1, 40, 1, 0, 2, 20],
+                    [1300, 70, 17, 5, 40, 2300],
                     num_kv_heads=1,
                     head_dim=head_dim,
                     page_size=page_size,
