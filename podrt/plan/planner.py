@@ -40,9 +40,9 @@ class Tiling:
     min_prefill_keys, min_decode_keys : int
         No piece of a split is to be shorter: starting and merging it costs more than it saves.
     prefill_waves : int or None
-        Prefill is split into at most that many times `prefill_slots`: POD-Attention section 4.2.4
-        found two waves to be the most that pays, beyond which splits only add memory traffic. None
-        splits without that limit, as if there were no decode.
+        Prefill that leaves slots idle is split into at most that many times `prefill_slots`:
+        POD-Attention section 4.2.4 found two waves to be the most that pays, beyond which splits
+        only add memory traffic. None splits without that limit, as if there were no decode.
     decode_piece_keys, fused_piece_keys : int
         Decode is split so that all slots end together, into pieces of at most so many keys when it
         is alone, and beside prefill.
