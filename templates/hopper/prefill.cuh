@@ -79,12 +79,7 @@ struct PrefillConsumer {
 
   __device__ __forceinline__ void attend_pipelined(const WorkItem& item, int tile, int unmasked,
                                                    int first_token, int first_key) {
-    mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
-    issue_qk();
-    wgmma_wait<0>();
-    hold_registers(scores);
-    release_k(tile == 0);
-    clear_beyond(warp_uniform(item.kv_len - first_key));
+    multiply_qk(item, tile, first_key);
     for (;;) {  // the first tile, and those that the mask cuts
       if (tile >= unmasked) mask(item, first_token, first_key);
       softmax_exact();
@@ -97,11 +92,7 @@ struct PrefillConsumer {
       multiply(tile);
       softmax_lagging();
     }
-    mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
-    issue_pv();
-    wgmma_wait<0>();
-    hold_registers(out);
-    release_v();
+    multiply_pv();
   }
 
   __device__ __forceinline__ void attend_in_turn(const WorkItem& item, int tile, int unmasked,
@@ -109,20 +100,30 @@ struct PrefillConsumer {
     for (; tile >= 0; tile = warp_uniform(tile - 1), first_key -= Config::kKvTile) {
       k.slot = warp_uniform(k.slot);  // said again, as above
       v.slot = warp_uniform(v.slot);
-      mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
-      issue_qk();
-      wgmma_wait<0>();
-      hold_registers(scores);
-      release_k(tile == 0);
-      clear_beyond(warp_uniform(item.kv_len - first_key));
+      multiply_qk(item, tile, first_key);
       if (tile >= unmasked) mask(item, first_token, first_key);
       softmax_exact();
-      mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
-      issue_pv();
-      wgmma_wait<0>();
-      hold_registers(out);
-      release_v();
+      multiply_pv();
     }
+  }
+
+  // S = Q K^T of a tile, beside no other product.
+  __device__ __forceinline__ void multiply_qk(const WorkItem& item, int tile, int first_key) {
+    mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
+    issue_qk();
+    wgmma_wait<0>();
+    hold_registers(scores);
+    release_k(tile == 0);
+    clear_beyond(warp_uniform(item.kv_len - first_key));
+  }
+
+  // O += P V of a tile, likewise.
+  __device__ __forceinline__ void multiply_pv() {
+    mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
+    issue_pv();
+    wgmma_wait<0>();
+    hold_registers(out);
+    release_v();
   }
 
   // S = Q K^T of a tile and O += P V of the one before, in this warpgroup's turn.
