@@ -176,7 +176,10 @@ def test_no_work_is_no_launch(policy: str) -> None:
     assert launches(BASE, plan_of([0, 0], [5, 0]), parse_policy(policy)) == ()
 
 
-@pytest.mark.parametrize("q_lens", [[9 * 32], [5], [1] * 100, [0], [5, 1, 1]])
+@pytest.mark.parametrize(
+    "q_lens",
+    [[9 * 32], [8 * 32], [4 * 32 + 1, 4 * 32], [5], [5, 1, 1], [1] * 100, [0], [4] * 1000],
+)
 def test_portable_tiles_are_large_ones_whatever_the_batch(q_lens: list[int]) -> None:
     chosen = chosen_for(q_lens, layer_of(), "portable")
     assert chosen == variant("pod", "sm_90a", "bfloat16", 128, shape="large")

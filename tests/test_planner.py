@@ -252,7 +252,7 @@ def test_one_long_decode_is_split_over_the_gpu() -> None:
     plan = plan_of([(1, 1_000_000)], GPU, num_kv_heads=8)
     longest = (plan.decode["kv_end"] - plan.decode["kv_begin"]).max()
     assert GPU.min_decode_keys <= longest <= GPU.decode_piece_keys
-    assert plan.num_decode_units >= GPU.decode_slots
+    assert GPU.decode_slots <= plan.num_decode_units <= 4 * GPU.decode_slots
     assert plan.num_merges == 1
     assert plan.partial_rows == len(plan.decode) * GPU.decode_rows
 
