@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podrt.plan.split import (
+    Side,
     Splits,
     split_for_waves,
     split_keys,
@@ -17,12 +18,16 @@ from podrt.plan.split import (
 )
 
 
+def side_of(kv_tile: int, slots: int = 1, units: int = 1, *, min_keys: int = 1) -> Side:
+    return Side(kv_tile, min_keys, units, slots)
+
+
 def cut(
     keys: list[int], max_items: int, *, kv_tile: int = 16, min_keys: int = 64
 ) -> tuple[list[int], list[int]]:
     """Pieces and piece lengths of every tile."""
     splits = split_keys(
-        np.array(keys, np.int64), kv_tile=kv_tile, min_keys=min_keys, max_items=max_items
+        np.array(keys, np.int64), side_of(kv_tile, min_keys=min_keys), max_items=max_items
     )
     return splits.counts.tolist(), splits.lengths.tolist()
 
@@ -75,7 +80,7 @@ def test_rules_hold_for_any_lengths(
     keys: list[int], kv_tile: int, min_keys: int, max_items: int
 ) -> None:
     tiles = np.array(keys, np.int64)
-    splits = split_keys(tiles, kv_tile=kv_tile, min_keys=min_keys, max_items=max_items)
+    splits = split_keys(tiles, side_of(kv_tile, min_keys=min_keys), max_items=max_items)
     counts, lengths = splits
     require_cover(tiles, splits, kv_tile)
     # Equal but for rounding to whole KV tiles.
@@ -113,7 +118,7 @@ def test_splits_for_waves_cover_every_tile(
     keys: list[int], units_per_tile: int, slots: int
 ) -> None:
     array = np.array(keys, np.int64)
-    splits = split_for_waves(array, kv_tile=64, units_per_tile=units_per_tile, slots=slots)
+    splits = split_for_waves(array, side_of(64, slots, units_per_tile))
     require_cover(array, splits, 64)
     if len(keys) * units_per_tile >= 0.8 * slots:
         assert (splits.counts == 1).all()
@@ -122,18 +127,13 @@ def test_splits_for_waves_cover_every_tile(
 def test_splits_for_waves_fill_them() -> None:
     # 32 units on 264 slots: 8 pieces make 256 units, 97 % of a wave.
     keys = np.full(4, 16384, np.int64)
-    splits = split_for_waves(keys, kv_tile=32, units_per_tile=8, slots=264)
+    splits = split_for_waves(keys, side_of(32, 264, 8))
     assert splits.counts.tolist() == [8] * 4
 
 
 def cut_to_fill(keys: list[int], slots: int, units_per_tile: int = 1) -> Splits:
-    return split_to_fill_waves(
-        np.array(keys, np.int64),
-        kv_tile=64,
-        min_keys=1024,
-        units_per_tile=units_per_tile,
-        slots=slots,
-    )
+    side = side_of(64, slots, units_per_tile, min_keys=1024)
+    return split_to_fill_waves(np.array(keys, np.int64), side)
 
 
 def test_a_second_wave_that_is_nearly_empty_is_avoided() -> None:
@@ -170,14 +170,8 @@ def test_splits_to_fill_waves_cover_every_tile(
 
 
 def cut_together(keys: list[int], slots: int, units_per_tile: int = 1) -> Splits:
-    return split_to_end_together(
-        np.array(keys, np.int64),
-        kv_tile=64,
-        min_keys=512,
-        max_keys=4096,
-        units_per_tile=units_per_tile,
-        slots=slots,
-    )
+    side = side_of(64, slots, units_per_tile, min_keys=512)
+    return split_to_end_together(np.array(keys, np.int64), side, max_keys=4096)
 
 
 def test_few_tiles_give_every_slot_one_piece() -> None:
@@ -228,15 +222,8 @@ def test_pieces_cover_their_tiles_within_the_limits(
 def tapered(keys: list[int], *, slots: int, units_per_tile: int = 1) -> Splits:
     """Pieces of at most 4096 keys, tapered."""
     lengths = np.array(keys, np.int64)
-    splits = split_keys(lengths, kv_tile=128, min_keys=4096, max_items=10**6)
-    return taper(
-        splits,
-        lengths,
-        kv_tile=128,
-        min_keys=512,
-        units_per_tile=units_per_tile,
-        slots=slots,
-    )
+    splits = split_keys(lengths, side_of(128, min_keys=4096), max_items=10**6)
+    return taper(splits, lengths, side_of(128, slots, units_per_tile, min_keys=512))
 
 
 def test_the_last_quarter_is_cut_finer() -> None:

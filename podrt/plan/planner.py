@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from podrt.batch import HybridBatch
 from podrt.plan.split import (
+    Side,
     Splits,
     split_for_waves,
     split_keys,
@@ -124,53 +125,22 @@ def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> np
 
 
 def _split_decode(keys: Ints, num_kv_heads: int, tiling: Tiling, *, beside_prefill: bool) -> Splits:
-    splits = split_to_end_together(
-        keys,
-        kv_tile=tiling.decode_kv_tile,
-        min_keys=tiling.min_decode_keys,
-        max_keys=tiling.fused_piece_keys if beside_prefill else tiling.decode_piece_keys,
-        units_per_tile=num_kv_heads,
-        slots=tiling.decode_slots,
-    )
-    if not (tiling.taper_decode and beside_prefill):
-        return splits
-    return taper(
-        splits,
-        keys,
-        kv_tile=tiling.decode_kv_tile,
-        min_keys=tiling.min_decode_keys,
-        units_per_tile=num_kv_heads,
-        slots=tiling.decode_slots,
-    )
+    side = Side(tiling.decode_kv_tile, tiling.min_decode_keys, num_kv_heads, tiling.decode_slots)
+    max_keys = tiling.fused_piece_keys if beside_prefill else tiling.decode_piece_keys
+    splits = split_to_end_together(keys, side, max_keys=max_keys)
+    return taper(splits, keys, side) if tiling.taper_decode and beside_prefill else splits
 
 
 def _split_prefill(keys: Ints, num_kv_heads: int, tiling: Tiling, decode_fills_gpu: bool) -> Splits:
+    side = Side(tiling.prefill_kv_tile, tiling.min_prefill_keys, num_kv_heads, tiling.prefill_slots)
     if tiling.prefill_waves is None:
-        return split_for_waves(
-            keys,
-            kv_tile=tiling.prefill_kv_tile,
-            units_per_tile=num_kv_heads,
-            slots=tiling.prefill_slots,
-        )
-    units = len(keys) * num_kv_heads
-    if decode_fills_gpu:
-        max_items = len(keys)  # decode keeps busy what prefill leaves idle
-    elif units < (1 - MAX_IDLE_PREFILL) * tiling.prefill_slots:
-        max_items = tiling.prefill_waves * tiling.prefill_slots // num_kv_heads
-    else:
-        return split_to_fill_waves(
-            keys,
-            kv_tile=tiling.prefill_kv_tile,
-            min_keys=tiling.min_prefill_keys,
-            units_per_tile=num_kv_heads,
-            slots=tiling.prefill_slots,
-        )
-    return split_keys(
-        keys,
-        kv_tile=tiling.prefill_kv_tile,
-        min_keys=tiling.min_prefill_keys,
-        max_items=max_items,
-    )
+        return split_for_waves(keys, side)
+    if decode_fills_gpu:  # it keeps busy what prefill leaves idle
+        return split_keys(keys, side, max_items=len(keys))
+    if len(keys) * num_kv_heads < (1 - MAX_IDLE_PREFILL) * side.slots:
+        max_items = tiling.prefill_waves * side.slots // num_kv_heads
+        return split_keys(keys, side, max_items=max_items)
+    return split_to_fill_waves(keys, side)
 
 
 def _tiles(
