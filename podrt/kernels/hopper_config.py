@@ -156,7 +156,7 @@ class HopperConfig(VariantForm):
         barriers = 2 + 4 * self.stages + 5
         control = -(-8 * barriers // 16) * 16 + 2 * _WORK_SLOT_BYTES + 16
         lane_barriers = 4 + 2 * max(self.decode_slots, self.next_slots)
-        lane_control = 2 * _WORK_SLOT_BYTES + 16 * self.decode_rows + 16 + 8 * lane_barriers
+        lane_control = 2 * _WORK_SLOT_BYTES + 20 * self.decode_rows + 16 + 8 * lane_barriers
         return tiles + control + self.lanes * lane_control
 
     @property

@@ -4,7 +4,8 @@ A *tile* is a block of packed query rows of one request: packed row ``r`` of KV 
 ``r // group`` and query head ``h * group + r % group``, so all query heads that share a KV head
 share its keys. A *work item* is one tile over one range of keys, for every KV head; a *unit* is one
 item for one KV head (``unit = item * num_kv_heads + kv_head``), which is what a CTA or warp takes.
-A tile whose keys are split over several items is merged by the last of them to finish.
+A tile whose keys are split over several items is merged by the last of them to finish, or by those
+that find no other work to do meanwhile.
 """
 
 from __future__ import annotations

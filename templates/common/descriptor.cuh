@@ -22,6 +22,14 @@ __device__ __forceinline__ u64 advance(u64 descriptor, int bytes) {
   return (descriptor & 0xFFFFFFFF00000000) | u32(descriptor) + u32(bytes >> 4);
 }
 
+// The same, but not earlier than here. The compiler likes to prepare all descriptors of a loop, four
+// uniform registers for a product, and a kernel with several such loops does not have as many.
+__device__ __forceinline__ u64 advance_here(u64 descriptor, int bytes) {
+  u32 low;
+  asm volatile("add.u32 %0, %1, %2;" : "=r"(low) : "r"(u32(descriptor)), "r"(bytes >> 4));
+  return (descriptor & 0xFFFFFFFF00000000) | low;
+}
+
 // Byte offset of a 16-byte chunk in a block of rows of 128 bytes.
 __device__ __forceinline__ u32 swizzle128(int row, int chunk) {
   return row * 128 + ((chunk ^ (row & 7)) << 4);

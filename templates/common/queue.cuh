@@ -48,6 +48,16 @@ __device__ __forceinline__ Work take_work(const QueueCounters& counters, int num
                    ticket % kCycle < Config::kPrefillShare ? kPrefill : kDecode);
 }
 
+// Whether a CTA would find no more work.
+template <class Config>
+__device__ __forceinline__ bool all_taken(const Params& p) {
+  const volatile u32* taken = counters_of<Config>(p.counters).taken;
+  const int prefill = Config::kHasPrefill ? p.num_prefill_items * p.num_kv_heads : 0;
+  const int decode =
+      Config::kHasDecode ? ceil_div(p.num_decode_items * p.num_kv_heads, Config::kWarps) : 0;
+  return taken[kPrefill] >= prefill && taken[kDecode] >= decode;
+}
+
 // Called by all threads of a CTA that will take no more work.
 template <class Config>
 __device__ __forceinline__ void leave(const QueueCounters& counters) {

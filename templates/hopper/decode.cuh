@@ -25,6 +25,10 @@ struct DecodeConsumer {
   static constexpr int kTiles = Config::kDecodeTiles;
   static constexpr int kKeys = kTiles * kTileKeys;  // of a step
   static constexpr int kProbabilityBytes = kRows * 128;  // of a tile
+  // Column blocks of results, as floats, that find room where Q and the probabilities were.
+  static constexpr int kStaged = kBlocks * kRows * 256 <= Smem::kLaneRing ? kBlocks : 1;
+  static constexpr int kStagedColumns = kStaged * 64;
+  static_assert(kStagedColumns * kRows * 4 <= Smem::kLaneRing, "");
 
   const Params& p;
   const Smem& smem;
@@ -76,8 +80,8 @@ struct DecodeConsumer {
     return reinterpret_cast<volatile int*>(smem.base + at.control + Smem::kOutgrown)[odd];
   }
 
-  // Tile row of this thread's accumulator column c.
-  __device__ __forceinline__ int column_row(int c) const {
+  // Tile row of accumulator column c of a lane.
+  static __device__ __forceinline__ int column_row(int c, int lane) {
     return c / 2 * 8 + 2 * (lane % 4) + c % 2;
   }
 
@@ -159,8 +163,8 @@ struct DecodeConsumer {
       wgmma_kq_first(scores[t], k_tile, q_tile);
 #pragma unroll
       for (int i = 1; i < Config::kHeadDim / 16; i++)
-        wgmma_kq(scores[t], advance(k_tile, i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
-                 advance(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
+        wgmma_kq(scores[t], advance_here(k_tile, i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
+                 advance_here(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
     });
 #pragma unroll
     for (int t = 0; t < kTiles; t++) hold_registers(scores[t]);
@@ -202,7 +206,7 @@ struct DecodeConsumer {
   __device__ __forceinline__ void mask(const WorkItem& item, int first_key) {
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
-      const int token = (item.row_begin + column_row(c)) / p.group;
+      const int token = (item.row_begin + column_row(c, lane)) / p.group;
       const int limit = visible_keys<Config>(item, token) - first_key - warp * 16 - lane / 4;
 #pragma unroll
       for (int t = 0; t < kTiles; t++)
@@ -239,7 +243,7 @@ struct DecodeConsumer {
 
   // Raises the references to the maxima of the step; what was accumulated shrinks accordingly.
   __device__ __forceinline__ void raise_references() {
-    float* maxima = reinterpret_cast<float*>(smem.base + at.control + Smem::kReduce);
+    float* maxima = reduction();
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
       float max = -infinity();
@@ -249,7 +253,7 @@ struct DecodeConsumer {
 #pragma unroll
       for (int offset = 4; offset < kWarp; offset *= 2)
         max = fmaxf(max, __shfl_xor_sync(~0u, max, offset));
-      if (lane < 4) maxima[warp * kRows + column_row(c)] = max;
+      if (lane < 4) maxima[warp * kRows + column_row(c, lane)] = max;
     }
     sync();
     float shrink[kColumns];
@@ -257,7 +261,7 @@ struct DecodeConsumer {
     for (int c = 0; c < kColumns; c++) {
       float max = -infinity();
 #pragma unroll
-      for (int w = 0; w < 4; w++) max = fmaxf(max, maxima[w * kRows + column_row(c)]);
+      for (int w = 0; w < 4; w++) max = fmaxf(max, maxima[w * kRows + column_row(c, lane)]);
       const float raised = fmaxf(reference[c], max * p.scale_log2);
       shrink[c] = exp2_approx(reference[c] - finite(raised));
       reference[c] = raised;
@@ -303,60 +307,96 @@ struct DecodeConsumer {
     }
   }
 
+  // Results go out through shared memory, where a warp finds a row's elements side by side. They take
+  // the place of Q and the probabilities, as many column blocks at once as find room.
   __device__ __forceinline__ void finish(const WorkItem& item, int kv_head) {
-    float* sums = reinterpret_cast<float*>(smem.base + at.control + Smem::kReduce);
-    #pragma unroll
+    publish_sums();
+    const int rows = num_rows(item);
+#pragma unroll
+    for (int block = 0; block < kBlocks; block += kStaged) {
+      sync();  // no warp uses Q and the probabilities any longer, or the blocks before
+      stage(block);
+      sync();
+      for (int row = warp; row < rows; row += 4) store_row(item, kv_head, block, row);
+    }
+    sync();  // all has been read
+    if (item.num_splits > 1) merge(item, kv_head, rows);
+  }
+
+  __device__ __forceinline__ float* reduction() const {
+    return reinterpret_cast<float*>(smem.base + at.control + Smem::kReduce);
+  }
+
+  // Each warp's sums of the rows, then the references.
+  __device__ __forceinline__ void publish_sums() const {
+#pragma unroll
     for (int c = 0; c < kColumns; c++) {
       float sum = row_sum[c];
 #pragma unroll
       for (int offset = 4; offset < kWarp; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-      if (lane < 4) sums[warp * kRows + column_row(c)] = sum;
+      if (lane < 4) reduction()[warp * kRows + column_row(c, lane)] = sum;
+      if (thread < 4) reduction()[4 * kRows + column_row(c, lane)] = reference[c];
     }
-    sync();
-    const int rows = num_rows(item);
-#pragma unroll
-    for (int c = 0; c < kColumns; c++) {
-      const int row = column_row(c);
-      float sum = 0.f;
-#pragma unroll
-      for (int w = 0; w < 4; w++) sum += sums[w * kRows + row];
-      if (row < rows) store_row(item, kv_head, c, row, sum);
-    }
-    sync();  // the sums have been read
-    if (item.num_splits > 1) merge(item, kv_head, rows);
   }
 
-  __device__ __forceinline__ void store_row(const WorkItem& item, int kv_head, int c, int row,
-                                            float sum) const {
+  // Staged are float[rows][kStagedColumns]. Columns change places by row / 2 % 4, or the threads of a
+  // warp, whose rows are 2 apart, would all write to the same banks.
+  __device__ __forceinline__ float* staged_row(int row) const {
+    return reinterpret_cast<float*>(smem.base + at.tiles) + row * kStagedColumns;
+  }
+  static __device__ __forceinline__ int staged_column(int row, int column) {
+    return column ^ row / 2 % 4 * 8;
+  }
+
+  __device__ __forceinline__ void stage(int first_block) const {
+    const int lane = computed_here(this->lane);
+    const int row = lane % 4 * 2, column = staged_column(row, warp * 16 + lane / 4);
+    float* to = staged_row(row);
+#pragma unroll
+    for (int block = 0; block < kStaged; block++)
+#pragma unroll
+      for (int c = 0; c < kColumns; c++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          to[column_row(c, 0) * kStagedColumns + block * 64 + (column ^ half * 8)] =
+              out[first_block + block][c / 2 * 4 + half * 2 + c % 2];
+  }
+
+  // Called by a warp: normalises what is staged of a row and writes it.
+  __device__ __forceinline__ void store_row(const WorkItem& item, int kv_head, int first_block,
+                                            int row) const {
+    float sum = 0.f;
+#pragma unroll
+    for (int w = 0; w < 4; w++) sum += reduction()[w * kRows + row];
     const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-    const float lse = row_lse_log2(reference[c], sum);
-    const bool is_first = thread < 4;  // one thread for each row
-    const int column = warp * 16 + lane / 4;
+    const float lse = row_lse_log2(reduction()[4 * kRows + row], sum);
+    const bool stores_lse = first_block == 0 && lane == 0;
+    float2 value[kStaged];
+#pragma unroll
+    for (int i = 0; i < kStaged; i++) {
+      const float2 staged = *reinterpret_cast<const float2*>(
+          staged_row(row) + i * 64 + staged_column(row, 2 * lane));
+      value[i] = make_float2(staged.x * inverse, staged.y * inverse);
+    }
     if (item.num_splits == 1) {
       const RowAddress address(p, item, kv_head, row);
-      u16* destination = address.out(p) + column;
+      u32* destination = reinterpret_cast<u32*>(address.out(p) + first_block * 64) + lane;
 #pragma unroll
-      for (int block = 0; block < kBlocks; block++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-          destination[block * 64 + half * 8] = static_cast<u16>(
-              Config::Element::pack(out[block][c / 2 * 4 + half * 2 + c % 2] * inverse, 0.f));
-      if (is_first) address.store_lse(p, lse);
+      for (int i = 0; i < kStaged; i++)
+        destination[i * 32] = Config::Element::pack(value[i].x, value[i].y);
+      if (stores_lse) address.store_lse(p, lse);
     } else {
       const i64 partial = partial_row(p, item, kv_head, kRows, item.split, row);
-      float* destination = p.partial_o + partial * Config::kHeadDim + column;
+      float2* destination = reinterpret_cast<float2*>(p.partial_o + partial * Config::kHeadDim +
+                                                      first_block * 64) + lane;
 #pragma unroll
-      for (int block = 0; block < kBlocks; block++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-          destination[block * 64 + half * 8] =
-              out[block][c / 2 * 4 + half * 2 + c % 2] * inverse;
-      if (is_first) p.partial_lse[partial] = lse;
+      for (int i = 0; i < kStaged; i++) destination[i * 32] = value[i];
+      if (stores_lse) p.partial_lse[partial] = lse;
     }
   }
 
   __device__ __forceinline__ void merge(const WorkItem& item, int kv_head, int rows) const {
-    volatile int* flag = reinterpret_cast<volatile int*>(smem.base + at.control + Smem::kReduce);
+    volatile int* flag = reinterpret_cast<volatile int*>(reduction());
     __threadfence();
     sync();
     if (thread == 0)
@@ -365,8 +405,10 @@ struct DecodeConsumer {
     sync();
     if (*flag) {
       __threadfence();
-      for (int row = warp; row < rows; row += 4)
-        merge_rows<Config, 1, 3>(p, item, kv_head, kRows, row, rows, lane);
+      // At once, as many as registers allow beside prefill.
+      constexpr int kTogether = Config::kHasPrefill ? 1 : 2, kSplits = Config::kHasPrefill ? 3 : 8;
+      for (int row = warp * kTogether; row < rows; row += 4 * kTogether)
+        merge_rows<Config, kTogether, kSplits>(p, item, kv_head, kRows, row, rows, lane);
     }
     sync();  // the flag has been read
   }

@@ -11,9 +11,7 @@
 #include "hopper/producer.cuh"
 #include "ptx/warpgroup.cuh"
 
-// Not pipelined, each tile goes through its products and an exact softmax one after the other: less to
-// compile, for SMs that have decoded first and help with what is left of prefill.
-template <class Config, bool kPipelined>
+template <class Config>
 struct PrefillConsumer {
   using Smem = SharedMemory<Config>;
   static constexpr int kScores = Config::kKvTile / 2;  // accumulators of a thread
@@ -38,7 +36,7 @@ struct PrefillConsumer {
   __device__ __forceinline__ void run() {
     WorkConsumer work{smem.barrier(Smem::kWorkFull), smem.barrier(Smem::kWorkEmpty),
                       smem.base + Smem::kWork};
-    if (kPipelined && warpgroup == 1)
+    if (warpgroup == 1)
       barrier_arrive(kTurnBarrier, 2 * kWarpgroup);  // warpgroup 0 begins
     for (;;) {
       const WorkSlot& slot = work.next();
@@ -71,14 +69,7 @@ struct PrefillConsumer {
     const int unmasked = warp_uniform(max(full_limit - item.kv_begin, 0) / Config::kKvTile);
     mbarrier_wait(smem.barrier(Smem::kQFull), q.parity);
     q.advance();
-    if constexpr (kPipelined)
-      attend_pipelined(item, tiles - 1, unmasked, first_token, first_key);
-    else
-      attend_in_turn(item, tiles - 1, unmasked, first_token, first_key);
-  }
-
-  __device__ __forceinline__ void attend_pipelined(const WorkItem& item, int tile, int unmasked,
-                                                   int first_token, int first_key) {
+    int tile = tiles - 1;
     multiply_qk(item, tile, first_key);
     for (;;) {  // the first tile, and those that the mask cuts
       if (tile >= unmasked) mask(item, first_token, first_key);
@@ -93,18 +84,6 @@ struct PrefillConsumer {
       softmax_lagging();
     }
     multiply_pv();
-  }
-
-  __device__ __forceinline__ void attend_in_turn(const WorkItem& item, int tile, int unmasked,
-                                                 int first_token, int first_key) {
-    for (; tile >= 0; tile = warp_uniform(tile - 1), first_key -= Config::kKvTile) {
-      k.slot = warp_uniform(k.slot);  // said again, as above
-      v.slot = warp_uniform(v.slot);
-      multiply_qk(item, tile, first_key);
-      if (tile >= unmasked) mask(item, first_token, first_key);
-      softmax_exact();
-      multiply_pv();
-    }
   }
 
   // S = Q K^T of a tile, beside no other product.
@@ -156,6 +135,10 @@ struct PrefillConsumer {
     v.advance();
   }
 
+  static __device__ __forceinline__ u64 further(u64 tile, int bytes) {
+    return Config::kHasDecode ? advance_here(tile, bytes) : advance(tile, bytes);
+  }
+
   __device__ __forceinline__ void issue_qk() {
     const u64 q_tile = descriptor(smem.address + Smem::kQ + warpgroup * 64 * 128);
     const u64 k_tile = descriptor(smem.address + Smem::kK + k.slot * Smem::kKvTileBytes);
@@ -163,8 +146,8 @@ struct PrefillConsumer {
     wgmma_qk_first(scores, q_tile, k_tile);
 #pragma unroll
     for (int i = 1; i < Config::kHeadDim / 16; i++)
-      wgmma_qk(scores, advance(q_tile, i / 4 * Smem::kQBlockBytes + i % 4 * 32),
-               advance(k_tile, i / 4 * Smem::kKvBlockBytes + i % 4 * 32));
+      wgmma_qk(scores, further(q_tile, i / 4 * Smem::kQBlockBytes + i % 4 * 32),
+               further(k_tile, i / 4 * Smem::kKvBlockBytes + i % 4 * 32));
     wgmma_commit();
   }
 

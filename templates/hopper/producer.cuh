@@ -1,6 +1,6 @@
 // The producer warps: they draw units of work, hand them to the consumers and keep their rings full.
 #pragma once
-#include "hopper/item.cuh"
+#include "common/item.cuh"
 #include "hopper/kv_copy.cuh"
 #include "hopper/shared_memory.cuh"
 

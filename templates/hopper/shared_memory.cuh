@@ -80,8 +80,8 @@ struct SharedMemory {
   static constexpr int kMaxSlots =
       Config::kDecodeSlots > Config::kNextSlots ? Config::kDecodeSlots : Config::kNextSlots;
   static constexpr int kLaneWork = 0;
-  static constexpr int kReduce = kLaneWork + kWorkSlots * int(sizeof(WorkSlot));  // float[4][decode_rows]
-  static constexpr int kOutgrown = kReduce + 4 * Config::kDecodeRows * 4;  // int[2], 16 bytes
+  static constexpr int kReduce = kLaneWork + kWorkSlots * int(sizeof(WorkSlot));  // float[5][decode_rows]
+  static constexpr int kOutgrown = kReduce + 5 * Config::kDecodeRows * 4;  // int[2], 16 bytes
   static constexpr int kLaneWorkFull = kOutgrown + 16;
   static constexpr int kLaneWorkEmpty = kLaneWorkFull + 8 * kWorkSlots;
   static constexpr int kRingFull = kLaneWorkEmpty + 8 * kWorkSlots;

@@ -7,8 +7,8 @@
 // Shared memory of a tile: [Q: rows x head_dim, prefill only][K/V ring: kSlots x kv_tile x head_dim],
 // 2-byte elements, swizzled as in common/swizzle.cuh.
 #pragma once
+#include "common/item.cuh"
 #include "common/kv_stream.cuh"
-#include "common/merge.cuh"
 #include "common/softmax.cuh"
 #include "ptx/mma.cuh"
 
@@ -57,7 +57,7 @@ struct AttentionTile {
     if constexpr (Tile::kQInRegisters) load_q();
     clear();
 
-    const int full_limit = visible_keys(item.row_begin / p.group);  // seen by every row
+    const int full_limit = visible_keys<Config>(item, item.row_begin / p.group);  // seen by every row
     int first_key = item.kv_begin + (tiles - 1) * Tile::kKvTile;
     for (; first_key >= item.kv_begin; first_key -= Tile::kKvTile)
       step(stream, first_key, first_key + Tile::kKvTile > full_limit);
@@ -67,11 +67,6 @@ struct AttentionTile {
   }
 
  private:
-  // One past the last key of the item that a token of the request may see.
-  __device__ __forceinline__ int visible_keys(int token) const {
-    return Config::kCausal ? min(item.kv_end, item.kv_len - item.q_len + token + 1) : item.kv_end;
-  }
-
   // Rows of the tile that exist.
   __device__ __forceinline__ int num_rows() const {
     return min(Tile::kRows, item.q_len * p.group - item.row_begin);
@@ -81,10 +76,9 @@ struct AttentionTile {
     return warp * Tile::kWarpRows + block * 16 + half * 8 + lane / 4;
   }
 
-  __device__ __forceinline__ const u16* q_row(int row) const {
-    const int packed = item.row_begin + row;
-    return p.q + i64(item.q_begin + packed / p.group) * p.q_stride_token +
-           (kv_head * p.group + packed % p.group) * p.q_stride_head;
+  __device__ __forceinline__ RowAddress row_address(int row) const {
+    // Or the head's first row takes a register that the main loop needs.
+    return RowAddress(p, item, computed_here(kv_head), row);
   }
 
   __device__ __forceinline__ void group_sync() const {
@@ -102,7 +96,7 @@ struct AttentionTile {
       const int row = warp * Tile::kWarpRows + i * Stream::kRowsAtOnce + lane / Stream::kChunks;
       const bool valid = row < num_rows();
       cp_async_16(q_smem + swizzled_offset<kHeadDim>(row, chunk),
-                  (valid ? q_row(row) : p.q) + chunk * kChunkElements, valid);
+                  (valid ? row_address(row).q(p) : p.q) + chunk * kChunkElements, valid);
     }
   }
 
@@ -114,7 +108,8 @@ struct AttentionTile {
       for (int half = 0; half < 2; half++) {
         const int row = tile_row(block, half);
         const bool valid = row < num_rows();
-        const u32* source = reinterpret_cast<const u32*>(valid ? q_row(row) : p.q) + lane % 4;
+        const u32* source =
+            reinterpret_cast<const u32*>(valid ? row_address(row).q(p) : p.q) + lane % 4;
 #pragma unroll
         for (int k = 0; k < kSteps; k++) {
           q[block][k][half] = valid ? __ldg(source + k * 8) : 0;
@@ -227,7 +222,7 @@ struct AttentionTile {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int token = (item.row_begin + tile_row(block, half)) / p.group;
-        const int limit = visible_keys(token) - first_column;
+        const int limit = visible_keys<Config>(item, token) - first_column;
 #pragma unroll
         for (int n = 0; n < kColumns; n++)
 #pragma unroll
@@ -282,17 +277,18 @@ struct AttentionTile {
 
   __device__ __forceinline__ void store_row(int block, int half, int row, float inverse,
                                             float lse) const {
-    u32* out = reinterpret_cast<u32*>(out_row(row)) + lane % 4;
+    const RowAddress address = row_address(row);
+    u32* out = reinterpret_cast<u32*>(address.out(p)) + lane % 4;
 #pragma unroll
     for (int n = 0; n < kOutColumns; n++)
       out[n * 4] = Element::pack(o[block][n][2 * half] * inverse,
                                  o[block][n][2 * half + 1] * inverse);
-    if (lane % 4 == 0) store_lse(row, lse);
+    if (lane % 4 == 0) address.store_lse(p, lse);
   }
 
   __device__ __forceinline__ void store_partial_row(int block, int half, int row, float inverse,
                                                     float lse) const {
-    const i64 partial = partial_index(item.split, row);
+    const i64 partial = partial_row(p, item, kv_head, Tile::kRows, item.split, row);
     float2* out = reinterpret_cast<float2*>(p.partial_o + partial * kHeadDim) + lane % 4;
 #pragma unroll
     for (int n = 0; n < kOutColumns; n++)
@@ -302,57 +298,37 @@ struct AttentionTile {
   }
 
   __device__ __forceinline__ void merge() const {
-    if (!last_to_arrive()) return;
-    constexpr int kRows = 2, kSplits = 1024 / kHeadDim;  // at once
-    for (int row = warp * kRows; row < num_rows(); row += Tile::kWarps * kRows) {
-      const i64 first = partial_index(0, row);
-      const MergedRows<kHeadDim, kRows, kSplits> merged(
-          p.partial_o + first * kHeadDim, p.partial_lse + first,
-          Tile::kRows * p.num_kv_heads, item.num_splits, num_rows() - row, lane);
-#pragma unroll
-      for (int r = 0; r < kRows; r++) {
-        if (row + r >= num_rows()) break;
-        merged.template store<Element>(r, out_row(row + r), lane);
-        if (lane == 0) store_lse(row + r, merged.lse_log2[r]);
-      }
-    }
+    const MergeShare share = merge_share();
+    if (share.count == 0) return;
+    // At once, as many as registers allow. Few splits share the many rows of a prefill tile; with
+    // decode it is the other way round.
+    constexpr bool kDecode = Tile::kWarps == 1;
+    constexpr int kRows = !kDecode ? 4 : Config::kHasPrefill ? 2 : 4;
+    constexpr int kSplits = (kDecode ? 1024 : 512) / kHeadDim;
+    const int step = share.count * Tile::kWarps * kRows;
+    for (int row = (share.index * Tile::kWarps + warp) * kRows; row < num_rows(); row += step)
+      merge_rows<Config, kRows, kSplits>(p, item, kv_head, Tile::kRows, row, num_rows(), lane);
   }
 
-  // Publishes this split and tells whether all others of the tile had been published before.
-  __device__ __forceinline__ bool last_to_arrive() const {
-    u32* counter = p.merge_counters + 2 * (item.merge * p.num_kv_heads + kv_head);
+  // Publishes this split and returns which share of the tile's rows to merge. A warp that decodes
+  // merges all of them if it is the last to arrive.
+  __device__ __forceinline__ MergeShare merge_share() const {
+    u32* counters = p.merge_counters + 2 * (item.merge * p.num_kv_heads + kv_head);
     __threadfence();
     group_sync();
-    bool last = false;
-    if (warp == 0 && lane == 0) last = arrive_is_last(counter, item.num_splits);
-    if constexpr (Tile::kWarps == 1)
-      last = __shfl_sync(~0u, last, 0);
-    else
-      last = __syncthreads_or(last);
-    if (last) __threadfence();
-    return last;
-  }
-
-  __device__ __forceinline__ i64 partial_index(int split, int row) const {
-    return i64(item.partial_row + split * Tile::kRows) * p.num_kv_heads +
-           (kv_head * Tile::kRows + row);
-  }
-
-  __device__ __forceinline__ int token_of(int row) const {
-    return item.q_begin + (item.row_begin + row) / p.group;
-  }
-
-  __device__ __forceinline__ int head_of(int row) const {
-    return kv_head * p.group + (item.row_begin + row) % p.group;
-  }
-
-  __device__ __forceinline__ u16* out_row(int row) const {
-    return p.out + i64(token_of(row)) * p.out_stride_token + head_of(row) * p.out_stride_head;
-  }
-
-  __device__ __forceinline__ void store_lse(int row, float lse_log2) const {
-    if (p.lse)
-      p.lse[i64(token_of(row)) * p.lse_stride_token + head_of(row) * p.lse_stride_head] =
-          lse_log2 * kLn2;
+    MergeShare share;
+    if constexpr (Tile::kWarps == 1) {
+      bool last = false;
+      if (lane == 0) last = arrive_is_last(counters, item.num_splits);
+      share = {0, __shfl_sync(~0u, last, 0)};
+    } else {
+      __shared__ MergeShare shared_share;
+      if (threadIdx.x == 0)
+        shared_share = arrive_for_share(counters, item.num_splits, all_taken<Config>(p));
+      __syncthreads();
+      share = shared_share;
+    }
+    if (share.count > 0) __threadfence();
+    return share;
   }
 };

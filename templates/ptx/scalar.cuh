@@ -24,6 +24,11 @@ __device__ __forceinline__ int computed_here(int x) {
   return x;
 }
 
+// A value from a special register, which the compiler would rather read again than keep: slow, in a loop.
+__device__ __forceinline__ int keep_in_register(int x) {
+  return __shfl_sync(~0u, x, threadIdx.x);  // from its own lane
+}
+
 // The SM that this CTA landed on.
 __device__ __forceinline__ u32 sm_id() {
   u32 id;

@@ -1,4 +1,4 @@
-// A work item as the roles of a Hopper CTA read it, and where its results go.
+// A work item: which keys its rows see, and where the rows are in the tensors.
 #pragma once
 #include "common/merge.cuh"
 
@@ -10,19 +10,19 @@ __device__ __forceinline__ int visible_keys(const WorkItem& item, int token) {
 
 // Addresses of one packed row of a tile: token row / group, query head kv_head * group + row % group.
 struct RowAddress {
-  i64 token;
-  int head;
+  int token, head;
   __device__ __forceinline__ RowAddress(const Params& p, const WorkItem& item, int kv_head, int row)
       : token(item.q_begin + (item.row_begin + row) / p.group),
         head(kv_head * p.group + (item.row_begin + row) % p.group) {}
   __device__ __forceinline__ const u16* q(const Params& p) const {
-    return p.q + token * p.q_stride_token + head * p.q_stride_head;
+    return p.q + i64(token) * p.q_stride_token + head * p.q_stride_head;
   }
   __device__ __forceinline__ u16* out(const Params& p) const {
-    return p.out + token * p.out_stride_token + head * p.out_stride_head;
+    return p.out + i64(token) * p.out_stride_token + head * p.out_stride_head;
   }
   __device__ __forceinline__ void store_lse(const Params& p, float lse_log2) const {
-    if (p.lse) p.lse[token * p.lse_stride_token + head * p.lse_stride_head] = lse_log2 * kLn2;
+    if (p.lse)
+      p.lse[i64(token) * p.lse_stride_token + head * p.lse_stride_head] = lse_log2 * kLn2;
   }
 };
 
@@ -32,11 +32,12 @@ __device__ __forceinline__ i64 partial_row(const Params& p, const WorkItem& item
   return i64(item.partial_row + split * tile_rows) * p.num_kv_heads + kv_head * tile_rows + row;
 }
 
-// One warp merges the splits of rows [row, min(row + kRows, end)) of the tile, `kSplits` at a time, and
+// One warp merges the splits of rows [row, min(row + kRows, end)) of a tile, `kSplits` at a time, and
 // writes the results.
 template <class Config, int kRows, int kSplits>
 __device__ __forceinline__ void merge_rows(const Params& p, const WorkItem& item, int kv_head,
                                            int tile_rows, int row, int end, int lane) {
+  lane = computed_here(lane);  // or its offsets take registers of the main loop
   const i64 first = partial_row(p, item, kv_head, tile_rows, 0, row);
   const MergedRows<Config::kHeadDim, kRows, kSplits> merged(
       p.partial_o + first * Config::kHeadDim, p.partial_lse + first,
