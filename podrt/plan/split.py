@@ -15,9 +15,10 @@ Ints = npt.NDArray[np.int64]
 _MAX_SPLITS, _BUSY_SHARE, _WAVE_SHARE = 128, 0.8, 0.85
 
 
-#: Of `split_to_end_together`: by what it divides the limit that fills the slots once, what starting
-#: a unit costs in keys, and how near to the best end is near enough.
-_DIVISORS, _START_KEYS, _NEAR_BEST = (1, 2, 3, 4, 6, 8, 12, 16), 128, 1.08
+#: Of `split_to_end_together`: by what it multiplies or divides the limit that fills the slots once;
+#: what starting a unit and merging one more split of a tile cost, in keys; how near to the best end
+#: is near enough.
+_FACTORS, _START_KEYS, _SPLIT_KEYS, _NEAR_BEST = (1, 2, 3, 4, 6, 8, 12, 16), 128, 8, 1.08
 
 
 #: Of `split_to_fill_waves`: beyond so many waves the last one matters little; what merging a piece
@@ -89,7 +90,8 @@ def split_to_end_together(keys: Ints, side: Side, *, max_keys: int) -> Splits:
     """Cut tiles into pieces with which the slots end together: the longest that nearly do best.
 
     Where lengths differ, the longest requests are what the others would wait for. How soon a cut
-    ends is estimated as its waves of units, longest first, with something for starting a unit.
+    ends is estimated as its waves of units, longest first, with something for starting a unit and
+    for merging the tile with the most pieces.
 
     Parameters
     ----------
@@ -102,7 +104,8 @@ def split_to_end_together(keys: Ints, side: Side, *, max_keys: int) -> Splits:
     """
     one_wave = _limit_for(keys, side, side.slots // side.units_per_tile)
     least, most = -(-side.min_keys // side.kv_tile), -(-max_keys // side.kv_tile)
-    limits = {min(max(-(-one_wave // divisor), least), most) for divisor in _DIVISORS}
+    wanted = {-(-one_wave // factor) for factor in _FACTORS} | {one_wave * f for f in _FACTORS}
+    limits = {min(max(limit, least), most) for limit in wanted}
     cuts = [_cut(keys, side.kv_tile, limit) for limit in sorted(limits, reverse=True)]
     ends = [_estimated_end(cut, keys, side) for cut in cuts]
     near_best = min(ends) * _NEAR_BEST
@@ -231,7 +234,8 @@ def _estimated_end(cut: Splits, keys: Ints, side: Side) -> float:
     pieces = np.sort(np.repeat(np.minimum(cut.lengths, keys), cut.counts))[::-1]
     firsts_of_waves = np.arange(0, len(pieces) * side.units_per_tile, side.slots)
     firsts_of_waves //= side.units_per_tile
-    return float(pieces[firsts_of_waves].sum() + _START_KEYS * len(firsts_of_waves))
+    merging = _SPLIT_KEYS * int(cut.partials.max(initial=0))
+    return float(pieces[firsts_of_waves].sum() + _START_KEYS * len(firsts_of_waves) + merging)
 
 
 def _counts(keys: Ints, limit: int | Ints) -> Ints:
