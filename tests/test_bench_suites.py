@@ -40,11 +40,14 @@ def full_paper():
     return load_suite("paper", full=True)
 
 
-def test_four_suites_ship():
-    assert suite_names() == ["paper", "peers", "solo", "traces"]
+SHIPPED = ["balanced", "paper", "peers", "solo", "traces"]
 
 
-@pytest.mark.parametrize("name", ["paper", "peers", "solo", "traces"])
+def test_suites_ship():
+    assert suite_names() == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_suite_parses_and_describes_itself(name):
     suite = load_suite(name)
     assert suite.cases
@@ -194,7 +197,7 @@ def test_malformed_suites_are_refused(data, reason):
 
 
 def test_unknown_suite_names_those_there_are():
-    with pytest.raises(ValueError, match="paper, peers, solo, traces"):
+    with pytest.raises(ValueError, match="balanced, paper, peers, solo, traces"):
         load_suite("nothing")
 
 

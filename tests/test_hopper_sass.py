@@ -1,7 +1,8 @@
 """What makes the prefill loop fast and can be seen without a GPU.
 
-ptxas undoes both silently: it moves descriptors through ordinary registers where it loses track of
-what is uniform, and waits for wgmma as early as it can (`design/hopper-kernel.md`).
+ptxas undoes it silently: it moves descriptors through ordinary registers where it loses track of
+what is uniform, reads the thread index again where registers are few, and waits for wgmma as early
+as it can (`design/hopper-kernel.md`).
 """
 
 from __future__ import annotations
@@ -43,5 +44,6 @@ def test_prefill_loops_are_as_they_were_measured(config: HopperConfig) -> None:
     assert len(exact) == 1
     for loop in lagging + exact:
         assert count(loop, "R2UR") <= 2, "descriptors come from ordinary registers"
+    assert count(lagging[0], "S2R") == 0, "the thread index is read again for every tile"
     beside_pv = between(lagging[0], "DEPBAR.LE gsb0, 0x1", "DEPBAR.LE gsb0, 0x0")
     assert count(beside_pv, "MUFU.EX2") >= 4, "no exponential runs beside O += P V"
