@@ -174,6 +174,22 @@ def test_long_keys_split_over_the_gpu(family):
     assert plan.decode["num_splits"].max() > 1
 
 
+@pytest.mark.parametrize("policy", ["ctas=2", "ctas=4", "splits=vanilla", "portable-serial"])
+@pytest.mark.parametrize(
+    "decodes", [0, 1, 40], ids=["alone", "beside one decode", "beside many decodes"]
+)
+def test_prefill_is_merged_by_those_without_other_work(decodes, policy):
+    """Of a tile's CTAs some wait and some go on, differently in every run; bits stay the same."""
+    kv_lens = [4096, 9000, 130] + [3000] * decodes
+    case = Case([300, 90, 130] + [1] * decodes, kv_lens, num_kv_heads=1, group=8, seed=12)
+    attention = checked(case, policy=policy)
+    assert attention.current_plan.prefill["num_splits"].max() > 1
+    expected, _ = run(case, attention)
+    inputs = [to_gpu(x) for x in (case.q, case.k_cache, case.v_cache)]
+    for _ in range(30):
+        assert (attention.run(*inputs).get().view(np.uint16) == expected.view(np.uint16)).all()
+
+
 def test_many_runs_of_one_plan_and_of_new_plans(family):
     """Counters must be ready again after every launch, whatever the one before did."""
     attention = HybridAttention(8, 2, 128, page_size=16, policy=family)
