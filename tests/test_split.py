@@ -198,6 +198,15 @@ def test_one_long_tile_among_short_ones_does_not_make_all_wait() -> None:
     assert splits.lengths[100] <= 2 * fair_share
 
 
+def test_a_merge_of_very_many_splits_costs_more_than_idle_slots() -> None:
+    keys, slots = 131_072, 1000
+    side = side_of(64, slots, min_keys=64)
+    splits = split_to_end_together(np.array([keys], np.int64), side, max_keys=4096)
+    # Pieces of 128 keys would fill the slots. Keys of a piece and splits to merge, 8 keys' worth
+    # each, add up to the least at 128 splits.
+    assert 64 <= splits.counts[0] <= 200
+
+
 def test_nothing_to_cut() -> None:
     assert cut_together([], slots=264).counts.tolist() == []
     assert cut_together([0, 0], slots=264).counts.tolist() == [1, 1]
