@@ -160,6 +160,14 @@ __device__ __forceinline__ void produce_prefill_v(const Params& p, const SharedM
   }
 }
 
+// Called by all producer warps: the first two copy what the prefill consumers need.
+template <class Config>
+__device__ __forceinline__ void produce_prefill(const Params& p, const SharedMemory<Config>& smem,
+                                                const UnitQueue& queue, int warp, int lane) {
+  if (warp == 0) produce_prefill_qk<Config>(p, smem, queue, lane);
+  if (warp == 1) produce_prefill_v<Config>(p, smem, lane);
+}
+
 // Draws decode units for a lane; copies their K and V in turn, from the last step to the first.
 template <class Config>
 __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemory<Config>& smem,
