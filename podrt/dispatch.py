@@ -137,7 +137,7 @@ def share_sms(
     plan: Plan, base: Variant, policy: Policy, *, num_sms: int, memory_gbs: float
 ) -> Plan:
     """Return the plan with the SMs of a fused Hopper launch shared between the sides."""
-    if not isinstance(base, HopperConfig):
+    if not isinstance(base, HopperConfig) or policy.serial:
         return plan
     chosen = policy.decode_only_sms
     if chosen is None:

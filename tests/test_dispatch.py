@@ -322,7 +322,8 @@ def test_sms_are_shared_by_the_work_on_each_side() -> None:
     shared = share_sms(MIXED, HOPPER, Policy(), num_sms=132, memory_gbs=3352.0)
     expected = decode_only_sms(MIXED, head_dim=128, num_sms=132, memory_gbs=3352.0)
     assert shared.decode_only_ctas == expected
-    assert share_sms(MIXED, BASE, Policy(), num_sms=132, memory_gbs=3352.0) is MIXED
+    for base, policy in ((BASE, Policy()), (HOPPER, parse_policy("hopper-serial"))):
+        assert share_sms(MIXED, base, policy, num_sms=132, memory_gbs=3352.0) is MIXED
 
 
 def test_decode_is_tapered_in_a_fused_launch_only() -> None:
