@@ -36,8 +36,7 @@ struct PrefillConsumer {
   __device__ __forceinline__ void run() {
     WorkConsumer work{smem.barrier(Smem::kWorkFull), smem.barrier(Smem::kWorkEmpty),
                       smem.base + Smem::kWork};
-    if (warpgroup == 1)
-      barrier_arrive(kTurnBarrier, 2 * kWarpgroup);  // warpgroup 0 begins
+    if (warpgroup == 1) barrier_arrive(kTurnBarrier, 2 * kWarpgroup);  // warpgroup 0 begins
     for (;;) {
       const WorkSlot& slot = work.next();
       const int kv_head = warp_uniform(slot.kv_head);
@@ -135,6 +134,7 @@ struct PrefillConsumer {
     v.advance();
   }
 
+  // Prefill alone has uniform registers enough for all its descriptors.
   static __device__ __forceinline__ u64 further(u64 tile, int bytes) {
     return Config::kHasDecode ? advance_here(tile, bytes) : advance(tile, bytes);
   }

@@ -9,6 +9,7 @@
 #pragma once
 #include "common/item.cuh"
 #include "common/kv_stream.cuh"
+#include "common/queue.cuh"
 #include "common/softmax.cuh"
 #include "ptx/mma.cuh"
 
