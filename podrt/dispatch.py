@@ -18,7 +18,7 @@ from podrt.kernels.hopper_variants import hopper_variant, why_unsupported
 from podrt.kernels.variants import RATIOS, Shape, variant
 from podrt.layer import Layer
 from podrt.plan import Plan, Tiling, is_decode
-from podrt.sm_allocation import decode_only_sms
+from podrt.sm_allocation import shares_of_sms
 
 _MAX_SHARE = 64
 _MAX_ONLY = 1024
@@ -139,12 +139,12 @@ def share_sms(
     """Return the plan with the SMs of a fused Hopper launch shared between the sides."""
     if not isinstance(base, HopperConfig) or policy.serial:
         return plan
-    chosen = policy.decode_only_sms
-    if chosen is None:
-        chosen = decode_only_sms(
+    decode_only, prefill_only = policy.decode_only_sms, policy.prefill_only_sms
+    if decode_only is None:
+        decode_only, prefill_only = shares_of_sms(
             plan, head_dim=base.head_dim, num_sms=num_sms, memory_gbs=memory_gbs
         )
-    return replace(plan, decode_only_ctas=chosen, prefill_only_ctas=policy.prefill_only_sms)
+    return replace(plan, decode_only_ctas=decode_only, prefill_only_ctas=prefill_only)
 
 
 def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:
@@ -154,8 +154,8 @@ def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:
     """
     prefill, decode = plan.num_prefill_units, plan.num_decode_units
     if policy.serial or not (prefill and decode):
-        sides = [_alone(base, "prefill")] if prefill else []
-        return tuple(sides + ([_alone(base, "decode")] if decode else []))
+        sides = [_alone(base, "prefill", plan)] if prefill else []
+        return tuple(sides + ([_alone(base, "decode", plan)] if decode else []))
     if isinstance(base, HopperConfig):
         return (base,)
     ratio = policy.ratio or nearest_ratio(prefill, decode / base.warps)
@@ -199,14 +199,16 @@ def _portable_tiling(config: KernelConfig, num_sms: int) -> Tiling:
     )
 
 
-def _alone(base: Variant, form: Form) -> Variant:
+def _alone(base: Variant, form: Form, plan: Plan) -> Variant:
     if isinstance(base, KernelConfig):
         return replace(base, form=form, prefill_share=1, decode_share=1)
+    keys = plan.prefill["kv_end"] - plan.prefill["kv_begin"]
     return hopper_variant(
         form,
         base.dtype,
         base.head_dim,
         decode_rows=base.decode_rows,
+        unit_keys=float(keys.mean()) if len(keys) else 0.0,
         page_size=base.page_size,
         causal=base.causal,
     )

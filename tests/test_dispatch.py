@@ -25,7 +25,7 @@ from podrt.kernels.hopper_variants import hopper_variant
 from podrt.kernels.variants import RATIOS, variant
 from podrt.layer import Layer, make_layer
 from podrt.plan import Plan, make_plan
-from podrt.sm_allocation import decode_only_sms
+from podrt.sm_allocation import shares_of_sms
 
 NUM_SMS = 132
 BASE = variant("pod", "sm_90a", "bfloat16", 128)
@@ -266,6 +266,12 @@ def test_hopper_launches_are_fused_unless_a_side_is_alone() -> None:
     assert launches(HOPPER, plan_of([0], [5]), Policy()) == ()
 
 
+def test_prefill_alone_gets_the_tile_for_its_units() -> None:
+    (short,) = launches(HOPPER, plan_of([512], [4096]), Policy())
+    (long,) = launches(HOPPER, plan_of([2048], [16384]), Policy())
+    assert (short.kv_tile, long.kv_tile) == (128, 176)  # type: ignore[union-attr]
+
+
 def test_lone_hopper_side_keeps_what_the_plan_was_made_for() -> None:
     base = hopper_variant("pod", "float16", 64, decode_rows=32, page_size=64, causal=False)
     prefill, decode = launches(base, MIXED, Policy(serial=True))
@@ -320,8 +326,8 @@ def test_prefill_only_sms_are_taken_as_they_are() -> None:
 
 def test_sms_are_shared_by_the_work_on_each_side() -> None:
     shared = share_sms(MIXED, HOPPER, Policy(), num_sms=132, memory_gbs=3352.0)
-    expected = decode_only_sms(MIXED, head_dim=128, num_sms=132, memory_gbs=3352.0)
-    assert shared.decode_only_ctas == expected
+    expected = shares_of_sms(MIXED, head_dim=128, num_sms=132, memory_gbs=3352.0)
+    assert (shared.decode_only_ctas, shared.prefill_only_ctas) == expected
     for base, policy in ((BASE, Policy()), (HOPPER, parse_policy("hopper-serial"))):
         assert share_sms(MIXED, base, policy, num_sms=132, memory_gbs=3352.0) is MIXED
 

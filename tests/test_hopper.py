@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from podrt.batch import HybridBatch
-from podrt.kernels import hopper
+from podrt.kernels import hopper, hopper_maps
 from podrt.kernels.hopper_config import HopperConfig
 from podrt.kernels.hopper_variants import hopper_variant
 from podrt.plan import Plan, make_plan
@@ -54,7 +54,7 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         asked.append(arguments)
         return bytes([len(asked)]) * 128
 
-    monkeypatch.setattr(hopper, "tensor_map", tensor_map)
+    monkeypatch.setattr(hopper_maps, "tensor_map", tensor_map)
     return asked
 
 
@@ -86,19 +86,13 @@ def params_of(
     return block[0]
 
 
-def test_copies_take_whole_tokens_of_q_and_pieces_of_pages(maps: list[tuple[Any, ...]]) -> None:
-    params_of()
-    assert maps == [
-        (1024, (64, 6, 52), (1, 128, 768), (64, GROUP, 128 // GROUP), "float16"),
-        (2048, (64, 2, 16, 6), (1, 64, 128, 2048), (64, 1, 16, 1), "float16"),
-        (3072, (64, 2, 16, 6), (1, 64, 128, 2048), (64, 1, 16, 1), "float16"),
-    ]
-
-
 def test_kernel_gets_tensors_buffers_and_sizes(maps: list[tuple[Any, ...]]) -> None:
     params = params_of()
-    for number, name in enumerate(["q_map", "k_map", "v_map"], start=1):
+    prefill, decode = ("prefill_k_map", "prefill_v_map"), ("decode_k_map", "decode_v_map")
+    for number, name in enumerate(["q_map", *prefill, *decode], start=1):
         assert params[name].tobytes() == bytes([number]) * 128
+    assert [number for number, *_ in maps] == [1024, 2048, 3072, 2048, 3072]
+    assert (params["k_head_blocks"], params["v_head_blocks"]) == (1, 1)
     assert [int(params[name]) for name in ("q", "out", "lse")] == [1024, 4096, 5120]
     assert [int(params[name]) for name in BUFFERS] == [10_000 + n for n in range(5)]
     assert int(params["page_table"]) == 5000
@@ -119,23 +113,3 @@ def test_ctas_of_one_side_are_those_of_the_plan(maps: list[tuple[Any, ...]]) -> 
 
 def test_without_lse_the_kernel_gets_a_null_pointer(maps: list[tuple[Any, ...]]) -> None:
     assert params_of(lse=None)["lse"] == 0
-
-
-def test_strides_of_single_extents_are_made_valid(maps: list[tuple[Any, ...]]) -> None:
-    one_page = np.lib.stride_tricks.as_strided(
-        np.zeros((16, 2, 64), np.float16), (1, 16, 2, 64), (6, 256, 128, 2)
-    )
-    params_of(k_cache=one_page)
-    assert maps[1][2] == (1, 64, 128, 64)
-
-
-def test_nothing_is_mapped_of_an_empty_tensor(maps: list[tuple[Any, ...]]) -> None:
-    params = params_of(k_cache=np.zeros((0, 16, 2, 64), np.float16))
-    assert params["k_map"].tobytes() == bytes(128)
-    assert len(maps) == 2
-
-
-def test_caches_that_run_backwards_are_refused(maps: list[tuple[Any, ...]]) -> None:
-    backwards = np.zeros((6, 16, 2, 64), np.float16)[::-1]
-    with pytest.raises(ValueError, match=r"v_cache: got strides \(-2048, .* none below 0"):
-        params_of(v_cache=backwards)

@@ -19,6 +19,7 @@ from podrt.kernels.config import DType, Form
 from podrt.kernels.hopper import source_of
 from podrt.kernels.hopper_config import DECODE_ROWS, HEAD_DIMS, HopperConfig
 from podrt.kernels.hopper_variants import (
+    LONG_UNIT_KEYS,
     PAGE_SIZES,
     default_hopper_variants,
     hopper_variant,
@@ -58,7 +59,8 @@ def test_every_variant_compiles_without_spills(
     configs = default_hopper_variants(
         forms=[form], dtypes=["bfloat16"], head_dims=[head_dim], page_sizes=[page_size]
     )
-    assert len(configs) == (1 if form == "prefill" else len(DECODE_ROWS))
+    prefills = 2 if head_dim == 128 else 1
+    assert len(configs) == (prefills if form == "prefill" else len(DECODE_ROWS))
     build_clean(configs)
 
 
@@ -111,11 +113,9 @@ def test_every_variant_renders_as_a_text_of_its_own() -> None:
 
 def test_filters_select() -> None:
     everything = default_hopper_variants()
-    # pod and decode once for each decode_rows, prefill once.
-    dtypes = get_args(DType)
-    assert len(everything) == (
-        len(HEAD_DIMS) * len(dtypes) * len(PAGE_SIZES) * (2 * len(DECODE_ROWS) + 1)
-    )
+    # pod and decode once for each decode_rows, prefill once or, for head_dim 128, twice.
+    of_a_page_size = 2 * len(DECODE_ROWS) * len(HEAD_DIMS) + 1 + 2
+    assert len(everything) == len(get_args(DType)) * len(PAGE_SIZES) * of_a_page_size
     few = default_hopper_variants(
         forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])
     )
@@ -133,6 +133,18 @@ def test_filters_of_other_families_pass_through() -> None:
 def test_prefill_does_not_depend_on_decode_rows() -> None:
     prefills = {hopper_variant("prefill", "float16", 64, decode_rows=rows) for rows in DECODE_ROWS}
     assert len(prefills) == 1
+
+
+def test_long_units_get_large_tiles() -> None:
+    tiles = {
+        (head_dim, keys): hopper_variant("prefill", "float16", head_dim, unit_keys=keys).kv_tile
+        for head_dim in HEAD_DIMS
+        for keys in (0, LONG_UNIT_KEYS - 1, LONG_UNIT_KEYS)
+    }
+    assert {large for large, tile in tiles.items() if tile > 128} == {(128, LONG_UNIT_KEYS)}
+    for form in ("pod", "decode"):
+        short, long = (hopper_variant(form, "float16", 128, unit_keys=k) for k in (0, 10**6))
+        assert short == long
 
 
 @pytest.mark.parametrize(

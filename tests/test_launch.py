@@ -14,7 +14,7 @@ from podrt import knobs
 from podrt.batch import HybridBatch
 from podrt.dispatch import tiling_of
 from podrt.errors import MissingKernelError
-from podrt.kernels import hopper
+from podrt.kernels import hopper, hopper_maps
 from podrt.kernels import launch as launch_module
 from podrt.kernels.families import Variant
 from podrt.kernels.hopper_variants import hopper_variant
@@ -115,7 +115,7 @@ def test_launch_settings_are_those_of_the_variant(launched: list[dict[str, Any]]
 
 
 def test_hopper_launch(launched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hopper, "tensor_map", lambda *_: bytes(128))
+    monkeypatch.setattr(hopper_maps, "tensor_map", lambda *_: bytes(128))
     config = hopper_variant("pod", "float16", 64, page_size=16)
     launch(config)
     (made,) = launched

@@ -16,10 +16,10 @@ from podrt.kernels.arguments import (
     WORK_ITEM_STRUCT,
     buffer_arguments,
 )
-from podrt.kernels.config import NUM_TICKETS, DType
+from podrt.kernels.config import NUM_TICKETS
 from podrt.kernels.hopper_config import DECODE_KEYS, PREFILL_ROWS, HopperConfig
+from podrt.kernels.hopper_maps import cache_map, head_blocks, query_map
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
-from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, tensor_map
 from podrt.plan import Plan, Tiling
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ DECODE_PIECE_KEYS, FUSED_PIECE_KEYS = 8192, 4096
 #: Arguments of every kernel of the family, in memory order. Strides are in elements.
 PARAMS = (
     Field("TensorMap", "q_map", "boxes of 64 columns x group heads x tile_tokens tokens"),
-    Field("TensorMap", "k_map", "boxes of 64 columns x 1 KV head x box_rows tokens of a page"),
-    Field("TensorMap", "v_map", "as k_map"),
+    Field("TensorMap", "prefill_k_map", "pieces of a tile of kv_tile tokens: hopper/kv_copy.cuh"),
+    Field("TensorMap", "prefill_v_map", ""),
+    Field("TensorMap", "decode_k_map", "the same of a tile of 64 tokens"),
+    Field("TensorMap", "decode_v_map", ""),
     Field("const u16*", "q", "[tokens, num_qo_heads, head_dim]"),
     *BUFFERS,
     Field("int", "q_stride_token", ""),
@@ -44,8 +46,10 @@ PARAMS = (
     *OUTPUT_STRIDES,
     *COUNTS,
     Field("int", "tile_tokens", "tokens of a prefill tile: 128 / group, rounded down"),
-    Field("int", "decode_only_ctas", "first CTAs: they take no prefill before decode has run out"),
-    Field("int", "prefill_only_ctas", "last CTAs: they take no decode before prefill has run out"),
+    Field("int", "decode_only_ctas", "first CTAs: no prefill before decode has run out"),
+    Field("int", "prefill_only_ctas", "next CTAs: no decode before prefill has run out"),
+    Field("int", "k_head_blocks", "blocks of 64 columns from a KV head to the next"),
+    Field("int", "v_head_blocks", ""),
     Field("float", "scale_log2", "sm_scale * log2(e)"),
 )
 _ALIGN = 64
@@ -107,37 +111,28 @@ def params_of(
     sm_scale: float,
 ) -> npt.NDArray[np.void]:
     """Return the argument block of a launch."""
-    q = tensors.q
-    q_box = (64, plan.group, tile_tokens(plan.group))
-    kv_box = (64, 1, config.box_rows, 1)
+    q, keys, values = tensors.q, tensors.k_cache, tensors.v_cache
+    tokens = tile_tokens(plan.group)
+
+    def map_for(cache: TensorView, rows: int) -> bytes:
+        paged = config.page_size is not None
+        return cache_map(cache, rows=rows, paged=paged, dtype=config.dtype)
+
     return fill_struct(
         PARAMS_DTYPE,
-        q_map=_map_of(q, q_box, config.dtype),
-        k_map=_map_of(tensors.k_cache, kv_box, config.dtype),
-        v_map=_map_of(tensors.v_cache, kv_box, config.dtype),
+        q_map=query_map(q, group=plan.group, tokens=tokens, dtype=config.dtype),
+        prefill_k_map=map_for(keys, config.kv_tile),
+        prefill_v_map=map_for(values, config.kv_tile),
+        decode_k_map=map_for(keys, DECODE_KEYS),
+        decode_v_map=map_for(values, DECODE_KEYS),
         q=q.pointer,
         q_stride_token=q.strides[0],
         q_stride_head=q.strides[1],
-        tile_tokens=tile_tokens(plan.group),
+        tile_tokens=tokens,
         decode_only_ctas=plan.decode_only_ctas,
         prefill_only_ctas=plan.prefill_only_ctas,
+        k_head_blocks=head_blocks(keys),
+        v_head_blocks=head_blocks(values),
         scale_log2=sm_scale * math.log2(math.e),
         **buffer_arguments(plan, tensors, workspace, page_table),
     )
-
-
-def _map_of(tensor: TensorView, box: tuple[int, ...], dtype: DType) -> bytes:
-    """Map a tensor, axes innermost first: head_dim, heads, tokens and, of a cache, pages."""
-    if 0 in tensor.shape:  # nothing will be read, and the driver maps no empty tensor
-        return bytes(TENSOR_MAP_BYTES)
-    if any(stride < 0 for stride in tensor.strides):
-        raise ValueError(
-            f"{tensor.name}: got strides {tensor.strides} (in elements), expected none below 0; "
-            'pass another tensor, or use policy="portable"'
-        )
-    # The driver wants a valid stride even along axes that are never stepped over.
-    strides = tuple(
-        stride if extent > 1 else tensor.shape[-1]
-        for extent, stride in zip(tensor.shape, tensor.strides, strict=True)
-    )
-    return tensor_map(tensor.pointer, tensor.shape[::-1], strides[::-1], box, dtype)

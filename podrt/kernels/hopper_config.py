@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -11,7 +10,7 @@ from podrt.kernels.config import DTYPE_TAGS, STATIC_SMEM_BYTES, DType, Form, Var
 
 HOPPER_ARCH = "sm_90a"
 HEAD_DIMS = (64, 128)
-KV_TILES = (64, 80, 96, 112, 128)
+KV_TILES = (64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
 #: Page sizes whose pages a bulk copy can place in a swizzled tile.
 PAGE_SIZES = (16, 32, 64, 128, 256)
@@ -127,11 +126,6 @@ class HopperConfig(VariantForm):
     def threads(self) -> int:
         """Threads of the CTA."""
         return self.warpgroups * _WARPGROUP
-
-    @property
-    def box_rows(self) -> int:
-        """Tokens of one bulk copy."""
-        return math.gcd(self.page_size or DECODE_KEYS, DECODE_KEYS, self.kv_tile)
 
     @property
     def launch_registers(self) -> int:

@@ -29,10 +29,10 @@ class _Pod(NamedTuple):
 #: rest. A tile is smaller than 128 keys where registers are too few for it, or shared memory for it
 #: beside a decode ring of four tiles.
 _PODS = {
-    (64, 8): _Pod(128, 40, 56, 208),
-    (64, 16): _Pod(128, 40, 72, 200),
+    (64, 8): _Pod(128, 40, 136, 168),
+    (64, 16): _Pod(128, 40, 136, 168),
     (64, 32): _Pod(128, 40, 120, 176),
-    (128, 8): _Pod(112, 40, 56, 208),
+    (128, 8): _Pod(112, 40, 104, 184),
     (128, 16): _Pod(112, 40, 80, 192),
     (128, 32): _Pod(96, 40, 120, 176),
 }
@@ -45,6 +45,11 @@ _DECODE_SLOTS = {
     ("decode", 64, 128): 8,
     ("decode", 128, 128): 4,
 }
+#: Keys of a prefill tile without decode, by head_dim: of units with few keys and, from
+#: `LONG_UNIT_KEYS` in the mean, with many. With larger tiles queries are read from shared memory
+#: less often, and a unit takes longer to begin and to end (`design/hopper-kernel.md`).
+_PREFILL_TILES = {64: (128, 128), 128: (128, 176)}
+LONG_UNIT_KEYS = 4096
 #: Page sizes of the default set; None is a contiguous cache.
 PAGE_SIZES = (None, 16)
 
@@ -68,14 +73,17 @@ def hopper_variant(
     head_dim: int,
     *,
     decode_rows: int = 8,
+    unit_keys: float = 0,
     page_size: int | None = None,
     causal: bool = True,
 ) -> HopperConfig:
-    """Return the default variant for a job."""
+    """Return the default variant for a job; `unit_keys` is the mean of prefill's units."""
     if form == "pod":
         budget = _PODS[head_dim, decode_rows]
+    elif form == "decode":
+        budget = _Pod(128, 40, 216, 232)
     else:
-        budget = _Pod(128, 40, 216 if form == "decode" else 56, 232)
+        budget = _Pod(_PREFILL_TILES[head_dim][unit_keys >= LONG_UNIT_KEYS], 40, 56, 232)
     return HopperConfig(
         form=form,
         dtype=dtype,
@@ -99,8 +107,10 @@ def default_hopper_variants(
     """Return the causal variants that the dispatcher may pick, as the filters allow."""
     forms, decode_rows = tuple(forms), tuple(decode_rows)
     page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
-    return [
-        hopper_variant(form, dtype, head_dim, decode_rows=rows, page_size=page_size)
+    found = [
+        hopper_variant(
+            form, dtype, head_dim, decode_rows=rows, unit_keys=unit_keys, page_size=page_size
+        )
         for head_dim in head_dims
         if head_dim in HEAD_DIMS
         for dtype in dtypes
@@ -108,4 +118,6 @@ def default_hopper_variants(
         if page_size is None or page_size in TMA_PAGE_SIZES
         for form in forms
         for rows in (decode_rows if form != "prefill" else DECODE_ROWS[:1])
+        for unit_keys in (0, LONG_UNIT_KEYS)
     ]
+    return list(dict.fromkeys(found))  # most do not depend on unit_keys

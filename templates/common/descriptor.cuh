@@ -10,10 +10,12 @@
 #pragma once
 #include "ptx/types.cuh"
 
-__device__ __forceinline__ u64 descriptor(u32 address, u32 block_bytes = 16) {
-  constexpr u64 kSwizzle128 = u64(1) << 62, kAtomBytes = 1024;
-  return u64((address & 0x3FFFF) >> 4) | u64(block_bytes >> 4) << 16 | (kAtomBytes >> 4) << 32 |
-         kSwizzle128;
+// `group_bytes` leads to the next 8 rows.
+__device__ __forceinline__ u64 descriptor(u32 address, u32 block_bytes = 16,
+                                          u32 group_bytes = 1024) {
+  constexpr u64 kSwizzle128 = u64(1) << 62;
+  return u64((address & 0x3FFFF) >> 4) | u64(block_bytes >> 4) << 16 |
+         u64(group_bytes >> 4) << 32 | kSwizzle128;
 }
 
 // The descriptor `bytes` further on; a constant offset costs one addition.

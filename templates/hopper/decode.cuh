@@ -17,6 +17,7 @@
 template <class Config>
 struct DecodeConsumer {
   using Smem = SharedMemory<Config>;
+  using Tile = typename Smem::DecodeTile;
   static constexpr int kRows = Config::kDecodeRows;
   static constexpr int kScores = kRows / 2;  // accumulators of a thread
   static constexpr int kColumns = kRows / 4;  // tile rows of a thread: 2 for each block of 8
@@ -67,7 +68,7 @@ struct DecodeConsumer {
 
   // Offset of the tile at a position of the ring.
   __device__ __forceinline__ int ring_tile(const Ring& position) const {
-    return at.tiles + Smem::kLaneRing + position.slot * Smem::kDecodeTileBytes;
+    return at.tiles + Smem::kLaneRing + position.slot * Tile::kBytes;
   }
   __device__ __forceinline__ void wait_for(const Ring& position) const {
     mbarrier_wait(control() + Smem::kRingFull + 8 * position.slot, position.parity);
@@ -134,7 +135,7 @@ struct DecodeConsumer {
     sync();
   }
 
-  // A product for every tile of the step: `issue` is given its number and the operand in the ring.
+  // A product for every tile of the step: `issue` is given its number and its address in the ring.
   // Waits for a tile to arrive, then for the tensor cores, one tile behind.
   template <class Issue>
   __device__ __forceinline__ void multiply(Issue issue) {
@@ -142,7 +143,7 @@ struct DecodeConsumer {
 #pragma unroll
     for (int t = 0; t < kTiles; t++) {
       wait_for(ring);
-      const u64 tile = descriptor(smem.address + ring_tile(ring));
+      const u32 tile = smem.address + ring_tile(ring);
       wgmma_fence();
       issue(t, tile);
       wgmma_commit();
@@ -159,11 +160,12 @@ struct DecodeConsumer {
 
   __device__ __forceinline__ void multiply_kq() {
     const u64 q_tile = descriptor(smem.address + at.tiles + Smem::kLaneQ);
-    multiply([&](int t, u64 k_tile) {
+    multiply([&](int t, u32 address) {
+      const u64 k_tile = Tile::k_descriptor(address);
       wgmma_kq_first(scores[t], k_tile, q_tile);
 #pragma unroll
       for (int i = 1; i < Config::kHeadDim / 16; i++)
-        wgmma_kq(scores[t], advance_here(k_tile, i / 4 * Smem::kDecodeBlockBytes + i % 4 * 32),
+        wgmma_kq(scores[t], advance_here(k_tile, Tile::columns(i)),
                  advance_here(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
     });
 #pragma unroll
@@ -173,12 +175,13 @@ struct DecodeConsumer {
   __device__ __forceinline__ void multiply_vp() {
     const u64 p_tile = descriptor(smem.address + at.tiles + Smem::kLaneP);
     hold_out();
-    multiply([&](int t, u64 v_tile) {
+    multiply([&](int t, u32 address) {
+      const u64 v_tile = Tile::v_descriptor(address);
 #pragma unroll
       for (int i = 0; i < kTileKeys / 16; i++)
 #pragma unroll
         for (int block = 0; block < kBlocks; block++)
-          wgmma_vp(out[block], advance(v_tile, block * Smem::kDecodeBlockBytes + i * 2048),
+          wgmma_vp(out[block], advance(v_tile, block * Tile::kBlockBytes + Tile::rows(i)),
                    advance(p_tile, t * kProbabilityBytes + i * 32));
     });
     hold_out();
@@ -197,8 +200,8 @@ struct DecodeConsumer {
 #pragma unroll
     for (int t = 0; t < kTiles; t++) {
       wait_for(position);
-      zero_rows<kTileKeys, kBlocks>(smem.base + ring_tile(position), max(rows - t * kTileKeys, 0),
-                                    thread);
+      zero_rows<Config, kTileKeys>(smem.base + ring_tile(position), max(rows - t * kTileKeys, 0),
+                                   thread);
       position.advance();
     }
   }

@@ -14,6 +14,7 @@
 template <class Config>
 struct PrefillConsumer {
   using Smem = SharedMemory<Config>;
+  using Tile = typename Smem::PrefillTile;
   static constexpr int kScores = Config::kKvTile / 2;  // accumulators of a thread
   static constexpr int kOut = Config::kHeadDim / 2;
 
@@ -141,25 +142,24 @@ struct PrefillConsumer {
 
   __device__ __forceinline__ void issue_qk() {
     const u64 q_tile = descriptor(smem.address + Smem::kQ + warpgroup * 64 * 128);
-    const u64 k_tile = descriptor(smem.address + Smem::kK + k.slot * Smem::kKvTileBytes);
+    const u64 k_tile = Tile::k_descriptor(smem.address + Smem::kK + k.slot * Tile::kBytes);
     wgmma_fence();
     wgmma_qk_first(scores, q_tile, k_tile);
 #pragma unroll
     for (int i = 1; i < Config::kHeadDim / 16; i++)
       wgmma_qk(scores, further(q_tile, i / 4 * Smem::kQBlockBytes + i % 4 * 32),
-               further(k_tile, i / 4 * Smem::kKvBlockBytes + i % 4 * 32));
+               further(k_tile, Tile::columns(i)));
     wgmma_commit();
   }
 
   __device__ __forceinline__ void issue_pv() {
-    const u64 v_tile = descriptor(smem.address + Smem::kV + v.slot * Smem::kKvTileBytes,
-                                  Smem::kKvBlockBytes);
+    const u64 v_tile = Tile::v_descriptor(smem.address + Smem::kV + v.slot * Tile::kBytes);
     hold_registers(out);
     hold_registers(probabilities);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Config::kKvTile / 16; i++)
-      wgmma_pv(out, probabilities + 4 * i, advance(v_tile, i * 2048));
+      wgmma_pv(out, probabilities + 4 * i, advance(v_tile, Tile::rows(i)));
     wgmma_commit();
   }
 
@@ -167,8 +167,7 @@ struct PrefillConsumer {
   __device__ __forceinline__ void clear_beyond(int rows) {
     if (rows >= Config::kKvTile) return;
     mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
-    zero_rows<Config::kKvTile, Smem::kColumnBlocks>(
-        smem.base + Smem::kV + v.slot * Smem::kKvTileBytes, rows, thread);
+    zero_rows<Config, Config::kKvTile>(smem.base + Smem::kV + v.slot * Tile::kBytes, rows, thread);
     barrier_sync(kPrefillBarrier + warpgroup, kWarpgroup);
   }
 

@@ -90,6 +90,7 @@ struct PrefillTiles {
     constexpr int kFull = kIsV ? Smem::kVFull : Smem::kKFull;
     constexpr int kEmpty = kIsV ? Smem::kVEmpty : Smem::kKEmpty;
     constexpr int kTiles = kIsV ? Smem::kV : Smem::kK;
+    const int head_block = kv_head * (kIsV ? p.v_head_blocks : p.k_head_blocks);
     int first_key = last_tile<Config::kKvTile>(item);
     if (first_key < item.kv_begin) return;
     auto piece = Copy::find(p, item, first_key, lane);
@@ -97,9 +98,9 @@ struct PrefillTiles {
       // The next tile's pages are looked up while this one's copies wait for room.
       const auto next = Copy::find(p, item, max(first_key - Config::kKvTile, 0), lane);
       mbarrier_wait(smem.barrier(kEmpty + ring.slot), ring.parity ^ 1);
-      Copy::issue(kIsV ? &p.v_map : &p.k_map, piece,
+      Copy::issue(kIsV ? &p.prefill_v_map : &p.prefill_k_map, piece,
                   smem.address + kTiles + ring.slot * Smem::kKvTileBytes,
-                  smem.barrier(kFull + ring.slot), Copy::bytes(item.kv_len, first_key), kv_head,
+                  smem.barrier(kFull + ring.slot), Copy::bytes(item.kv_len, first_key), head_block,
                   lane);
       ring.advance();
       piece = next;
@@ -204,10 +205,11 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
 #pragma unroll
         for (int t = 0; t < kTiles; t++) {
           mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
-          Copy::issue(is_v ? &p.v_map : &p.k_map, pieces[t],
+          Copy::issue(is_v ? &p.decode_v_map : &p.decode_k_map, pieces[t],
                       smem.address + to.tiles + Smem::kLaneRing + ring.slot * Smem::kDecodeTileBytes,
                       control + Smem::kRingFull + 8 * ring.slot,
-                      Copy::bytes(item.kv_len, first_key + t * 64), kv_head, lane);
+                      Copy::bytes(item.kv_len, first_key + t * 64),
+                      kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks), lane);
           ring.advance();
         }
 #pragma unroll

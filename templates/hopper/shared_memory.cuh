@@ -14,6 +14,7 @@
 // Lanes 1 and 2 lie over the prefill tiles, which they share in time, or behind lane 0 in a kernel
 // without prefill. All tiles are in the 128-byte swizzle of common/descriptor.cuh.
 #pragma once
+#include "common/descriptor.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tma.cuh"
 
@@ -33,14 +34,40 @@ struct DecodeLane {
   int control;  // offset of its barriers, work slots and reduction
 };
 
+// A tile of K or V of kRows tokens, as bulk copies leave it: groups of 8 rows (one swizzle atom for 64
+// columns) and blocks of 64 columns. A page's copy brings all blocks of its rows, so there they lie
+// side by side in every group.
+template <class Config, int kRows>
+struct KvTile {
+  static constexpr int kColumnBlocks = Config::kHeadDim / 64;
+  static constexpr int kAtomBytes = 1024;
+  static constexpr bool kPaged = Config::kPageSize > 0;
+  static constexpr int kBlockBytes = kPaged ? kAtomBytes : kRows * 128;
+  static constexpr int kGroupBytes = kPaged ? kColumnBlocks * kAtomBytes : kAtomBytes;
+  static constexpr int kBytes = kRows * kColumnBlocks * 128;
+
+  // As an operand whose rows are its M or N (K), or its K (V).
+  static __device__ __forceinline__ u64 k_descriptor(u32 address) {
+    return descriptor(address, 16, kGroupBytes);
+  }
+  static __device__ __forceinline__ u64 v_descriptor(u32 address) {
+    return descriptor(address, kBlockBytes, kGroupBytes);
+  }
+  // Bytes from K's columns 0 to 15 to the i-th 16.
+  static constexpr __device__ __forceinline__ int columns(int i) {
+    return i / 4 * kBlockBytes + i % 4 * 32;
+  }
+  // Bytes from V's rows 0 to 15 to the i-th 16.
+  static constexpr __device__ __forceinline__ int rows(int i) { return i * 2 * kGroupBytes; }
+};
+
 template <class Config>
 struct SharedMemory {
   static constexpr int kColumnBlocks = Config::kHeadDim / 64;
   static constexpr int kQBlockBytes = 128 * 128;
-  static constexpr int kKvBlockBytes = Config::kKvTile * 128;
-  static constexpr int kKvTileBytes = kColumnBlocks * kKvBlockBytes;
-  static constexpr int kDecodeBlockBytes = 64 * 128;
-  static constexpr int kDecodeTileBytes = kColumnBlocks * kDecodeBlockBytes;
+  using PrefillTile = KvTile<Config, Config::kKvTile>;
+  using DecodeTile = KvTile<Config, 64>;
+  static constexpr int kKvTileBytes = PrefillTile::kBytes, kDecodeTileBytes = DecodeTile::kBytes;
   static constexpr int kDecodeQBlockBytes = Config::kDecodeRows * 128;
 
   static constexpr int kQ = 0;

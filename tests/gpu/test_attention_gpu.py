@@ -126,6 +126,16 @@ def test_prefill_takes_over_from_decode(head_dim, group):
 
 
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("page_size", [None, 16, 64, 256])
+def test_long_prefill_alone_has_large_tiles(page_size, causal):
+    skip_without_hopper()
+    lengths = [(300, 5003), (150, 4801)]
+    layer = {"num_kv_heads": 8, "group": 4, "page_size": page_size, "causal": causal}
+    attention = checked(ragged(lengths, seed=12, **layer))
+    assert [config.kv_tile for config in attention.variants] == [176]
+
+
+@pytest.mark.parametrize("causal", [True, False])
 def test_more_queries_than_keys(family, causal):
     lengths = [(40, 7), (3, 2), (20, 20), (1, 300), (600, 130)]
     checked(ragged(lengths, causal=causal, seed=5), policy=family)

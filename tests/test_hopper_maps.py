@@ -1,0 +1,146 @@
+"""Tensor maps of the Hopper kernels: what a bulk copy takes from queries and caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from podrt.kernels import hopper_maps
+from podrt.kernels.hopper_config import DECODE_KEYS, KV_TILES, PAGE_SIZES
+from podrt.kernels.hopper_maps import cache_map, head_blocks, query_map
+from podrt.tensors import view
+
+
+@pytest.fixture
+def maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Shape, strides and box of the maps asked for, innermost axis first."""
+    asked: list[tuple[Any, ...]] = []
+
+    def tensor_map(pointer: int, *arguments: Any) -> bytes:
+        asked.append(arguments[:3])
+        return b"map"
+
+    monkeypatch.setattr(hopper_maps, "tensor_map", tensor_map)
+    return asked
+
+
+def mapped(cache: np.ndarray, rows: int = 112, *, paged: bool = True) -> bytes:
+    return cache_map(view(cache, "k_cache"), rows=rows, paged=paged, dtype="float16")
+
+
+def offsets_of(asked: tuple[Any, ...], *start: int) -> np.ndarray:
+    """Return where in memory the elements of a copy lie, in elements and in the copy's order."""
+    shape, strides, box = asked
+    grid = np.indices(box[::-1])[::-1]
+    steps = [(at + index) * step for at, index, step in zip(start, grid, strides, strict=True)]
+    inside = [at + index < extent for at, index, extent in zip(start, grid, shape, strict=True)]
+    return np.where(np.all(inside, axis=0), np.sum(steps, axis=0), -1)
+
+
+def test_queries_come_by_tokens_of_whole_groups(maps: list[tuple[Any, ...]]) -> None:
+    q = np.zeros((52, 6, 128), np.float16)[:, :, :64]
+    query_map(view(q, "q"), group=3, tokens=42, dtype="float16")
+    assert maps == [((64, 6, 52), (1, 128, 768), (64, 3, 42))]
+
+
+def nhd(pages: int, page_size: int, heads: int, head_dim: int) -> np.ndarray:
+    return np.zeros((pages, page_size, heads, head_dim), np.float16)
+
+
+def hnd(pages: int, page_size: int, heads: int, head_dim: int) -> np.ndarray:
+    return np.zeros((pages, heads, page_size, head_dim), np.float16).transpose(0, 2, 1, 3)
+
+
+def every_other_head(pages: int, page_size: int, heads: int, head_dim: int) -> np.ndarray:
+    return nhd(pages, page_size, 2 * heads, head_dim)[:, :, ::2]
+
+
+LAYOUTS = [nhd, hnd, every_other_head]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_a_copy_brings_all_columns_of_a_piece_by_groups_of_8_tokens(
+    maps: list[tuple[Any, ...]], page_size: int, head_dim: int, layout: Any
+) -> None:
+    cache = layout(3, page_size, 2, head_dim)
+    mapped(cache, DECODE_KEYS)
+    rows = min(page_size, DECODE_KEYS)
+    page, head, token = 2, 1, page_size - rows
+    blocks = head_blocks(view(cache, "k_cache"))
+    got = offsets_of(maps[0], 0, 0, head * blocks, token // 8, page)[0]
+    group, block, row, column = np.indices((rows // 8, head_dim // 64, 8, 64))
+    step_page, step_token, step_head, _ = (step // 2 for step in cache.strides)
+    expected = (
+        page * step_page
+        + (token + 8 * group + row) * step_token
+        + head * step_head
+        + 64 * block
+        + column
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kv_tile", KV_TILES)
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_pieces_fill_tiles_and_stay_inside_a_page(
+    maps: list[tuple[Any, ...]], page_size: int, kv_tile: int
+) -> None:
+    mapped(nhd(2, page_size, 1, 64), kv_tile)
+    _, _, box = maps[0]
+    rows = box[1] * box[3]
+    # Tiles may begin at any multiple of 64 keys, where a split begins.
+    assert [tokens % rows for tokens in (page_size, kv_tile, 64)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tile_of_a_contiguous_cache_is_one_copy(maps: list[tuple[Any, ...]], layout: Any) -> None:
+    cache = layout(3, 100, 2, 128)
+    mapped(cache, 112, paged=False)
+    request, head, token = 2, 1, 8
+    got = offsets_of(maps[0], 0, token, head * head_blocks(view(cache, "k_cache")), request)[0]
+    block, row, column = np.indices((2, 112, 64))
+    step_request, step_token, step_head, _ = (step // 2 for step in cache.strides)
+    expected = (
+        request * step_request + (token + row) * step_token + head * step_head + 64 * block + column
+    )
+    np.testing.assert_array_equal(got, np.where(token + row < 100, expected, -1))
+
+
+def test_strides_of_single_extents_are_made_valid(maps: list[tuple[Any, ...]]) -> None:
+    one_page = np.lib.stride_tricks.as_strided(
+        np.zeros((16, 2, 64), np.float16), (1, 16, 2, 64), (6, 256, 128, 2)
+    )
+    mapped(one_page)
+    assert maps[0][1] == (1, 128, 64, 1024, 64)
+
+
+def test_the_only_head_may_have_any_stride(maps: list[tuple[Any, ...]]) -> None:
+    one_head = nhd(2, 16, 2, 72)[:, :, :1, :64]
+    mapped(one_head)
+    assert head_blocks(view(one_head, "k_cache")) == 0
+    assert maps[0][0] == (64, 8, 1, 2, 2)
+
+
+def test_nothing_is_mapped_of_an_empty_tensor(maps: list[tuple[Any, ...]]) -> None:
+    assert mapped(nhd(0, 16, 2, 64)) == bytes(128)
+    assert mapped(nhd(0, 16, 2, 64), paged=False) == bytes(128)
+    assert query_map(
+        view(np.zeros((0, 2, 64), np.float16), "q"), group=2, tokens=64, dtype="float16"
+    )
+    assert maps == []
+
+
+def test_tensors_that_run_backwards_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"k_cache: got strides \(-2048, .* none below 0"):
+        mapped(nhd(6, 16, 2, 64)[::-1])
+
+
+def test_heads_between_blocks_of_columns_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"k_cache: got strides .* a multiple of 64 from a KV head"
+    ):
+        mapped(nhd(6, 16, 2, 72)[:, :, :, :64])
