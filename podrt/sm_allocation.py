@@ -21,8 +21,8 @@ import numpy.typing as npt
 from podrt.plan import Plan, WorkList
 
 #: Prefill time over decode time, each alone, and the share of the SMs that then did best.
-_TIME_RATIOS = (0.15, 0.35, 0.75)
-_BEST_SHARES = (0.0, 0.18, 0.0)
+_TIME_RATIOS = (0.2, 0.36, 0.6, 0.75)
+_BEST_SHARES = (0.0, 0.25, 0.13, 0.0)
 #: What one SM reaches: prefill alone, and reading keys and values with all lanes.
 _PREFILL_TFLOPS_PER_SM = 6.0
 _DECODE_GBS_PER_SM = 85.0
