@@ -72,7 +72,8 @@ class HybridAttention:
         Factor on the scores before the softmax; ``head_dim ** -0.5`` if None.
     policy : str
         Which kernels run and how they share the SMs. ``"auto"``: the Hopper family where it can
-        serve the layer, else the portable one. ``"hopper"``, ``"portable"``: that family.
+        serve the layer, else the portable one, and one launch after the other where decode is too
+        little to be worth hiding behind a long prefill. ``"hopper"``, ``"portable"``: that family.
         ``"serial"``, ``"hopper-serial"``, ``"portable-serial"``: one launch after the other, for
         comparison. The portable family shares an SM's CTAs by the amount of work on each side;
         ``"50:50"`` or a prefill:decode ratio such as ``"1:3"`` fixes their share, ``"ctas=2"`` or

@@ -14,16 +14,20 @@ from podrt.kernels import hopper
 from podrt.kernels.config import Form, KernelConfig
 from podrt.kernels.families import Variant
 from podrt.kernels.hopper_config import DECODE_ROWS, HopperConfig
-from podrt.kernels.hopper_variants import hopper_variant, why_unsupported
+from podrt.kernels.hopper_variants import has_large_tile, hopper_variant, why_unsupported
 from podrt.kernels.variants import RATIOS, Shape, variant
 from podrt.layer import Layer
-from podrt.plan import Plan, Tiling, is_decode
+from podrt.plan import Plan, Tiling, is_decode, keys_of
 from podrt.sm_allocation import shares_of_sms
 
 _MAX_SHARE = 64
 _MAX_ONLY = 1024
 #: Share of the decodes that a decode tile must hold; the others are taken as prefills.
 _COVERED_DECODES = 0.9
+#: Prefill alone has larger tiles for long units. It gains more from them than from a decode hidden
+#: behind it where that has fewer keys than this share of its own, and it itself at least so many
+#: (over all units).
+_NOT_WORTH_HIDING, _LONG_PREFILL_KEYS = 0.04, 10_000_000
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,8 @@ def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:
         sides = [_alone(base, "prefill", plan)] if prefill else []
         return tuple(sides + ([_alone(base, "decode", plan)] if decode else []))
     if isinstance(base, HopperConfig):
-        return (base,)
+        apart = policy.family == "auto" and _is_better_apart(base, plan)
+        return launches(base, plan, replace(policy, serial=True)) if apart else (base,)
     ratio = policy.ratio or nearest_ratio(prefill, decode / base.warps)
     return (replace(base, prefill_share=ratio[0], decode_share=ratio[1]),)
 
@@ -199,10 +204,19 @@ def _portable_tiling(config: KernelConfig, num_sms: int) -> Tiling:
     )
 
 
+def _is_better_apart(base: HopperConfig, plan: Plan) -> bool:
+    prefill, decode = (keys_of(items).sum() for items in (plan.prefill, plan.decode))
+    return bool(
+        prefill * plan.num_kv_heads >= _LONG_PREFILL_KEYS
+        and decode <= _NOT_WORTH_HIDING * prefill
+        and has_large_tile(base.head_dim, float(keys_of(plan.prefill).mean()))
+    )
+
+
 def _alone(base: Variant, form: Form, plan: Plan) -> Variant:
     if isinstance(base, KernelConfig):
         return replace(base, form=form, prefill_share=1, decode_share=1)
-    keys = plan.prefill["kv_end"] - plan.prefill["kv_begin"]
+    keys = keys_of(plan.prefill)
     return hopper_variant(
         form,
         base.dtype,

@@ -13,12 +13,10 @@ meanwhile.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan import Plan, WorkList
+from podrt.plan import Plan, keys_of
 
 #: Prefill time over decode time, each alone, and the share of the SMs that then did best.
 _TIME_RATIOS = (0.2, 0.36, 0.6, 0.75)
@@ -98,9 +96,10 @@ def prefill_only_sms(plan: Plan, *, head_dim: int, num_sms: int, memory_gbs: flo
 
 def _prefill_unit_us(plan: Plan, head_dim: int) -> npt.NDArray[np.float64]:
     """Return the time of every prefill unit alone, in the order in which they are taken."""
-    keys = np.repeat(_keys(plan.prefill), plan.num_kv_heads)
+    keys = np.repeat(keys_of(plan.prefill), plan.num_kv_heads)
     flops_per_key = 4.0 * head_dim * plan.prefill_rows
-    return keys * (flops_per_key / _PREFILL_TFLOPS_PER_SM / 1e6)
+    times_us: npt.NDArray[np.float64] = keys * (flops_per_key / _PREFILL_TFLOPS_PER_SM / 1e6)
+    return times_us
 
 
 def _waves_us(unit_us: npt.NDArray[np.float64], num_sms: int) -> float:
@@ -109,10 +108,5 @@ def _waves_us(unit_us: npt.NDArray[np.float64], num_sms: int) -> float:
 
 
 def _decode_bytes(plan: Plan, head_dim: int) -> float:
-    keys = float(_keys(plan.decode).sum())
+    keys = float(keys_of(plan.decode).sum())
     return 2 * keys * plan.num_kv_heads * head_dim * _ELEMENT_BYTES
-
-
-def _keys(items: WorkList) -> npt.NDArray[Any]:
-    keys: npt.NDArray[Any] = (items["kv_end"] - items["kv_begin"]).astype(np.int64)
-    return keys

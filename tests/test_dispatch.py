@@ -21,6 +21,7 @@ from podrt.dispatch import (
 from podrt.errors import UnsupportedConfigError
 from podrt.kernels.config import DType, KernelConfig
 from podrt.kernels.families import Variant
+from podrt.kernels.hopper_config import HopperConfig
 from podrt.kernels.hopper_variants import hopper_variant
 from podrt.kernels.variants import RATIOS, variant
 from podrt.layer import Layer, make_layer
@@ -264,6 +265,28 @@ def test_hopper_launches_are_fused_unless_a_side_is_alone() -> None:
     assert launches(HOPPER, plan_of([512], [512]), Policy()) == serial[:1]
     assert launches(HOPPER, plan_of([1], [512]), Policy()) == serial[1:]
     assert launches(HOPPER, plan_of([0], [5]), Policy()) == ()
+
+
+def long_prefill_plan(decodes: int, base: HopperConfig = HOPPER) -> Plan:
+    q_lens, kv_lens = [16384] + [1] * decodes, [16384] + [16384] * decodes
+    batch = HybridBatch.contiguous(
+        np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
+    )
+    return make_plan(batch, tiling_of(base, NUM_SMS, 4), num_kv_heads=8, group=4, causal=True)
+
+
+def test_long_prefill_and_little_decode_are_launched_apart() -> None:
+    plan = long_prefill_plan(8)
+    prefill, decode = launches(HOPPER, plan, Policy())
+    assert (prefill.form, decode.form) == ("prefill", "decode")
+    assert prefill.kv_tile == 176  # type: ignore[union-attr]
+    assert launches(HOPPER, plan, parse_policy("hopper")) == (HOPPER,)
+    assert launches(HOPPER, long_prefill_plan(16), Policy()) == (HOPPER,)
+
+
+def test_tiles_that_are_as_large_in_a_fused_launch_are_no_reason_to_part() -> None:
+    base = hopper_variant("pod", "bfloat16", 64)
+    assert launches(base, long_prefill_plan(8, base), Policy()) == (base,)
 
 
 def test_prefill_alone_gets_the_tile_for_its_units() -> None:

@@ -48,7 +48,7 @@ _DECODE_SLOTS = {
 #: Keys of a prefill tile without decode, by head_dim: of units with few keys and, from
 #: `LONG_UNIT_KEYS` in the mean, with many. With larger tiles queries are read from shared memory
 #: less often, and a unit takes longer to begin and to end (`design/hopper-kernel.md`).
-_PREFILL_TILES = {64: (128, 128), 128: (128, 176)}
+_PREFILL_TILES = {64: (128,), 128: (128, 176)}
 LONG_UNIT_KEYS = 4096
 #: Page sizes of the default set; None is a contiguous cache.
 PAGE_SIZES = (None, 16)
@@ -67,6 +67,11 @@ def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None)
     return None
 
 
+def has_large_tile(head_dim: int, unit_keys: float) -> bool:
+    """Tell whether prefill alone has larger tiles for units of so many keys in the mean."""
+    return len(_PREFILL_TILES[head_dim]) > 1 and unit_keys >= LONG_UNIT_KEYS
+
+
 def hopper_variant(
     form: Form,
     dtype: DType,
@@ -83,7 +88,8 @@ def hopper_variant(
     elif form == "decode":
         budget = _Pod(128, 40, 216, 232)
     else:
-        budget = _Pod(_PREFILL_TILES[head_dim][unit_keys >= LONG_UNIT_KEYS], 40, 56, 232)
+        tile = _PREFILL_TILES[head_dim][int(has_large_tile(head_dim, unit_keys))]
+        budget = _Pod(tile, 40, 56, 232)
     return HopperConfig(
         form=form,
         dtype=dtype,

@@ -36,6 +36,12 @@ WORK_ITEM = np.dtype([(name, np.int32) for name, _ in WORK_ITEM_FIELDS])
 WorkList = npt.NDArray[Any]  # structured array of WORK_ITEM
 
 
+def keys_of(items: WorkList) -> npt.NDArray[np.int64]:
+    """Return the number of keys of every item."""
+    keys: npt.NDArray[np.int64] = (items["kv_end"] - items["kv_begin"]).astype(np.int64)
+    return keys
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything a launch needs to know of a batch, besides its tensors.
