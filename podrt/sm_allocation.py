@@ -96,10 +96,9 @@ def prefill_only_sms(plan: Plan, *, head_dim: int, num_sms: int, memory_gbs: flo
 
 def _prefill_unit_us(plan: Plan, head_dim: int) -> npt.NDArray[np.float64]:
     """Return the time of every prefill unit alone, in the order in which they are taken."""
-    keys = np.repeat(keys_of(plan.prefill), plan.num_kv_heads)
+    keys = np.repeat(keys_of(plan.prefill), plan.num_kv_heads).astype(np.float64)
     flops_per_key = 4.0 * head_dim * plan.prefill_rows
-    times_us: npt.NDArray[np.float64] = keys * (flops_per_key / _PREFILL_TFLOPS_PER_SM / 1e6)
-    return times_us
+    return keys * (flops_per_key / _PREFILL_TFLOPS_PER_SM / 1e6)
 
 
 def _waves_us(unit_us: npt.NDArray[np.float64], num_sms: int) -> float:
