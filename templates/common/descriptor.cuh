@@ -1,11 +1,12 @@
 // Shared-memory matrix descriptors of wgmma for 2-byte elements in the 128-byte swizzle.
 //
-// A tile is stored as blocks of 64 columns, each block as rows of 128 bytes; a group of 8 rows
-// (1024 bytes, aligned to them) is one swizzle atom, in which the 16-byte chunk c of row r lies at
-// c ^ r. TMA writes this layout and wgmma undoes it, so only ordinary stores need to know.
+// 8 rows of 64 columns, 128 bytes each, are one swizzle atom (1024 bytes, aligned to them), in which
+// the 16-byte chunk c of row r lies at c ^ r. TMA writes this layout and wgmma undoes it, so only
+// ordinary stores need to know. A tile is atoms in one of two orders: blocks of 64 columns, each with
+// all groups of 8 rows, or groups of 8 rows, each with all blocks.
 //
 // K-major operand (Q, K, P): 16 columns further on is +32 bytes, inside the atom; the next 64
-// columns are the next block. MN-major operand (V): 16 rows further on is +2048 bytes; `block_bytes`
+// columns are the next block. MN-major operand (V): 16 rows further on is two groups; `block_bytes`
 // leads to the next 64 columns.
 #pragma once
 #include "ptx/types.cuh"

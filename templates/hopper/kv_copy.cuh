@@ -12,7 +12,7 @@
 // exist are never read; rows beyond the last key hold whatever the page or an earlier tile left
 // there, and the consumers deal with them.
 #pragma once
-#include "hopper/shared_memory.cuh"
+#include "hopper/kv_tile.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tma.cuh"
 

@@ -1,7 +1,7 @@
 // Shared memory of a Hopper CTA, from its start (1024-byte aligned):
 //
 //   Q      [head_dim / 64][128 rows][128 bytes]                 one prefill tile
-//   K, V   [stages][head_dim / 64][kv_tile rows][128 bytes]     prefill ring, each
+//   K, V   [stages][a KvTile of kv_tile rows]                   prefill ring, each
 //   lane 0 of decode
 //   barriers, work slots; those of decode and its reduction for every lane
 //
@@ -9,12 +9,12 @@
 //
 //   Q      [head_dim / 64][decode_rows][128 bytes]              one decode tile
 //   P      [decode_tiles][decode_rows][128 bytes]               its probabilities
-//   ring   [slots][head_dim / 64][64 rows][128 bytes]           K and V tiles in turn
+//   ring   [slots][a KvTile of 64 rows]                         K and V tiles in turn
 //
 // Lanes 1 and 2 lie over the prefill tiles, which they share in time, or behind lane 0 in a kernel
 // without prefill. All tiles are in the 128-byte swizzle of common/descriptor.cuh.
 #pragma once
-#include "common/descriptor.cuh"
+#include "hopper/kv_tile.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tma.cuh"
 
@@ -32,33 +32,6 @@ struct DecodeLane {
   int slots;    // of its ring
   int tiles;    // offset of its tiles
   int control;  // offset of its barriers, work slots and reduction
-};
-
-// A tile of K or V of kRows tokens, as bulk copies leave it: groups of 8 rows (one swizzle atom for 64
-// columns) and blocks of 64 columns. A page's copy brings all blocks of its rows, so there they lie
-// side by side in every group.
-template <class Config, int kRows>
-struct KvTile {
-  static constexpr int kColumnBlocks = Config::kHeadDim / 64;
-  static constexpr int kAtomBytes = 1024;
-  static constexpr bool kPaged = Config::kPageSize > 0;
-  static constexpr int kBlockBytes = kPaged ? kAtomBytes : kRows * 128;
-  static constexpr int kGroupBytes = kPaged ? kColumnBlocks * kAtomBytes : kAtomBytes;
-  static constexpr int kBytes = kRows * kColumnBlocks * 128;
-
-  // As an operand whose rows are its M or N (K), or its K (V).
-  static __device__ __forceinline__ u64 k_descriptor(u32 address) {
-    return descriptor(address, 16, kGroupBytes);
-  }
-  static __device__ __forceinline__ u64 v_descriptor(u32 address) {
-    return descriptor(address, kBlockBytes, kGroupBytes);
-  }
-  // Bytes from K's columns 0 to 15 to the i-th 16.
-  static constexpr __device__ __forceinline__ int columns(int i) {
-    return i / 4 * kBlockBytes + i % 4 * 32;
-  }
-  // Bytes from V's rows 0 to 15 to the i-th 16.
-  static constexpr __device__ __forceinline__ int rows(int i) { return i * 2 * kGroupBytes; }
 };
 
 template <class Config>
