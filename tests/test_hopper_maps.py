@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,14 @@ import pytest
 
 from podrt.kernels import hopper_maps
 from podrt.kernels.hopper_config import DECODE_KEYS, KV_TILES, PAGE_SIZES
-from podrt.kernels.hopper_maps import cache_map, head_blocks, query_map
+from podrt.kernels.hopper_maps import CacheMaps, cache_maps, query_map
+from podrt.kernels.hopper_variants import hopper_variant
 from podrt.tensors import view
+
+
+def forget_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_query_map", "_cache_maps"):
+        monkeypatch.setattr(hopper_maps, name, getattr(hopper_maps, name).__wrapped__)
 
 
 @pytest.fixture
@@ -23,11 +30,13 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return b"map"
 
     monkeypatch.setattr(hopper_maps, "tensor_map", tensor_map)
+    forget_maps(monkeypatch)
     return asked
 
 
-def mapped(cache: np.ndarray, rows: int = 112, *, paged: bool = True) -> bytes:
-    return cache_map(view(cache, "k_cache"), rows=rows, paged=paged, dtype="float16")
+def mapped(cache: np.ndarray, kv_tile: int = 112, page_size: int | None = 16) -> CacheMaps:
+    config = hopper_variant("prefill", "float16", 64, page_size=page_size)
+    return cache_maps(view(cache, "k_cache"), replace(config, kv_tile=kv_tile))
 
 
 def offsets_of(asked: tuple[Any, ...], *start: int) -> np.ndarray:
@@ -67,11 +76,10 @@ def test_a_copy_brings_all_columns_of_a_piece_by_groups_of_8_tokens(
     maps: list[tuple[Any, ...]], page_size: int, head_dim: int, layout: Any
 ) -> None:
     cache = layout(3, page_size, 2, head_dim)
-    mapped(cache, DECODE_KEYS)
+    blocks = mapped(cache, page_size=page_size).head_blocks
     rows = min(page_size, DECODE_KEYS)
     page, head, token = 2, 1, page_size - rows
-    blocks = head_blocks(view(cache, "k_cache"))
-    got = offsets_of(maps[0], 0, 0, head * blocks, token // 8, page)[0]
+    got = offsets_of(maps[1], 0, 0, head * blocks, token // 8, page)[0]
     group, block, row, column = np.indices((rows // 8, head_dim // 64, 8, 64))
     step_page, step_token, step_head, _ = (step // 2 for step in cache.strides)
     expected = (
@@ -89,19 +97,19 @@ def test_a_copy_brings_all_columns_of_a_piece_by_groups_of_8_tokens(
 def test_pieces_fill_tiles_and_stay_inside_a_page(
     maps: list[tuple[Any, ...]], page_size: int, kv_tile: int
 ) -> None:
-    mapped(nhd(2, page_size, 1, 64), kv_tile)
-    _, _, box = maps[0]
-    rows = box[1] * box[3]
-    # Tiles may begin at any multiple of 64 keys, where a split begins.
-    assert [tokens % rows for tokens in (page_size, kv_tile, 64)] == [0, 0, 0]
+    mapped(nhd(2, page_size, 1, 64), kv_tile, page_size)
+    for tile, (_, _, box) in zip((kv_tile, DECODE_KEYS), maps, strict=True):
+        rows = box[1] * box[3]
+        # Tiles may begin at any multiple of 64 keys, where a split begins.
+        assert [tokens % rows for tokens in (page_size, tile, 64)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_tile_of_a_contiguous_cache_is_one_copy(maps: list[tuple[Any, ...]], layout: Any) -> None:
     cache = layout(3, 100, 2, 128)
-    mapped(cache, 112, paged=False)
+    blocks = mapped(cache, page_size=None).head_blocks
     request, head, token = 2, 1, 8
-    got = offsets_of(maps[0], 0, token, head * head_blocks(view(cache, "k_cache")), request)[0]
+    got = offsets_of(maps[0], 0, token, head * blocks, request)[0]
     block, row, column = np.indices((2, 112, 64))
     step_request, step_token, step_head, _ = (step // 2 for step in cache.strides)
     expected = (
@@ -120,14 +128,14 @@ def test_strides_of_single_extents_are_made_valid(maps: list[tuple[Any, ...]]) -
 
 def test_the_only_head_may_have_any_stride(maps: list[tuple[Any, ...]]) -> None:
     one_head = nhd(2, 16, 2, 72)[:, :, :1, :64]
-    mapped(one_head)
-    assert head_blocks(view(one_head, "k_cache")) == 0
+    assert mapped(one_head).head_blocks == 0
     assert maps[0][0] == (64, 8, 1, 2, 2)
 
 
 def test_nothing_is_mapped_of_an_empty_tensor(maps: list[tuple[Any, ...]]) -> None:
-    assert mapped(nhd(0, 16, 2, 64)) == bytes(128)
-    assert mapped(nhd(0, 16, 2, 64), paged=False) == bytes(128)
+    for page_size in (16, None):
+        empty = nhd(0, 16, 2, 64)
+        assert mapped(empty, page_size=page_size) == (bytes(128), bytes(128), 0)
     assert query_map(
         view(np.zeros((0, 2, 64), np.float16), "q"), group=2, tokens=64, dtype="float16"
     )
@@ -144,3 +152,16 @@ def test_heads_between_blocks_of_columns_are_refused() -> None:
         ValueError, match=r"k_cache: got strides .* a multiple of 64 from a KV head"
     ):
         mapped(nhd(6, 16, 2, 72)[:, :, :, :64])
+
+
+def test_tensors_seen_before_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(hopper_maps, "tensor_map", lambda pointer, *_: made.append(pointer) or b"")
+    hopper_maps._cache_maps.cache_clear()
+    cache = nhd(2, 16, 1, 64)
+    first = mapped(cache)
+    assert mapped(cache) == first
+    assert len(made) == 2
+    mapped(cache[1:])
+    assert len(made) == 4
+    hopper_maps._cache_maps.cache_clear()  # those are no maps

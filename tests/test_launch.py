@@ -115,7 +115,9 @@ def test_launch_settings_are_those_of_the_variant(launched: list[dict[str, Any]]
 
 
 def test_hopper_launch(launched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hopper_maps, "tensor_map", lambda *_: bytes(128))
+    no_maps = hopper_maps.CacheMaps(bytes(128), bytes(128), 0)
+    monkeypatch.setattr(hopper, "cache_maps", lambda *_: no_maps)
+    monkeypatch.setattr(hopper, "query_map", lambda *_, **__: bytes(128))
     config = hopper_variant("pod", "float16", 64, page_size=16)
     launch(config)
     (made,) = launched

@@ -18,13 +18,12 @@ from podrt.kernels.arguments import (
 )
 from podrt.kernels.config import NUM_TICKETS
 from podrt.kernels.hopper_config import DECODE_KEYS, PREFILL_ROWS, HopperConfig
-from podrt.kernels.hopper_maps import cache_map, head_blocks, query_map
+from podrt.kernels.hopper_maps import cache_maps, query_map
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
 from podrt.plan import Plan, Tiling
 
 if TYPE_CHECKING:
     from podrt.run_arguments import RunTensors
-    from podrt.tensors import TensorView
     from podrt.workspace import Workspace
 
 #: Most keys of a piece of a decode, alone and beside prefill, where lanes are of unlike speed:
@@ -111,28 +110,25 @@ def params_of(
     sm_scale: float,
 ) -> npt.NDArray[np.void]:
     """Return the argument block of a launch."""
-    q, keys, values = tensors.q, tensors.k_cache, tensors.v_cache
+    q = tensors.q
+    keys, values = (cache_maps(cache, config) for cache in (tensors.k_cache, tensors.v_cache))
     tokens = tile_tokens(plan.group)
-
-    def map_for(cache: TensorView, rows: int) -> bytes:
-        paged = config.page_size is not None
-        return cache_map(cache, rows=rows, paged=paged, dtype=config.dtype)
 
     return fill_struct(
         PARAMS_DTYPE,
         q_map=query_map(q, group=plan.group, tokens=tokens, dtype=config.dtype),
-        prefill_k_map=map_for(keys, config.kv_tile),
-        prefill_v_map=map_for(values, config.kv_tile),
-        decode_k_map=map_for(keys, DECODE_KEYS),
-        decode_v_map=map_for(values, DECODE_KEYS),
+        prefill_k_map=keys.prefill,
+        prefill_v_map=values.prefill,
+        decode_k_map=keys.decode,
+        decode_v_map=values.decode,
         q=q.pointer,
         q_stride_token=q.strides[0],
         q_stride_head=q.strides[1],
         tile_tokens=tokens,
         decode_only_ctas=plan.decode_only_ctas,
         prefill_only_ctas=plan.prefill_only_ctas,
-        k_head_blocks=head_blocks(keys),
-        v_head_blocks=head_blocks(values),
+        k_head_blocks=keys.head_blocks,
+        v_head_blocks=values.head_blocks,
         scale_log2=sm_scale * math.log2(math.e),
         **buffer_arguments(plan, tensors, workspace, page_table),
     )

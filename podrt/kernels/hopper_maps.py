@@ -8,9 +8,11 @@ than 64, at multiples of which splits begin; of a contiguous cache it is the who
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 from podrt.kernels.config import DType
-from podrt.kernels.hopper_config import DECODE_KEYS
+from podrt.kernels.hopper_config import DECODE_KEYS, HopperConfig
 from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, tensor_map
 from podrt.tensors import TensorView
 
@@ -18,56 +20,99 @@ from podrt.tensors import TensorView
 _COLUMNS, _GROUP = 64, 8
 
 
+class CacheMaps(NamedTuple):
+    """What the kernels are given of one cache, keys or values.
+
+    Attributes
+    ----------
+    prefill, decode : bytes
+        Maps whose boxes are the pieces of a tile of prefill, and of decode.
+    head_blocks : int
+        Blocks of 64 columns from a KV head to the next.
+    """
+
+    prefill: bytes
+    decode: bytes
+    head_blocks: int
+
+
 def query_map(q: TensorView, *, group: int, tokens: int, dtype: DType) -> bytes:
     """Map queries [tokens, num_qo_heads, head_dim] for tiles of `group` heads of some tokens."""
-    _require_no_steps_back(q)
-    if 0 in q.shape:  # nothing will be read, and the driver maps no empty tensor
-        return bytes(TENSOR_MAP_BYTES)
-    strides = _valid_strides(q)
-    box = (_COLUMNS, group, tokens)
-    return tensor_map(q.pointer, q.shape[::-1], strides[::-1], box, dtype)
+    return _query_map(_Layout.of(q), group, tokens, dtype)
 
 
-def cache_map(cache: TensorView, *, rows: int, paged: bool, dtype: DType) -> bytes:
-    """Map a cache [pages, page_size, num_kv_heads, head_dim] for tiles of `rows` tokens.
+def cache_maps(cache: TensorView, config: HopperConfig) -> CacheMaps:
+    """Map a cache [pages, page_size, num_kv_heads, head_dim].
 
-    Parameters
-    ----------
-    cache : TensorView
-        Keys or values; of a contiguous cache the pages are requests.
-    rows : int
-        Tokens of a tile.
-    paged : bool
-        Whether tiles lie in pages; else each is in the one page of its request.
-    dtype : {"bfloat16", "float16"}
-        Element type.
+    A contiguous cache's pages are requests.
 
     Raises
     ------
     ValueError
         No map can describe the strides.
     """
+    paged = config.page_size is not None
+    return _cache_maps(_Layout.of(cache), config.kv_tile, paged, config.dtype)
+
+
+class _Layout(NamedTuple):
+    """What a map depends on, to look it up by: launches follow each other on the same tensors."""
+
+    name: str
+    pointer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: TensorView) -> _Layout:
+        return cls(tensor.name, tensor.pointer, tensor.shape, tensor.strides)
+
+
+@lru_cache(maxsize=4096)
+def _query_map(q: _Layout, group: int, tokens: int, dtype: DType) -> bytes:
+    _require_no_steps_back(q)
+    if 0 in q.shape:  # nothing will be read, and the driver maps no empty tensor
+        return bytes(TENSOR_MAP_BYTES)
+    box = (_COLUMNS, group, tokens)
+    return tensor_map(q.pointer, q.shape[::-1], _valid_strides(q)[::-1], box, dtype)
+
+
+@lru_cache(maxsize=4096)
+def _cache_maps(cache: _Layout, prefill_rows: int, paged: bool, dtype: DType) -> CacheMaps:
     _require_no_steps_back(cache)
     if 0 in cache.shape:
-        return bytes(TENSOR_MAP_BYTES)
-    pages, page_size, _, head_dim = cache.shape
+        return CacheMaps(bytes(TENSOR_MAP_BYTES), bytes(TENSOR_MAP_BYTES), 0)
+    head_blocks = _head_blocks(cache)
+    map_of = _paged_map if paged else _contiguous_map
+    prefill, decode = (
+        map_of(cache, head_blocks, rows, dtype) for rows in (prefill_rows, DECODE_KEYS)
+    )
+    return CacheMaps(prefill, decode, head_blocks)
+
+
+def _paged_map(cache: _Layout, head_blocks: int, rows: int, dtype: DType) -> bytes:
+    pages, page_size, heads, head_dim = cache.shape
     page, token, _, _ = _valid_strides(cache)
-    box_blocks = head_dim // _COLUMNS
-    blocks = (cache.shape[2] - 1) * head_blocks(cache) + box_blocks
-    if not paged:
-        shape: tuple[int, ...] = (_COLUMNS, page_size, blocks, pages)
-        box: tuple[int, ...] = (_COLUMNS, rows, box_blocks, 1)
-        return tensor_map(cache.pointer, shape, (1, token, _COLUMNS, page), box, dtype)
-    shape = (_COLUMNS, _GROUP, blocks, page_size // _GROUP, pages)
-    box = (_COLUMNS, _GROUP, box_blocks, math.gcd(page_size, rows, DECODE_KEYS) // _GROUP, 1)
+    blocks = head_dim // _COLUMNS
+    all_blocks = (heads - 1) * head_blocks + blocks
+    shape = (_COLUMNS, _GROUP, all_blocks, page_size // _GROUP, pages)
     strides = (1, token, _COLUMNS, _GROUP * token, page)
+    box = (_COLUMNS, _GROUP, blocks, math.gcd(page_size, rows, DECODE_KEYS) // _GROUP, 1)
     return tensor_map(cache.pointer, shape, strides, box, dtype)
 
 
-def head_blocks(cache: TensorView) -> int:
-    """Return the blocks of 64 columns from a KV head to the next."""
+def _contiguous_map(cache: _Layout, head_blocks: int, rows: int, dtype: DType) -> bytes:
+    requests, length, heads, head_dim = cache.shape
+    request, token, _, _ = _valid_strides(cache)
+    blocks = head_dim // _COLUMNS
+    shape = (_COLUMNS, length, (heads - 1) * head_blocks + blocks, requests)
+    strides = (1, token, _COLUMNS, request)
+    return tensor_map(cache.pointer, shape, strides, (_COLUMNS, rows, blocks, 1), dtype)
+
+
+def _head_blocks(cache: _Layout) -> int:
     heads, stride = cache.shape[2], cache.strides[2]
-    if heads == 1 or 0 in cache.shape:
+    if heads == 1:
         return 0
     if stride % _COLUMNS:
         raise ValueError(
@@ -77,7 +122,7 @@ def head_blocks(cache: TensorView) -> int:
     return stride // _COLUMNS
 
 
-def _require_no_steps_back(tensor: TensorView) -> None:
+def _require_no_steps_back(tensor: _Layout) -> None:
     if 0 not in tensor.shape and any(stride < 0 for stride in tensor.strides):
         raise ValueError(
             f"{tensor.name}: got strides {tensor.strides} (in elements), expected none below 0; "
@@ -85,7 +130,7 @@ def _require_no_steps_back(tensor: TensorView) -> None:
         )
 
 
-def _valid_strides(tensor: TensorView) -> tuple[int, ...]:
+def _valid_strides(tensor: _Layout) -> tuple[int, ...]:
     """Return strides that the driver takes even along axes that are never stepped over."""
     return tuple(
         stride if extent > 1 else tensor.shape[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ _INTERLEAVE_NONE, _SWIZZLE_128B, _L2_PROMOTION_NONE, _ZEROS_OUT_OF_BOUNDS = 0, 3
 _ELEMENT_BYTES = 2
 
 
-@lru_cache(maxsize=4096)
 def tensor_map(
     pointer: int,
     shape: tuple[int, ...],
