@@ -113,7 +113,6 @@ def params_of(
     q = tensors.q
     keys, values = (cache_maps(cache, config) for cache in (tensors.k_cache, tensors.v_cache))
     tokens = tile_tokens(plan.group)
-
     return fill_struct(
         PARAMS_DTYPE,
         q_map=query_map(q, group=plan.group, tokens=tokens, dtype=config.dtype),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -126,6 +127,16 @@ class HopperConfig(VariantForm):
     def threads(self) -> int:
         """Threads of the CTA."""
         return self.warpgroups * _WARPGROUP
+
+    def piece_rows(self, tile_rows: int) -> int:
+        """Return the tokens that one bulk copy brings of a tile of `tile_rows`.
+
+        A piece must not leave its page, and tiles begin at multiples of `DECODE_KEYS`, as splits
+        do. A contiguous cache's tile is one piece.
+        """
+        if self.page_size is None:
+            return tile_rows
+        return math.gcd(self.page_size, tile_rows, DECODE_KEYS)
 
     @property
     def launch_registers(self) -> int:

@@ -1,13 +1,11 @@
 """Tensor maps of the Hopper kernels: query tiles, and the pieces of K and V tiles.
 
-A piece is what one bulk copy brings: the tokens that a tile and a page have in common, but no more
-than 64, at multiples of which splits begin; of a contiguous cache it is the whole tile.
-``hopper/kv_copy.cuh`` has the other half.
+A piece is what one bulk copy brings (`HopperConfig.piece_rows`). ``hopper/kv_copy.cuh`` has the
+other half.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -51,8 +49,8 @@ def cache_maps(cache: TensorView, config: HopperConfig) -> CacheMaps:
     ValueError
         No map can describe the strides.
     """
-    paged = config.page_size is not None
-    return _cache_maps(_Layout.of(cache), config.kv_tile, paged, config.dtype)
+    pieces = config.piece_rows(config.kv_tile), config.piece_rows(DECODE_KEYS)
+    return _cache_maps(_Layout.of(cache), pieces, config.page_size is not None, config.dtype)
 
 
 class _Layout(NamedTuple):
@@ -78,15 +76,13 @@ def _query_map(q: _Layout, group: int, tokens: int, dtype: DType) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _cache_maps(cache: _Layout, prefill_rows: int, paged: bool, dtype: DType) -> CacheMaps:
+def _cache_maps(cache: _Layout, pieces: tuple[int, int], paged: bool, dtype: DType) -> CacheMaps:
     _require_no_steps_back(cache)
     if 0 in cache.shape:
         return CacheMaps(bytes(TENSOR_MAP_BYTES), bytes(TENSOR_MAP_BYTES), 0)
     head_blocks = _head_blocks(cache)
     map_of = _paged_map if paged else _contiguous_map
-    prefill, decode = (
-        map_of(cache, head_blocks, rows, dtype) for rows in (prefill_rows, DECODE_KEYS)
-    )
+    prefill, decode = (map_of(cache, head_blocks, rows, dtype) for rows in pieces)
     return CacheMaps(prefill, decode, head_blocks)
 
 
@@ -97,7 +93,7 @@ def _paged_map(cache: _Layout, head_blocks: int, rows: int, dtype: DType) -> byt
     all_blocks = (heads - 1) * head_blocks + blocks
     shape = (_COLUMNS, _GROUP, all_blocks, page_size // _GROUP, pages)
     strides = (1, token, _COLUMNS, _GROUP * token, page)
-    box = (_COLUMNS, _GROUP, blocks, math.gcd(page_size, rows, DECODE_KEYS) // _GROUP, 1)
+    box = (_COLUMNS, _GROUP, blocks, rows // _GROUP, 1)
     return tensor_map(cache.pointer, shape, strides, box, dtype)
 
 

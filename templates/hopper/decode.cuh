@@ -200,8 +200,7 @@ struct DecodeConsumer {
 #pragma unroll
     for (int t = 0; t < kTiles; t++) {
       wait_for(position);
-      zero_rows<Config, kTileKeys>(smem.base + ring_tile(position), max(rows - t * kTileKeys, 0),
-                                   thread);
+      zero_rows<Tile>(smem.base + ring_tile(position), max(rows - t * kTileKeys, 0), thread);
       position.advance();
     }
   }

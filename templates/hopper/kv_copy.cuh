@@ -16,15 +16,13 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/tma.cuh"
 
-template <class Config, int kRows>
+template <class Config, class Tile>
 struct KvCopy {
-  using Tile = KvTile<Config, kRows>;
   static constexpr int kPageSize = Config::kPageSize;
-  // Splits begin at multiples of 64, whatever the tile, and a piece must not leave its page.
-  static constexpr int kPieceRows = Tile::kPaged ? gcd(gcd(kPageSize, kRows), 64) : kRows;
-  static constexpr int kPieceBytes = Tile::kBytes / kRows * kPieceRows;
-  static constexpr int kPieces = kRows / kPieceRows;
-  static_assert(kPieceRows % 8 == 0 && kPieces <= kWarp, "");
+  static constexpr int kPieceRows = Tile::kPieceRows;
+  static constexpr int kPieces = Tile::kRows / kPieceRows;
+  static constexpr int kPieceBytes = Tile::kBytes / kPieces;
+  static_assert(Tile::kRows % kPieceRows == 0 && kPieceRows % 8 == 0 && kPieces <= kWarp, "");
 
   // What this lane copies of a tile: a page (-1 for nothing) or request, and where in it to begin.
   struct Piece {
@@ -59,14 +57,13 @@ struct KvCopy {
   }
 };
 
-// Zeroes rows [first_row, kRows) of a V tile: a probability of zero does not cancel a NaN there.
-// Called by a whole warpgroup, which must synchronise afterwards.
-template <class Config, int kRows>
+// Zeroes a V tile from first_row on: a probability of zero does not cancel a NaN there. Called by a
+// whole warpgroup, which must synchronise afterwards.
+template <class Tile>
 __device__ __forceinline__ void zero_rows(char* tile, int first_row, int thread) {
-  using Tile = KvTile<Config, kRows>;
   constexpr int kChunks = 8;
 #pragma unroll 1
-  for (int i = first_row * kChunks + thread; i < kRows * kChunks; i += 128)
+  for (int i = first_row * kChunks + thread; i < Tile::kRows * kChunks; i += 128)
 #pragma unroll
     for (int block = 0; block < Tile::kColumnBlocks; block++)
       *reinterpret_cast<uint4*>(tile + i / (8 * kChunks) * Tile::kGroupBytes +

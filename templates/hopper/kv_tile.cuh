@@ -1,12 +1,13 @@
-// A tile of K or V of kRows tokens in shared memory, as bulk copies leave it and wgmma reads it: groups
-// of 8 rows, blocks of 64 columns (common/descriptor.cuh). A page's copy brings all columns of its rows,
-// so in a paged cache's tile the blocks of a group lie side by side; a contiguous cache's tile is one
-// copy, block after block.
+// A tile of K or V of kTileRows tokens in shared memory, as bulk copies of kTilePieceRows leave it and
+// wgmma reads it: groups of 8 rows, blocks of 64 columns (common/descriptor.cuh). A page's copy brings
+// all columns of its rows, so in a paged cache's tile the blocks of a group lie side by side; a
+// contiguous cache's tile is one copy, block after block.
 #pragma once
 #include "common/descriptor.cuh"
 
-template <class Config, int kRows>
+template <class Config, int kTileRows, int kTilePieceRows>
 struct KvTile {
+  static constexpr int kRows = kTileRows, kPieceRows = kTilePieceRows;
   static constexpr int kColumnBlocks = Config::kHeadDim / 64;
   static constexpr int kAtomBytes = 1024;
   static constexpr bool kPaged = Config::kPageSize > 0;

@@ -167,7 +167,7 @@ struct PrefillConsumer {
   __device__ __forceinline__ void clear_beyond(int rows) {
     if (rows >= Config::kKvTile) return;
     mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
-    zero_rows<Config, Config::kKvTile>(smem.base + Smem::kV + v.slot * Tile::kBytes, rows, thread);
+    zero_rows<Tile>(smem.base + Smem::kV + v.slot * Tile::kBytes, rows, thread);
     barrier_sync(kPrefillBarrier + warpgroup, kWarpgroup);
   }
 

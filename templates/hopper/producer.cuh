@@ -77,7 +77,8 @@ __device__ __forceinline__ int last_tile(const WorkItem& item) {
 template <class Config, bool kIsV>
 struct PrefillTiles {
   using Smem = SharedMemory<Config>;
-  using Copy = KvCopy<Config, Config::kKvTile>;
+  using Tile = typename Smem::PrefillTile;
+  using Copy = KvCopy<Config, Tile>;
 
   const Params& p;
   const Smem& smem;
@@ -99,7 +100,7 @@ struct PrefillTiles {
       const auto next = Copy::find(p, item, max(first_key - Config::kKvTile, 0), lane);
       mbarrier_wait(smem.barrier(kEmpty + ring.slot), ring.parity ^ 1);
       Copy::issue(kIsV ? &p.prefill_v_map : &p.prefill_k_map, piece,
-                  smem.address + kTiles + ring.slot * Smem::kKvTileBytes,
+                  smem.address + kTiles + ring.slot * Tile::kBytes,
                   smem.barrier(kFull + ring.slot), Copy::bytes(item.kv_len, first_key), head_block,
                   lane);
       ring.advance();
@@ -175,7 +176,8 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
                                                const DecodeLane& to, const UnitQueue& queue,
                                                int lane) {
   using Smem = SharedMemory<Config>;
-  using Copy = KvCopy<Config, 64>;
+  using Tile = typename Smem::DecodeTile;
+  using Copy = KvCopy<Config, Tile>;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
   const u32 control = smem.address + to.control;
   WorkProducer work{control + Smem::kLaneWorkFull,
@@ -206,7 +208,7 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
         for (int t = 0; t < kTiles; t++) {
           mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
           Copy::issue(is_v ? &p.decode_v_map : &p.decode_k_map, pieces[t],
-                      smem.address + to.tiles + Smem::kLaneRing + ring.slot * Smem::kDecodeTileBytes,
+                      smem.address + to.tiles + Smem::kLaneRing + ring.slot * Tile::kBytes,
                       control + Smem::kRingFull + 8 * ring.slot,
                       Copy::bytes(item.kv_len, first_key + t * 64),
                       kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks), lane);

@@ -38,22 +38,21 @@ template <class Config>
 struct SharedMemory {
   static constexpr int kColumnBlocks = Config::kHeadDim / 64;
   static constexpr int kQBlockBytes = 128 * 128;
-  using PrefillTile = KvTile<Config, Config::kKvTile>;
-  using DecodeTile = KvTile<Config, 64>;
-  static constexpr int kKvTileBytes = PrefillTile::kBytes, kDecodeTileBytes = DecodeTile::kBytes;
+  using PrefillTile = KvTile<Config, Config::kKvTile, Config::kPrefillPieceRows>;
+  using DecodeTile = KvTile<Config, 64, Config::kDecodePieceRows>;
   static constexpr int kDecodeQBlockBytes = Config::kDecodeRows * 128;
 
   static constexpr int kQ = 0;
   static constexpr int kK = kQ + (Config::kHasPrefill ? kColumnBlocks * kQBlockBytes : 0);
-  static constexpr int kV = kK + (Config::kHasPrefill ? Config::kStages * kKvTileBytes : 0);
-  static constexpr int kFirstLane = kV + (Config::kHasPrefill ? Config::kStages * kKvTileBytes : 0);
+  static constexpr int kV = kK + (Config::kHasPrefill ? Config::kStages * PrefillTile::kBytes : 0);
+  static constexpr int kFirstLane = kV + (Config::kHasPrefill ? Config::kStages * PrefillTile::kBytes : 0);
 
   // A decode lane, by offset from its start.
   static constexpr int kLaneQ = 0;
   static constexpr int kLaneP = kLaneQ + kColumnBlocks * kDecodeQBlockBytes;
   static constexpr int kLaneRing = kLaneP + Config::kDecodeTiles * Config::kDecodeRows * 128;
-  static constexpr int kFirstLaneBytes = kLaneRing + Config::kDecodeSlots * kDecodeTileBytes;
-  static constexpr int kNextLaneBytes = kLaneRing + Config::kNextSlots * kDecodeTileBytes;
+  static constexpr int kFirstLaneBytes = kLaneRing + Config::kDecodeSlots * DecodeTile::kBytes;
+  static constexpr int kNextLaneBytes = kLaneRing + Config::kNextSlots * DecodeTile::kBytes;
   static constexpr int kNextLanes = Config::kHasPrefill ? kQ : kFirstLane + kFirstLaneBytes;
   static constexpr int kTilesEnd =
       !Config::kHasDecode  ? kFirstLane
