@@ -157,12 +157,11 @@ def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:
     A side that is alone gets the kernel of its own form.
     """
     prefill, decode = plan.num_prefill_units, plan.num_decode_units
-    if policy.serial or not (prefill and decode):
+    if policy.serial or not (prefill and decode) or _is_better_apart(base, plan, policy):
         sides = [_alone(base, "prefill", plan)] if prefill else []
         return tuple(sides + ([_alone(base, "decode", plan)] if decode else []))
     if isinstance(base, HopperConfig):
-        apart = policy.family == "auto" and _is_better_apart(base, plan)
-        return launches(base, plan, replace(policy, serial=True)) if apart else (base,)
+        return (base,)
     ratio = policy.ratio or nearest_ratio(prefill, decode / base.warps)
     return (replace(base, prefill_share=ratio[0], decode_share=ratio[1]),)
 
@@ -204,25 +203,26 @@ def _portable_tiling(config: KernelConfig, num_sms: int) -> Tiling:
     )
 
 
-def _is_better_apart(base: HopperConfig, plan: Plan) -> bool:
-    prefill, decode = (keys_of(items).sum() for items in (plan.prefill, plan.decode))
-    return bool(
+def _is_better_apart(base: Variant, plan: Plan, policy: Policy) -> bool:
+    if policy.family != "auto" or not isinstance(base, HopperConfig):
+        return False
+    prefill, decode = (int(keys_of(items).sum()) for items in (plan.prefill, plan.decode))
+    return (
         prefill * plan.num_kv_heads >= _LONG_PREFILL_KEYS
         and decode <= _NOT_WORTH_HIDING * prefill
-        and has_large_tile(base.head_dim, float(keys_of(plan.prefill).mean()))
+        and has_large_tile(base.head_dim, prefill / len(plan.prefill))
     )
 
 
 def _alone(base: Variant, form: Form, plan: Plan) -> Variant:
     if isinstance(base, KernelConfig):
         return replace(base, form=form, prefill_share=1, decode_share=1)
-    keys = keys_of(plan.prefill)
     return hopper_variant(
         form,
         base.dtype,
         base.head_dim,
         decode_rows=base.decode_rows,
-        unit_keys=float(keys.mean()) if len(keys) else 0.0,
+        unit_keys=float(keys_of(plan.prefill).mean()) if form == "prefill" else 0,
         page_size=base.page_size,
         causal=base.causal,
     )

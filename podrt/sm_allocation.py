@@ -80,7 +80,7 @@ def prefill_only_sms(plan: Plan, *, head_dim: int, num_sms: int, memory_gbs: flo
     plan, head_dim, num_sms, memory_gbs
         As of `decode_only_sms`.
     """
-    unit_us = np.sort(_prefill_unit_us(plan, head_dim))[::-1] * _FUSED_SLOWDOWN
+    unit_us = _prefill_unit_us(plan, head_dim) * _FUSED_SLOWDOWN
     decode_mb = _decode_bytes(plan, head_dim) / 1e6
     if decode_mb == 0 or not 0 < len(unit_us) <= num_sms:
         return 0
@@ -95,7 +95,7 @@ def prefill_only_sms(plan: Plan, *, head_dim: int, num_sms: int, memory_gbs: flo
 
 
 def _prefill_unit_us(plan: Plan, head_dim: int) -> npt.NDArray[np.float64]:
-    """Return the time of every prefill unit alone, in the order in which they are taken."""
+    """Return the time of every prefill unit alone, longest first, as they are taken."""
     keys = np.repeat(keys_of(plan.prefill), plan.num_kv_heads).astype(np.float64)
     flops_per_key = 4.0 * head_dim * plan.prefill_rows
     return keys * (flops_per_key / _PREFILL_TFLOPS_PER_SM / 1e6)
