@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from map_support import record_maps
 
 from podrt.batch import HybridBatch
-from podrt.kernels import hopper, hopper_maps
+from podrt.kernels import hopper
 from podrt.kernels.hopper_config import HopperConfig
 from podrt.kernels.hopper_variants import hopper_variant
 from podrt.plan import Plan, make_plan
@@ -47,17 +48,8 @@ def test_no_work_is_no_cta() -> None:
 
 @pytest.fixture
 def maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Maps asked for, each of which is the bytes of its number, from 1."""
-    asked: list[tuple[Any, ...]] = []
-
-    def tensor_map(*arguments: Any) -> bytes:
-        asked.append(arguments)
-        return bytes([len(asked)]) * 128
-
-    monkeypatch.setattr(hopper_maps, "tensor_map", tensor_map)
-    for name in ("_query_map", "_cache_maps"):  # without what was mapped before
-        monkeypatch.setattr(hopper_maps, name, getattr(hopper_maps, name).__wrapped__)
-    return asked
+    """Arguments of the maps asked for; each map is the bytes of its number, from 1."""
+    return record_maps(monkeypatch)
 
 
 def tensors_of(**changes: np.ndarray | None) -> dict[str, TensorView | None]:
