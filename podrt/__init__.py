@@ -16,22 +16,22 @@ if TYPE_CHECKING:
         PodrtError,
         UnsupportedConfigError,
     )
-    from podrt.kernels.config import KernelConfig, Tile
-    from podrt.kernels.hopper_config import HopperConfig
-    from podrt.kernels.launch import compile_variant as compile
+    from podrt.kernels.hopper.config import HopperConfig
+    from podrt.kernels.portable.config import KernelConfig, Tile
+    from podrt.runtime.launch import compile_variant as compile
 
 #: Public name -> module that defines it, and the name there; imported on first use.
 _PUBLIC = {
     "CompileError": ("podrt.errors", "CompileError"),
     "DeviceError": ("podrt.errors", "DeviceError"),
-    "HopperConfig": ("podrt.kernels.hopper_config", "HopperConfig"),
+    "HopperConfig": ("podrt.kernels.hopper.config", "HopperConfig"),
     "HybridAttention": ("podrt.attention", "HybridAttention"),
-    "KernelConfig": ("podrt.kernels.config", "KernelConfig"),
+    "KernelConfig": ("podrt.kernels.portable.config", "KernelConfig"),
     "MissingKernelError": ("podrt.errors", "MissingKernelError"),
     "PodrtError": ("podrt.errors", "PodrtError"),
-    "Tile": ("podrt.kernels.config", "Tile"),
+    "Tile": ("podrt.kernels.portable.config", "Tile"),
     "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
-    "compile": ("podrt.kernels.launch", "compile_variant"),
+    "compile": ("podrt.runtime.launch", "compile_variant"),
     "hybrid_attention": ("podrt.attention", "hybrid_attention"),
 }
 

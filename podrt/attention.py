@@ -5,29 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from podrt.batch import HybridBatch
-from podrt.device import DeviceInfo, current_device, device_info
-from podrt.dispatch import base_variant, launches, parse_policy, share_sms, tiling_of
 from podrt.errors import UnsupportedConfigError
-from podrt.host_arrays import host_array
-from podrt.host_attention import attend_on_host
-from podrt.kernels.config import DType
+from podrt.functional import attend_on_host
+from podrt.gpu.device import DeviceInfo, current_device, device_info
 from podrt.kernels.families import Variant
-from podrt.kernels.launch import launch, load_kernel
-from podrt.layer import Layer, make_layer
-from podrt.page_table import (
+from podrt.plan import Plan, make_plan
+from podrt.policy.dispatch import base_variant, launches, parse_policy, share_sms, tiling_of
+from podrt.runtime.launch import launch, load_kernel
+from podrt.runtime.workspace import Workspaces
+from podrt.spec.attention import Layer, make_layer
+from podrt.spec.batch import HybridBatch
+from podrt.spec.types import DType
+from podrt.tensors.checks import require_dtype, require_rank
+from podrt.tensors.host import host_array
+from podrt.tensors.page_table import (
     PageTable,
     make_batch,
     read_page_table,
     require_on_device,
     require_pages_exist,
 )
-from podrt.plan import Plan, make_plan
-from podrt.run_arguments import RunTensors, require_kernel_can_read, view_tensors
-from podrt.streams import resolve_stream
-from podrt.tensor_checks import require_dtype, require_rank
-from podrt.tensors import view
-from podrt.workspace import Workspaces
+from podrt.tensors.run_tensors import RunTensors, require_kernel_can_read, view_tensors
+from podrt.tensors.streams import resolve_stream
+from podrt.tensors.view import view
 
 _BACKENDS = ("auto", "cuda", "reference")
 

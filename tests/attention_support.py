@@ -7,8 +7,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from podrt.batch import HybridBatch
 from podrt.reference import reference_attention
+from podrt.spec.batch import HybridBatch
 
 PAGE_SIZE = 16
 #: A decode, two prefills, a request without queries and one without keys; in no order.

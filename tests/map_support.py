@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from podrt.kernels import hopper_maps
+from podrt.kernels.hopper import maps as hopper_maps
 
 
 def record_maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:

@@ -13,12 +13,12 @@ from attention_support import KV_LENS, QO_INDPTR, Batch
 
 import podrt
 from podrt import attention as attention_module
-from podrt import device as device_module
-from podrt import page_table as page_table_module
-from podrt import run_arguments as run_arguments_module
-from podrt.device import DeviceInfo
 from podrt.errors import DeviceError
-from podrt.kernels.arch import get_arch
+from podrt.gpu import device as device_module
+from podrt.gpu.arch import get_arch
+from podrt.gpu.device import DeviceInfo
+from podrt.tensors import page_table as page_table_module
+from podrt.tensors import run_tensors as run_tensors_module
 
 STEP = {"float16": 2**-11, "bfloat16": 2**-8}
 GOOD = Batch()
@@ -272,7 +272,7 @@ def test_page_table_on_another_gpu_is_refused(
 def test_run_checks_host_page_numbers_once_for_each_cache_size(
     hopper: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_gpu(monkeypatch, run_arguments_module, {"q", "k_cache", "v_cache", "out"})
+    on_gpu(monkeypatch, run_tensors_module, {"q", "k_cache", "v_cache", "out"})
     checks: list[int] = []
     real = attention_module.require_pages_exist
 

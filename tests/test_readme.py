@@ -11,13 +11,13 @@ import typer.main
 from readme import README, python_example
 
 from podrt import cli, knobs
-from podrt.dispatch import parse_policy
 from podrt.errors import UnsupportedConfigError
-from podrt.kernels.arch import ARCHS
+from podrt.gpu.arch import ARCHS
 from podrt.kernels.families import FAMILIES
-from podrt.kernels.hopper_config import DECODE_ROWS
-from podrt.kernels.hopper_config import PAGE_SIZES as HOPPER_PAGE_SIZES
-from podrt.kernels.variants import RATIOS
+from podrt.kernels.hopper.config import DECODE_ROWS
+from podrt.kernels.hopper.config import PAGE_SIZES as HOPPER_PAGE_SIZES
+from podrt.kernels.portable.presets import RATIOS
+from podrt.policy.dispatch import parse_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 

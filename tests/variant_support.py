@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from podrt.jit import Build, build_many
-from podrt.kernels.config import KernelConfig
 from podrt.kernels.families import source_of
-from podrt.kernels.hopper_config import HopperConfig
+from podrt.kernels.hopper.config import HopperConfig
+from podrt.kernels.portable.config import KernelConfig
 
 V = TypeVar("V", KernelConfig, HopperConfig)
 

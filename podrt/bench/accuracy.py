@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from podrt.batch import HybridBatch
 from podrt.bench.case import Case
 from podrt.bench.tensors import CaseTensors, fetch
 from podrt.reference import reference_attention
+from podrt.spec.batch import HybridBatch
 
 #: Spacing of the numbers just below 1: the rounding step that errors are counted in.
 STEPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}

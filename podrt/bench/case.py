@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from podrt.kernels.config import DType
+from podrt.spec.types import DType
 
 Side = Literal["both", "prefill", "decode"]
 

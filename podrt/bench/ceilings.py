@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from podrt.bench.timing import Timing, Work, time_all
-from podrt.device import load_cupy
+from podrt.gpu.device import load_cupy
 
 _SIDE = 8192
 _READ_BYTES = 4 << 30

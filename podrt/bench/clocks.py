@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from podrt.device import load_cupy
+from podrt.gpu.device import load_cupy
 
 
 def sm_clock_reader() -> Callable[[], int | None]:

@@ -12,7 +12,7 @@ from podrt.attention import HybridAttention
 from podrt.bench.case import Case
 from podrt.bench.tensors import CaseTensors
 from podrt.bench.timing import Enqueue
-from podrt.device import load_cupy
+from podrt.gpu.device import load_cupy
 
 AUTO, SERIAL, STREAMS = "auto", "serial", "streams"
 PREFILL_ALONE, DECODE_ALONE = "prefill alone", "decode alone"

@@ -12,7 +12,7 @@ from podrt._version import __version__
 from podrt.bench.ceilings import measure_ceilings
 from podrt.bench.clocks import driver_version
 from podrt.bench.peers import peer_versions
-from podrt.device import DeviceInfo, load_cupy
+from podrt.gpu.device import DeviceInfo, load_cupy
 from podrt.jit import nvrtc_version
 
 #: What must agree between two runs for their rows to stand in one file.

@@ -24,8 +24,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from podrt.batching import Request, hybrid_steps, read_trace, sample_trace
 from podrt.bench.case import Case
+from podrt.workloads.chunked_prefill import Request, hybrid_steps, read_trace, sample_trace
 
 Entry = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from podrt.bench.tensors import CaseTensors
 from podrt.bench.timing import Enqueue, Work
-from podrt.device import load_cupy
+from podrt.gpu.device import load_cupy
 
 #: Plans one contender and returns what enqueues it on PyTorch's current stream.
 Maker = Callable[[], Enqueue]

@@ -12,8 +12,8 @@ from podrt.bench.case import Case
 from podrt.bench.measure import failed_rows, measure
 from podrt.bench.results import Results, resume, save
 from podrt.bench.tensors import free_memory
-from podrt.device import load_cupy
 from podrt.errors import DeviceError
+from podrt.gpu.device import load_cupy
 
 
 @dataclass(frozen=True)

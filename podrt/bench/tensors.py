@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.bench.case import Case
-from podrt.device import load_cupy
 from podrt.errors import DeviceError
-from podrt.kernels.config import DType
-from podrt.tensors import numpy_dtype
+from podrt.gpu.device import load_cupy
+from podrt.spec.types import DType
+from podrt.tensors.view import numpy_dtype
 
 #: A contiguous cache has room for a multiple of this, so that it can be seen as pages too.
 ROOM_STEP = 16

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from podrt.bench.clocks import sm_clock_reader
-from podrt.device import load_cupy
+from podrt.gpu.device import load_cupy
 
 Enqueue = Callable[[], object]
 

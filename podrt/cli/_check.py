@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.bench.accuracy import largest_error
-from podrt.cli._workload import Workload, batch_of
 from podrt.reference import flat_page_table, reference_attention
+from podrt.workloads.random_batch import Workload, batch_of
 
 #: The LSE is float32 all the way; its error is absolute.
 LSE_TOLERANCE = 1e-3

@@ -13,8 +13,8 @@ from podrt.cli._check import LSE_TOLERANCE
 from podrt.cli._dry_run import DRY_RUN_TOLERANCE, DryRun
 from podrt.cli._fused import Outcome
 from podrt.cli._output import console, print_json, table
-from podrt.cli._workload import Geometry
-from podrt.device import DeviceInfo
+from podrt.gpu.device import DeviceInfo
+from podrt.workloads.random_batch import Geometry
 
 
 def report(

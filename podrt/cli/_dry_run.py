@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from podrt.batching import Request, hybrid_steps
 from podrt.cli._building import build_all
 from podrt.cli._check import expected_of
 from podrt.cli._variants import FALLBACK_ARCH
-from podrt.cli._workload import Geometry, Workload, make_workload
-from podrt.dispatch import Policy, base_variant, parse_policy, tiling_of
 from podrt.kernels.families import Variant, all_default_variants
-from podrt.kernels.variants import RATIOS
-from podrt.layer import Layer
+from podrt.kernels.portable.presets import RATIOS
 from podrt.plan import make_plan
+from podrt.policy.dispatch import Policy, base_variant, parse_policy, tiling_of
 from podrt.reference import check_plan, execute_plan, flat_page_table
+from podrt.spec.attention import Layer
+from podrt.workloads.chunked_prefill import Request, hybrid_steps
+from podrt.workloads.random_batch import Geometry, Workload, make_workload
 
 #: Reference and executor both compute in float64.
 DRY_RUN_TOLERANCE = 1e-9

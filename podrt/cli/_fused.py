@@ -11,9 +11,9 @@ from podrt.attention import HybridAttention
 from podrt.bench.accuracy import tolerance_of
 from podrt.bench.timing import median_times_us
 from podrt.cli._check import LSE_TOLERANCE, expected_of
-from podrt.cli._workload import Geometry, Workload
-from podrt.device import load_cupy
-from podrt.dispatch import parse_policy
+from podrt.gpu.device import load_cupy
+from podrt.policy.dispatch import parse_policy
+from podrt.workloads.random_batch import Geometry, Workload
 
 
 @dataclass(frozen=True)

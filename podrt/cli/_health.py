@@ -94,7 +94,7 @@ def _driver() -> Finding:
 
 
 def _gpu() -> Finding:
-    from podrt.device import current_device
+    from podrt.gpu.device import current_device
 
     try:
         device = current_device()

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from podrt.errors import PodrtError
-from podrt.kernels.arch import ARCHS
-from podrt.kernels.config import KernelConfig
+from podrt.gpu.arch import ARCHS
 from podrt.kernels.families import Variant, all_default_variants
-from podrt.kernels.variants import PAGE_SIZES
+from podrt.kernels.portable.config import KernelConfig
+from podrt.kernels.portable.presets import PAGE_SIZES
 
 #: Compiled for when there is no GPU to ask.
 FALLBACK_ARCH = "sm_90a"
@@ -53,7 +53,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def detected_arch() -> str:
     """Return the architecture of the current GPU, or `FALLBACK_ARCH` without one."""
-    from podrt.device import current_device
+    from podrt.gpu.device import current_device
 
     try:
         return current_device().arch.name

@@ -22,7 +22,7 @@ from podrt.bench.runner import Outcome, run_cases
 from podrt.bench.suites import Suite, load_suite, suite_names
 from podrt.bench.summary import headlines, summarise
 from podrt.cli._output import console, progress
-from podrt.device import current_device, load_cupy
+from podrt.gpu.device import current_device, load_cupy
 
 _RESULTS = Path("bench") / "results"
 #: Suite that the figures are drawn from.

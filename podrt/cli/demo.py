@@ -8,15 +8,15 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from podrt.batching import Request, hybrid_steps, read_trace, sample_trace
 from podrt.cli._demo_report import report, report_dry_run
 from podrt.cli._dry_run import dry_run
 from podrt.cli._fused import Outcome, baseline_of, compete
 from podrt.cli._output import progress
-from podrt.cli._workload import Geometry, make_workload
-from podrt.device import current_device
 from podrt.errors import DeviceError
-from podrt.kernels.config import DType
+from podrt.gpu.device import current_device
+from podrt.spec.types import DType
+from podrt.workloads.chunked_prefill import Request, hybrid_steps, read_trace, sample_trace
+from podrt.workloads.random_batch import Geometry, make_workload
 
 _SEED = 0
 

@@ -11,9 +11,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from podrt.cli._building import build_all
-from podrt.cli._listing import LEXERS, What, diff_of, text_of
 from podrt.cli._output import console, print_json, table
-from podrt.cli._stats import VariantStats, stats_of
 from podrt.cli._variants import (
     ArchOption,
     DecodeRowsOption,
@@ -27,6 +25,8 @@ from podrt.cli._variants import (
     find,
     select,
 )
+from podrt.explore.listing import LEXERS, What, diff_of, text_of
+from podrt.explore.stats import VariantStats, stats_of
 from podrt.kernels.families import Variant
 
 app = typer.Typer(

@@ -8,8 +8,8 @@ from podrt.kernels.structs import Field, render_struct
 from podrt.plan import WORK_ITEM_FIELDS, Plan
 
 if TYPE_CHECKING:
-    from podrt.run_arguments import RunTensors
-    from podrt.workspace import Workspace
+    from podrt.runtime.workspace import Workspace
+    from podrt.tensors.run_tensors import RunTensors
 
 WORK_ITEM_STRUCT = render_struct(
     "WorkItem", tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS), align=16

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from typing import get_args
 
 from podrt.errors import UnsupportedConfigError
+from podrt.gpu.arch import get_arch
 from podrt.jit import KernelSource
-from podrt.kernels import hopper, portable
-from podrt.kernels.arch import get_arch
-from podrt.kernels.config import HEAD_DIMS, DType, Form, KernelConfig
-from podrt.kernels.hopper_config import DECODE_ROWS, HOPPER_ARCH, HopperConfig
-from podrt.kernels.hopper_variants import default_hopper_variants
-from podrt.kernels.variants import PAGE_SIZES, RATIOS, default_variants
+from podrt.kernels.hopper import host as hopper
+from podrt.kernels.hopper.config import DECODE_ROWS, HOPPER_ARCH, HopperConfig
+from podrt.kernels.hopper.presets import default_hopper_variants
+from podrt.kernels.portable import host as portable
+from podrt.kernels.portable.config import KernelConfig
+from podrt.kernels.portable.presets import PAGE_SIZES, RATIOS, default_variants
+from podrt.kernels.variant import Form
+from podrt.spec.types import HEAD_DIMS, DType
 
 #: A variant of any family.
 Variant = KernelConfig | HopperConfig

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from podrt.errors import DeviceError
-from podrt.kernels.config import DType
+from podrt.spec.types import DType
 
 TENSOR_MAP_BYTES = 128
 _ALIGNMENT = 128

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from podrt.batch import HybridBatch
 from podrt.plan.split import (
     Side,
     Splits,
@@ -19,6 +18,7 @@ from podrt.plan.split import (
     taper,
 )
 from podrt.plan.work import WORK_ITEM, Plan, WorkList
+from podrt.spec.batch import HybridBatch
 
 Ints = npt.NDArray[np.int64]
 

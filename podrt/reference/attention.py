@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from podrt.batch import HybridBatch
+from podrt.spec.batch import HybridBatch
 
 Float64Array = npt.NDArray[np.float64]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from podrt.batch import HybridBatch
 from podrt.plan.work import Plan, WorkList
+from podrt.spec.batch import HybridBatch
 
 Counts = npt.NDArray[np.int32]
 

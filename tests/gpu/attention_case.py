@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
-from podrt.batch import HybridBatch
 from podrt.reference import reference_attention
+from podrt.spec.batch import HybridBatch
 
 #: One unit in the last place at 1.
 STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from podrt.device import current_device
 from podrt.errors import DeviceError
+from podrt.gpu.device import current_device
 
 
 def pytest_collection_modifyitems(items):

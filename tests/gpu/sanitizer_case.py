@@ -11,8 +11,8 @@ import sys
 from attention_case import Case, run
 
 from podrt import HybridAttention
-from podrt.device import current_device
-from podrt.kernels.hopper_config import HEAD_DIMS, HOPPER_ARCH
+from podrt.gpu.device import current_device
+from podrt.kernels.hopper.config import HEAD_DIMS, HOPPER_ARCH
 
 PORTABLE = ("1:1", "portable-serial")
 HOPPER = ("auto", "serial", "decode-only=1", "prefill-only=1")

@@ -8,8 +8,8 @@ import pytest
 from attention_case import Case, inside_larger, poisoned, run, to_gpu
 
 from podrt import HybridAttention, hybrid_attention
-from podrt.device import current_device
 from podrt.errors import UnsupportedConfigError
+from podrt.gpu.device import current_device
 
 cupy = pytest.importorskip("cupy")
 

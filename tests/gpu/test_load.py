@@ -7,7 +7,7 @@ import pytest
 
 from podrt import jit
 from podrt.errors import DeviceError
-from podrt.kernels.arch import arch_of
+from podrt.gpu.arch import arch_of
 
 cp = pytest.importorskip("cupy")
 

@@ -6,13 +6,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from podrt.device import current_device, device_info
 from podrt.errors import DeviceError
-from podrt.host_arrays import host_array, to_numpy
-from podrt.outputs import empty_like_caller, finish
-from podrt.streams import cupy_stream, is_capturing, resolve_stream
-from podrt.tensor_checks import require_dtype, require_same_device
-from podrt.tensors import view
+from podrt.gpu.device import current_device, device_info
+from podrt.tensors.checks import require_dtype, require_same_device
+from podrt.tensors.host import host_array, to_numpy
+from podrt.tensors.outputs import empty_like_caller, finish
+from podrt.tensors.streams import cupy_stream, is_capturing, resolve_stream
+from podrt.tensors.view import view
 
 cupy = pytest.importorskip("cupy")
 

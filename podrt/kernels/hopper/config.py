@@ -1,0 +1,231 @@
+"""`HopperConfig`: one variant of the Hopper family (wgmma and TMA, sm_90a)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from podrt.errors import UnsupportedConfigError
+from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantForm
+from podrt.spec.types import DType
+
+HOPPER_ARCH = "sm_90a"
+HEAD_DIMS = (64, 128)
+KV_TILES = (64, 80, 96, 112, 128, 176)
+DECODE_ROWS = (8, 16, 32)
+#: Page sizes whose pages a bulk copy can place in a swizzled tile.
+PAGE_SIZES = (16, 32, 64, 128, 256)
+#: Packed query rows of a prefill tile, and keys of a decode tile.
+PREFILL_ROWS, DECODE_KEYS = 128, 64
+#: Decode tiles of a step: more of them share the latency of its chain of products and softmax.
+DECODE_TILES = 2
+
+_WARPGROUP = 128
+_ELEMENT_BYTES = 2
+_WORK_SLOT_BYTES = 64
+#: Registers that the warpgroups of one CTA share, in units of one thread of each (ISA limits).
+_REGISTER_POOL = {3: 504, 4: 512}
+
+
+@dataclass(frozen=True)
+class HopperConfig(VariantForm):
+    """One persistent CTA per SM: a producer warpgroup, one for decode, two for prefill or decode.
+
+    Attributes
+    ----------
+    form : {"pod", "prefill", "decode"}
+        The fused kernel, or one side alone.
+    arch : str
+        ``"sm_90a"``.
+    dtype : {"bfloat16", "float16"}
+        Element type of q, k, v and out.
+    head_dim : int
+        64 or 128.
+    decode_rows : int
+        Packed query rows of a decode tile: 8, 16 or 32.
+    kv_tile : int
+        Keys of a prefill tile.
+    stages : int
+        Depth of the prefill ring, for K and V each.
+    decode_slots : int
+        Depth of a decode ring, in tiles of 64 keys or values; `next_slots` has those of the rings
+        that lie over the prefill tiles.
+    producer_registers, decode_registers, prefill_registers : int
+        Registers of a thread, by role.
+    page_size : int or None
+        Tokens of a page of the KV cache; None for a contiguous cache.
+    causal : bool
+        Bottom-right aligned causal mask.
+    """
+
+    form: Form
+    dtype: DType
+    head_dim: int
+    decode_rows: int = 8
+    kv_tile: int = 128
+    stages: int = 2
+    decode_slots: int = 3
+    producer_registers: int = 40
+    decode_registers: int = 56
+    prefill_registers: int = 208
+    page_size: int | None = None
+    causal: bool = True
+    arch: str = HOPPER_ARCH
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("form", get_args(Form)),
+            ("dtype", get_args(DType)),
+            ("head_dim", HEAD_DIMS),
+            ("decode_rows", DECODE_ROWS),
+            ("kv_tile", KV_TILES),
+            ("page_size", (None, *PAGE_SIZES)),
+            ("arch", (HOPPER_ARCH,)),
+        ):
+            value = getattr(self, field)
+            if value not in allowed or type(value) not in {type(choice) for choice in allowed}:
+                raise UnsupportedConfigError(
+                    f"{field}={value!r}: allowed are {', '.join(map(repr, allowed))}"
+                )
+        for field in ("stages", "decode_slots"):
+            value = getattr(self, field)
+            if type(value) is not int or value < 2:
+                raise UnsupportedConfigError(f"{field}={value!r}: must be an int of at least 2")
+        if not isinstance(self.causal, bool):
+            raise UnsupportedConfigError(f"causal={self.causal!r}: allowed are True, False")
+        self._check_budgets()
+
+    @property
+    def decode_tiles(self) -> int:
+        """Tiles of `DECODE_KEYS` keys that a step of decode takes."""
+        return DECODE_TILES
+
+    @property
+    def family(self) -> str:
+        """Kernel family; also its folder in ``templates/``."""
+        return "hopper"
+
+    @property
+    def ctas_per_sm(self) -> int:
+        """CTAs on one SM together."""
+        return 1
+
+    @property
+    def lanes(self) -> int:
+        """Decode units that a CTA can have in work, each with a producer warp and a ring.
+
+        In the fused kernel the last two are the prefill warpgroups, when they have no prefill.
+        """
+        return {"prefill": 0, "decode": 2, "pod": 3}[self.form]
+
+    @property
+    def warpgroups(self) -> int:
+        """Warpgroups of the CTA."""
+        return 1 + int(self.form == "pod") + 2
+
+    @property
+    def threads(self) -> int:
+        """Threads of the CTA."""
+        return self.warpgroups * _WARPGROUP
+
+    def piece_rows(self, tile_rows: int) -> int:
+        """Return the tokens that one bulk copy brings of a tile of `tile_rows`.
+
+        A piece must not leave its page, and tiles begin at multiples of `DECODE_KEYS`, as splits
+        do. A contiguous cache's tile is one piece.
+        """
+        if self.page_size is None:
+            return tile_rows
+        return math.gcd(self.page_size, tile_rows, DECODE_KEYS)
+
+    @property
+    def launch_registers(self) -> int:
+        """Registers that a thread has before the roles share them out."""
+        return min(255, self.limits.registers_per_sm // self.threads // 8 * 8)
+
+    @property
+    def max_registers(self) -> int:
+        """Most registers that a thread of any role has."""
+        prefill = self.prefill_registers if self.has_prefill else 0
+        decode = self.decode_registers if self.has_decode else 0
+        return max(self.launch_registers, prefill, decode)
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of the CTA; the map is in ``hopper/shared_memory.cuh``."""
+        tiles = self._prefill_bytes
+        if self.has_decode:
+            tiles += self._lane_bytes(self.decode_slots)
+        if self.form == "decode":
+            tiles += (self.lanes - 1) * self._lane_bytes(self.next_slots)
+        barriers = 2 + 4 * self.stages + 5
+        control = -(-8 * barriers // 16) * 16 + 2 * _WORK_SLOT_BYTES + 16
+        lane_barriers = 4 + 2 * max(self.decode_slots, self.next_slots)
+        lane_control = 2 * _WORK_SLOT_BYTES + 20 * self.decode_rows + 16 + 8 * lane_barriers
+        return tiles + control + self.lanes * lane_control
+
+    @property
+    def next_slots(self) -> int:
+        """Depth of the rings of decode lanes 1 and 2, which lie over the prefill tiles if any."""
+        if self.form != "pod":
+            return self.decode_slots
+        return (self._prefill_bytes // 2 - self._lane_bytes(0)) // self._tile_bytes
+
+    @property
+    def _tile_bytes(self) -> int:
+        return DECODE_KEYS * self.head_dim * _ELEMENT_BYTES
+
+    @property
+    def _prefill_bytes(self) -> int:
+        rows = PREFILL_ROWS + 2 * self.stages * self.kv_tile
+        return rows * self.head_dim * _ELEMENT_BYTES if self.has_prefill else 0
+
+    def _lane_bytes(self, slots: int) -> int:
+        """Return the shared memory of a decode lane: queries, probabilities and ring."""
+        columns = self.head_dim + self.decode_tiles * DECODE_KEYS
+        return self.decode_rows * columns * _ELEMENT_BYTES + slots * self._tile_bytes
+
+    @property
+    def name(self) -> str:
+        """Readable, file-safe name that is different for different variants."""
+        tag = DTYPE_TAGS[self.dtype]
+        parts = [f"{self.form}_hopper_{self.arch}_{tag}_d{self.head_dim}"]
+        registers = [self.producer_registers]
+        if self.has_prefill:
+            parts.append(f"p{PREFILL_ROWS}x{self.kv_tile}s{self.stages}")
+        if self.has_decode:
+            parts.append(f"d{self.decode_rows}x{DECODE_KEYS}s{self.decode_slots}")
+            registers.append(self.decode_registers)
+        if self.has_prefill:
+            registers.append(self.prefill_registers)
+        parts.append("regs" + "x".join(map(str, registers)))
+        parts.append("contiguous" if self.page_size is None else f"page{self.page_size}")
+        parts.append("causal" if self.causal else "full")
+        return "_".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as plain values, for JSON."""
+        return asdict(self)
+
+    def _check_budgets(self) -> None:
+        roles = [self.producer_registers]
+        roles += [self.decode_registers] * (self.warpgroups - 1 - 2 * int(self.has_prefill))
+        roles += [self.prefill_registers] * 2 if self.has_prefill else []
+        for registers in roles:
+            if type(registers) is not int or registers % 8 or not 24 <= registers <= 256:
+                raise UnsupportedConfigError(
+                    f"registers of a role are {registers}: must be a multiple of 8 from 24 to 256"
+                )
+        pool = _REGISTER_POOL[self.warpgroups]
+        if sum(roles) > pool:
+            raise UnsupportedConfigError(
+                f"registers of all roles add up to {sum(roles)}; {self.warpgroups} warpgroups "
+                f"have {pool}"
+            )
+        smem_bytes = self.smem_bytes + STATIC_SMEM_BYTES
+        if smem_bytes > self.limits.smem_per_cta_bytes:
+            raise UnsupportedConfigError(
+                f"{self.name}: needs {smem_bytes} bytes of shared memory in a CTA; "
+                f"{self.arch} allows {self.limits.smem_per_cta_bytes}"
+            )

@@ -1,0 +1,130 @@
+"""The default variants of the Hopper family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, get_args
+
+from podrt.kernels.hopper.config import (
+    DECODE_ROWS,
+    HEAD_DIMS,
+    HOPPER_ARCH,
+    PREFILL_ROWS,
+    HopperConfig,
+)
+from podrt.kernels.hopper.config import PAGE_SIZES as TMA_PAGE_SIZES
+from podrt.kernels.variant import Form
+from podrt.spec.types import DType
+
+
+class _Pod(NamedTuple):
+    """Budget of a fused kernel: keys of a prefill tile, and registers by role."""
+
+    kv_tile: int
+    producer_registers: int
+    decode_registers: int
+    prefill_registers: int
+
+
+#: By (head_dim, decode_rows): decode gets the registers that it needs without spilling, prefill the
+#: rest. A tile is smaller than 128 keys where registers are too few for it, or shared memory for it
+#: beside a decode ring of four tiles.
+_PODS = {
+    (64, 8): _Pod(128, 40, 136, 168),
+    (64, 16): _Pod(128, 40, 136, 168),
+    (64, 32): _Pod(128, 40, 120, 176),
+    (128, 8): _Pod(112, 40, 104, 184),
+    (128, 16): _Pod(112, 40, 80, 192),
+    (128, 32): _Pod(96, 40, 120, 176),
+}
+#: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
+#: left.
+_DECODE_SLOTS = {
+    ("pod", 64, 128): 8,
+    ("pod", 128, 112): 4,
+    ("pod", 128, 96): 4,
+    ("decode", 64, 128): 8,
+    ("decode", 128, 128): 4,
+}
+#: Keys of a prefill tile without decode, by head_dim: of units with few keys and, from
+#: `LONG_UNIT_KEYS` in the mean, with many. With larger tiles queries are read from shared memory
+#: less often, and a unit takes longer to begin and to end (`design/hopper-kernel.md`).
+_PREFILL_TILES = {64: (128,), 128: (128, 176)}
+LONG_UNIT_KEYS = 4096
+#: Page sizes of the default set; None is a contiguous cache.
+PAGE_SIZES = (None, 16)
+
+
+def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None) -> str | None:
+    """Say why the family has no kernel for that layer on that architecture; None if it has one."""
+    if arch != HOPPER_ARCH:
+        return f"it needs an {HOPPER_ARCH} GPU; this one is {arch}"
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim={head_dim}; allowed are {HEAD_DIMS}"
+    if group > PREFILL_ROWS:
+        return f"{group} query heads share a KV head; at most {PREFILL_ROWS} are allowed"
+    if page_size is not None and page_size not in TMA_PAGE_SIZES:
+        return f"page_size={page_size}; allowed are None and {TMA_PAGE_SIZES}"
+    return None
+
+
+def has_large_tile(head_dim: int, unit_keys: float) -> bool:
+    """Tell whether prefill alone has larger tiles for units of so many keys in the mean."""
+    return len(_PREFILL_TILES[head_dim]) > 1 and unit_keys >= LONG_UNIT_KEYS
+
+
+def hopper_variant(
+    form: Form,
+    dtype: DType,
+    head_dim: int,
+    *,
+    decode_rows: int = 8,
+    unit_keys: float = 0,
+    page_size: int | None = None,
+    causal: bool = True,
+) -> HopperConfig:
+    """Return the default variant for a job; `unit_keys` is the mean of prefill's units."""
+    if form == "pod":
+        budget = _PODS[head_dim, decode_rows]
+    elif form == "decode":
+        budget = _Pod(128, 40, 216, 232)
+    else:
+        tile = _PREFILL_TILES[head_dim][int(has_large_tile(head_dim, unit_keys))]
+        budget = _Pod(tile, 40, 56, 232)
+    return HopperConfig(
+        form=form,
+        dtype=dtype,
+        head_dim=head_dim,
+        decode_rows=decode_rows if form != "prefill" else DECODE_ROWS[0],
+        decode_slots=_DECODE_SLOTS.get((form, head_dim, budget.kv_tile), 2),
+        **budget._asdict(),
+        page_size=page_size,
+        causal=causal,
+    )
+
+
+def default_hopper_variants(
+    *,
+    forms: Iterable[Form] = get_args(Form),
+    dtypes: Iterable[DType] = get_args(DType),
+    head_dims: Iterable[int] = HEAD_DIMS,
+    decode_rows: Iterable[int] = DECODE_ROWS,
+    page_sizes: Iterable[int | None] = PAGE_SIZES,
+) -> list[HopperConfig]:
+    """Return the causal variants that the dispatcher may pick, as the filters allow."""
+    forms, decode_rows = tuple(forms), tuple(decode_rows)
+    page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
+    found = [
+        hopper_variant(
+            form, dtype, head_dim, decode_rows=rows, unit_keys=unit_keys, page_size=page_size
+        )
+        for head_dim in head_dims
+        if head_dim in HEAD_DIMS
+        for dtype in dtypes
+        for page_size in page_sizes
+        if page_size is None or page_size in TMA_PAGE_SIZES
+        for form in forms
+        for rows in (decode_rows if form != "prefill" else DECODE_ROWS[:1])
+        for unit_keys in (0, LONG_UNIT_KEYS)
+    ]
+    return list(dict.fromkeys(found))  # most do not depend on unit_keys

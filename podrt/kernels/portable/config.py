@@ -1,0 +1,238 @@
+"""`KernelConfig`: the single truth for one variant of the portable family."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from podrt.errors import UnsupportedConfigError
+from podrt.gpu.arch import RESERVED_SMEM_BYTES, get_arch
+from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantForm
+from podrt.spec.types import HEAD_DIMS, DType
+
+Assignment = Literal["sm_aware", "cta_parallel"]
+
+_ELEMENT_BYTES = 2
+_WARP = 32
+_MMA_ROWS = 16
+_MMA_DEPTH = 16
+_MAX_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Shape of one side's work.
+
+    Attributes
+    ----------
+    rows : int
+        Packed query rows: 16 or 32 for each warp that shares the tile.
+    kv_tile : int
+        Keys in one step of the main loop, a multiple of 16.
+    kv_slots : int
+        Depth of the shared-memory ring; each slot holds one K or one V tile, so 2 is the least.
+    """
+
+    rows: int
+    kv_tile: int
+    kv_slots: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.kv_tile}s{self.kv_slots}"
+
+
+@dataclass(frozen=True)
+class KernelConfig(VariantForm):
+    """One kernel variant of the portable family (sm_80 and newer).
+
+    Construction refuses what cannot run and names the limit that it breaks.
+
+    Attributes
+    ----------
+    form : {"pod", "prefill", "decode"}
+        The fused kernel, or one side alone.
+    arch : str
+        NVRTC target such as ``"sm_90a"``.
+    dtype : {"bfloat16", "float16"}
+        Element type of q, k, v and out.
+    head_dim : int
+        64, 128 or 256.
+    prefill, decode : Tile
+        A prefill tile is shared by all warps of the CTA; every warp has a decode tile of its own
+        (POD-Attention's virtual decode CTAs).
+    warps : int
+        Warps of one CTA.
+    ctas_per_sm : int
+        CTAs that must fit on one SM together; bounds registers and shared memory.
+    prefill_share, decode_share : int
+        The prefill:decode split ratio: of every ``prefill_share + decode_share`` CTAs that draw a
+        ticket, the first `prefill_share` take prefill work.
+    assignment : {"sm_aware", "cta_parallel"}
+        Tickets counted per SM (POD-Attention §4.1), or by CTA number.
+    persistent : bool
+        CTAs draw work until none is left, instead of one unit of work each.
+    page_size : int or None
+        Tokens of a page of the KV cache; None for a contiguous cache.
+    causal : bool
+        Bottom-right aligned causal mask.
+    """
+
+    form: Form
+    arch: str
+    dtype: DType
+    head_dim: int
+    prefill: Tile
+    decode: Tile
+    warps: int
+    ctas_per_sm: int
+    prefill_share: int = 1
+    decode_share: int = 1
+    assignment: Assignment = "sm_aware"
+    persistent: bool = True
+    page_size: int | None = None
+    causal: bool = True
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_tiles()
+        self._check_residency()
+
+    @property
+    def family(self) -> str:
+        """Kernel family; also its folder in ``templates/``."""
+        return "portable"
+
+    @property
+    def threads(self) -> int:
+        """Threads of one CTA."""
+        return self.warps * _WARP
+
+    @property
+    def prefill_smem_bytes(self) -> int:
+        """Shared memory of the prefill role: Q tile and K/V ring."""
+        rows = self.prefill.rows + self.prefill.kv_slots * self.prefill.kv_tile
+        return rows * self.head_dim * _ELEMENT_BYTES
+
+    @property
+    def decode_smem_bytes(self) -> int:
+        """Shared memory of the decode role: one K/V ring per warp (Q lives in registers)."""
+        rows = self.warps * self.decode.kv_slots * self.decode.kv_tile
+        return rows * self.head_dim * _ELEMENT_BYTES
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of one CTA."""
+        return max(
+            self.prefill_smem_bytes if self.has_prefill else 0,
+            self.decode_smem_bytes if self.has_decode else 0,
+        )
+
+    @property
+    def max_registers(self) -> int:
+        """Most registers a thread may have so that `ctas_per_sm` CTAs fit."""
+        return min(255, self.limits.registers_per_sm // (self.ctas_per_sm * self.threads) // 8 * 8)
+
+    @property
+    def name(self) -> str:
+        """Readable, file-safe name that is different for different variants."""
+        parts = [f"{self.form}_{self.family}_{self.arch}_{DTYPE_TAGS[self.dtype]}_d{self.head_dim}"]
+        if self.has_prefill:
+            parts.append(f"p{self.prefill}")
+        if self.has_decode:
+            parts.append(f"d{self.decode}")
+        parts.append(f"w{self.warps}c{self.ctas_per_sm}")
+        if self.form == "pod":
+            parts.append(f"r{self.prefill_share}to{self.decode_share}")
+            if self.assignment == "cta_parallel":
+                parts.append("ctapar")
+        parts.append("persistent" if self.persistent else "oneshot")
+        parts.append("contiguous" if self.page_size is None else f"page{self.page_size}")
+        parts.append("causal" if self.causal else "full")
+        return "_".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as plain values, for JSON."""
+        return asdict(self)
+
+    def _check_choices(self) -> None:
+        for field, allowed in (
+            ("form", get_args(Form)),
+            ("dtype", get_args(DType)),
+            ("assignment", get_args(Assignment)),
+            ("head_dim", HEAD_DIMS),
+        ):
+            value = getattr(self, field)
+            # 64.0 and 64 are equal, but would be rendered differently.
+            if value not in allowed or type(value) is not type(allowed[0]):
+                raise UnsupportedConfigError(
+                    f"{field}={value!r}: allowed are {', '.join(map(repr, allowed))}"
+                )
+        for field in ("warps", "ctas_per_sm", "prefill_share", "decode_share"):
+            _require_positive_int(field, getattr(self, field))
+        for side in ("prefill", "decode"):
+            for field, value in asdict(getattr(self, side)).items():
+                _require_positive_int(f"{side}.{field}", value)
+        if self.page_size is not None:
+            _require_positive_int("page_size", self.page_size, ", or None")
+        for field in ("persistent", "causal"):
+            if not isinstance(getattr(self, field), bool):
+                raise UnsupportedConfigError(f"{field}={getattr(self, field)!r}: must be a bool")
+        get_arch(self.arch)
+
+    def _check_tiles(self) -> None:
+        for side, warps in (("prefill", self.warps), ("decode", 1)):
+            tile: Tile = getattr(self, side)
+            if tile.rows not in (_MMA_ROWS * warps, 2 * _MMA_ROWS * warps):
+                raise UnsupportedConfigError(
+                    f"{side}.rows={tile.rows}: {warps} warp(s) share the tile, so it must have "
+                    f"{_MMA_ROWS * warps} or {2 * _MMA_ROWS * warps} rows"
+                )
+            if tile.kv_tile % _MMA_DEPTH or tile.kv_tile % warps:
+                raise UnsupportedConfigError(
+                    f"{side}.kv_tile={tile.kv_tile}: must be a multiple of {_MMA_DEPTH} "
+                    f"that {warps} warp(s) share evenly"
+                )
+            if tile.kv_tile // warps > _WARP:
+                raise UnsupportedConfigError(
+                    f"{side}.kv_tile={tile.kv_tile}: at most {_WARP} keys for each of "
+                    f"{warps} warp(s)"
+                )
+            if tile.kv_slots < 2:
+                raise UnsupportedConfigError(f"{side}.kv_slots={tile.kv_slots}: at least 2")
+        if self.decode.rows != _MMA_ROWS:
+            raise UnsupportedConfigError(
+                f"decode.rows={self.decode.rows}: a decode tile has {_MMA_ROWS} rows"
+            )
+
+    def _check_residency(self) -> None:
+        limits = self.limits
+        if self.threads > _MAX_THREADS:
+            raise UnsupportedConfigError(
+                f"warps={self.warps}: {self.threads} threads in a CTA; CUDA allows {_MAX_THREADS}"
+            )
+        per_cta = self.smem_bytes + STATIC_SMEM_BYTES
+        if per_cta > limits.smem_per_cta_bytes:
+            raise UnsupportedConfigError(
+                f"{self.name}: needs {per_cta} bytes of shared memory in a CTA; "
+                f"{limits.name} allows {limits.smem_per_cta_bytes}"
+            )
+        per_sm = self.ctas_per_sm * (per_cta + RESERVED_SMEM_BYTES)
+        if per_sm > limits.smem_per_sm_bytes:
+            raise UnsupportedConfigError(
+                f"{self.name}: {self.ctas_per_sm} CTAs need {per_sm} bytes of shared memory on an "
+                f"SM; {limits.name} has {limits.smem_per_sm_bytes}"
+            )
+        if self.ctas_per_sm * self.threads > limits.max_threads_per_sm:
+            raise UnsupportedConfigError(
+                f"{self.name}: {self.ctas_per_sm * self.threads} threads on an SM; "
+                f"{limits.name} allows {limits.max_threads_per_sm}"
+            )
+        if self.ctas_per_sm > limits.max_ctas_per_sm:
+            raise UnsupportedConfigError(
+                f"ctas_per_sm={self.ctas_per_sm}: {limits.name} allows {limits.max_ctas_per_sm}"
+            )
+
+
+def _require_positive_int(name: str, value: Any, alternative: str = "") -> None:
+    if type(value) is not int or value < 1:
+        raise UnsupportedConfigError(f"{name}={value!r}: must be an int of at least 1{alternative}")

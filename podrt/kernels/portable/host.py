@@ -1,0 +1,101 @@
+"""Host side of the portable family: what its kernels are given, and their source."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.jit import KernelSource, render
+from podrt.kernels.arguments import (
+    BUFFERS,
+    COUNTS,
+    OUTPUT_STRIDES,
+    WORK_ITEM_STRUCT,
+    buffer_arguments,
+)
+from podrt.kernels.portable.config import KernelConfig
+from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
+from podrt.kernels.variant import NUM_TICKETS
+from podrt.plan import Plan
+
+if TYPE_CHECKING:
+    from podrt.runtime.workspace import Workspace
+    from podrt.tensors.run_tensors import RunTensors
+
+#: Arguments of every kernel of the family, in memory order. Strides are in elements.
+#: They fit 32 bits (checked where tensors enter), which saves registers in the inner loops.
+PARAMS = (
+    Field("const u16*", "q", "[tokens, num_qo_heads, head_dim]"),
+    Field("const u16*", "k", "keys: pages or rows, tokens, KV heads, head_dim"),
+    Field("const u16*", "v", "values, as k"),
+    *BUFFERS,
+    Field("int", "q_stride_token", ""),
+    Field("int", "q_stride_head", ""),
+    Field("int", "k_stride_page", "of a page, or of a request's row"),
+    Field("int", "k_stride_token", ""),
+    Field("int", "k_stride_head", ""),
+    Field("int", "v_stride_page", ""),
+    Field("int", "v_stride_token", ""),
+    Field("int", "v_stride_head", ""),
+    *OUTPUT_STRIDES,
+    *COUNTS,
+    Field("float", "scale_log2", "sm_scale * log2(e)"),
+)
+PARAMS_DTYPE = struct_dtype(PARAMS)
+
+#: 32-bit words of the counter block: tickets, taken by role, finished.
+NUM_COUNTERS = NUM_TICKETS + 3
+
+
+def source_of(config: KernelConfig) -> KernelSource:
+    """Render the CUDA C++ source of a variant."""
+    text = render(
+        f"{config.family}/kernel.cu.jinja",
+        {
+            "config": config,
+            "num_tickets": NUM_TICKETS,
+            "params_struct": render_struct("Params", PARAMS),
+            "work_item_struct": WORK_ITEM_STRUCT,
+        },
+    )
+    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
+
+
+def num_ctas(
+    config: KernelConfig, num_prefill_units: int, num_decode_units: int, num_sms: int
+) -> int:
+    """Return the grid of a launch: one CTA per piece of work, or as many as fit on the GPU."""
+    prefill = num_prefill_units if config.has_prefill else 0
+    decode = -(-num_decode_units // config.warps) if config.has_decode else 0
+    work = prefill + decode
+    return min(work, config.ctas_per_sm * num_sms) if config.persistent else work
+
+
+def params_of(
+    plan: Plan,
+    tensors: RunTensors,
+    workspace: Workspace,
+    page_table: int,
+    sm_scale: float,
+) -> npt.NDArray[np.void]:
+    """Return a launch's argument block."""
+    q, k, v = tensors.q, tensors.k_cache, tensors.v_cache
+    return fill_struct(
+        PARAMS_DTYPE,
+        q=q.pointer,
+        k=k.pointer,
+        v=v.pointer,
+        q_stride_token=q.strides[0],
+        q_stride_head=q.strides[1],
+        k_stride_page=k.strides[0],
+        k_stride_token=k.strides[1],
+        k_stride_head=k.strides[2],
+        v_stride_page=v.strides[0],
+        v_stride_token=v.strides[1],
+        v_stride_head=v.strides[2],
+        scale_log2=sm_scale * math.log2(math.e),
+        **buffer_arguments(plan, tensors, workspace, page_table),
+    )

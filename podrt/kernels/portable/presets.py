@@ -1,0 +1,128 @@
+"""The default set of variants: which tiles each architecture and head dim gets.
+
+Two shapes per head dim, after POD-Attention (arXiv 2410.18038) section 4.2.2: ``"large"`` runs two
+CTAs of four warps on an SM and suits long prefills, ``"small"`` runs four CTAs of two warps and
+wastes less of a tile on short ones. Tiles are as large as registers (no spill) and shared memory
+allow; `design/portable-kernel.md` has the reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, get_args
+
+from podrt.gpu.arch import KIB, get_arch
+from podrt.kernels.portable.config import KernelConfig, Tile
+from podrt.kernels.variant import Form
+from podrt.spec.types import HEAD_DIMS, DType
+
+Shape = Literal["large", "small"]
+
+#: Prefill:decode ratios of the default set, of which the dispatcher takes the nearest to the work;
+#: a ratio that the caller fixes is compiled as it is.
+RATIOS = ((8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 4), (1, 8))
+
+#: Page sizes of the default set; None is a contiguous cache.
+PAGE_SIZES = (None, 16)
+
+
+class Preset(NamedTuple):
+    """Tiles and residency of a shape."""
+
+    prefill: Tile
+    decode: Tile
+    warps: int
+    ctas_per_sm: int
+
+
+#: (shared memory per SM in KiB, head_dim, shape); the largest memory that fits the GPU is taken.
+_PRESETS: dict[tuple[int, int, Shape], Preset] = {
+    (228, 64, "large"): Preset(Tile(128, 64, 4), Tile(16, 32, 6), 4, 2),
+    (228, 64, "small"): Preset(Tile(64, 64, 3), Tile(16, 32, 6), 2, 4),
+    (228, 128, "large"): Preset(Tile(128, 32, 8), Tile(16, 32, 3), 4, 2),
+    (228, 128, "small"): Preset(Tile(64, 32, 3), Tile(16, 32, 3), 2, 4),
+    (228, 256, "large"): Preset(Tile(64, 32, 4), Tile(16, 16, 3), 4, 2),
+    (228, 256, "small"): Preset(Tile(32, 32, 2), Tile(16, 16, 3), 2, 4),
+    (164, 64, "large"): Preset(Tile(128, 64, 4), Tile(16, 32, 5), 4, 2),
+    (164, 64, "small"): Preset(Tile(64, 64, 3), Tile(16, 32, 4), 2, 4),
+    (164, 128, "large"): Preset(Tile(128, 32, 6), Tile(16, 16, 5), 4, 2),
+    (164, 128, "small"): Preset(Tile(64, 32, 2), Tile(16, 16, 4), 2, 4),
+    (164, 256, "large"): Preset(Tile(64, 32, 2), Tile(16, 16, 2), 4, 2),
+    (164, 256, "small"): Preset(Tile(32, 16, 2), Tile(16, 16, 2), 2, 4),
+    (100, 64, "large"): Preset(Tile(128, 64, 3), Tile(16, 32, 2), 4, 2),
+    (100, 64, "small"): Preset(Tile(64, 32, 3), Tile(16, 16, 5), 2, 4),
+    (100, 128, "large"): Preset(Tile(64, 32, 3), Tile(16, 16, 2), 4, 2),
+    (100, 128, "small"): Preset(Tile(32, 16, 2), Tile(16, 16, 2), 2, 4),
+    (100, 256, "large"): Preset(Tile(64, 16, 2), Tile(16, 16, 2), 4, 1),
+    (100, 256, "small"): Preset(Tile(32, 16, 2), Tile(16, 16, 2), 2, 2),
+}
+
+#: Where one architecture can do better than others with as much memory: 64 keys at head_dim 128
+#: take every register, and spill on sm_100.
+_ARCH_PRESETS: dict[tuple[str, int, Shape], Preset] = {
+    ("sm_90a", 128, "large"): Preset(Tile(128, 64, 3), Tile(16, 32, 3), 4, 2),
+}
+
+
+def preset(arch: str, head_dim: int, shape: Shape) -> Preset:
+    """Return the tiles of a shape on an architecture."""
+    own = _ARCH_PRESETS.get((get_arch(arch).name, head_dim, shape))
+    if own is not None:
+        return own
+    memory_kib = get_arch(arch).smem_per_sm_bytes // KIB
+    fitting = max(kib for kib, dim, _ in _PRESETS if dim == head_dim and kib <= memory_kib)
+    return _PRESETS[fitting, head_dim, shape]
+
+
+def variant(
+    form: Form,
+    arch: str,
+    dtype: DType,
+    head_dim: int,
+    *,
+    shape: Shape = "large",
+    ratio: tuple[int, int] = (1, 1),
+    page_size: int | None = None,
+    causal: bool = True,
+) -> KernelConfig:
+    """Return the default variant for a job; `ratio` is prefill:decode and matters to ``"pod"``."""
+    prefill, decode, warps, ctas_per_sm = preset(arch, head_dim, shape)
+    prefill_share, decode_share = ratio if form == "pod" else (1, 1)
+    return KernelConfig(
+        form=form,
+        arch=arch,
+        dtype=dtype,
+        head_dim=head_dim,
+        prefill=prefill,
+        decode=decode,
+        warps=warps,
+        ctas_per_sm=ctas_per_sm,
+        prefill_share=prefill_share,
+        decode_share=decode_share,
+        page_size=page_size,
+        causal=causal,
+    )
+
+
+def default_variants(
+    arch: str,
+    *,
+    forms: Iterable[Form] = get_args(Form),
+    dtypes: Iterable[DType] = get_args(DType),
+    head_dims: Iterable[int] = HEAD_DIMS,
+    shapes: Iterable[Shape] = get_args(Shape),
+    ratios: Iterable[tuple[int, int]] = RATIOS,
+    page_sizes: Iterable[int | None] = PAGE_SIZES,
+) -> list[KernelConfig]:
+    """Return the causal variants that the dispatcher may pick on `arch`, as the filters allow."""
+    forms, shapes, ratios = tuple(forms), tuple(shapes), tuple(ratios)
+    page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
+    return [
+        variant(form, arch, dtype, head_dim, shape=shape, ratio=ratio, page_size=page_size)
+        for head_dim in head_dims
+        for dtype in dtypes
+        for page_size in page_sizes
+        for shape in shapes
+        for form in forms
+        for ratio in (ratios if form == "pod" else ((1, 1),))
+    ]

@@ -1,0 +1,38 @@
+"""What variants of all families have in common."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from podrt.gpu.arch import KIB, Arch, get_arch
+
+Form = Literal["pod", "prefill", "decode"]
+
+#: Short names of element types, for variant names.
+DTYPE_TAGS = {"bfloat16": "bf16", "float16": "f16"}
+#: The kernels' static shared memory, rounded up to the alignment of the dynamic part.
+STATIC_SMEM_BYTES = 1 * KIB
+#: Tickets for which CTAs draw; SMs with ids beyond it share (see ``templates/common/queue.cuh``).
+NUM_TICKETS = 256
+
+
+class VariantForm:
+    """What every variant answers about its form and architecture, whatever its family."""
+
+    form: Form
+    arch: str
+
+    @property
+    def limits(self) -> Arch:
+        """Limits of `arch`."""
+        return get_arch(self.arch)
+
+    @property
+    def has_prefill(self) -> bool:
+        """Whether the kernel takes prefill work."""
+        return self.form != "decode"
+
+    @property
+    def has_decode(self) -> bool:
+        """Whether the kernel takes decode work."""
+        return self.form != "prefill"

@@ -1,0 +1,114 @@
+"""`Layer`: what is fixed for an attention layer, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal, get_args
+
+from podrt.errors import UnsupportedConfigError
+from podrt.spec.types import HEAD_DIMS, DType
+
+KvLayout = Literal["NHD", "HND"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Shape of an attention layer.
+
+    Attributes
+    ----------
+    num_qo_heads, num_kv_heads, head_dim : int
+        Heads, and the size of each.
+    dtype : {"bfloat16", "float16"}
+        Element type.
+    page_size : int or None
+        Tokens of a page; None is a contiguous cache.
+    kv_layout : {"NHD", "HND"}
+        Order of tokens and heads in the caches.
+    causal : bool
+        Bottom-right aligned causal mask.
+    sm_scale : float
+        Factor on the scores before the softmax.
+    """
+
+    num_qo_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: DType
+    page_size: int | None
+    kv_layout: KvLayout
+    causal: bool
+    sm_scale: float
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.num_qo_heads // self.num_kv_heads
+
+
+def make_layer(
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int | None,
+    kv_layout: str,
+    dtype: Any,
+    causal: bool,
+    sm_scale: float | None,
+) -> Layer:
+    """Check the arguments of `podrt.HybridAttention` and gather them; errors as there."""
+    # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.
+    if kv_layout not in get_args(KvLayout):
+        raise UnsupportedConfigError(f"kv_layout={kv_layout!r}: allowed are {get_args(KvLayout)}")
+    sizes = (("num_qo_heads", num_qo_heads), ("num_kv_heads", num_kv_heads), ("head_dim", head_dim))
+    for name, value in sizes:
+        _require_positive_int(name, value)
+    if num_qo_heads % num_kv_heads:
+        raise ValueError(
+            f"num_qo_heads={num_qo_heads}: must be a multiple of num_kv_heads={num_kv_heads}"
+        )
+    if head_dim not in HEAD_DIMS:
+        raise UnsupportedConfigError(f"head_dim={head_dim!r}: allowed are {HEAD_DIMS}")
+    if page_size is not None:
+        _require_positive_int("page_size", page_size)
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal={causal!r}: expected True or False")
+    return Layer(
+        num_qo_heads,
+        num_kv_heads,
+        head_dim,
+        _dtype_name(dtype),
+        page_size,
+        kv_layout,  # type: ignore[arg-type]
+        causal,
+        _checked_scale(sm_scale, head_dim),
+    )
+
+
+def _require_positive_int(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: expected an int")
+    if value < 1:
+        raise ValueError(f"{name}={value}: must be at least 1")
+
+
+def _dtype_name(dtype: Any) -> DType:
+    """Accept a name, or a framework's dtype such as torch.bfloat16 or numpy.float16."""
+    text = getattr(dtype, "__name__", None) or str(dtype)
+    name = text.rpartition(".")[2]
+    if name not in get_args(DType):
+        raise UnsupportedConfigError(f"dtype={dtype!r}: allowed are {get_args(DType)}")
+    return name  # type: ignore[return-value]
+
+
+def _checked_scale(sm_scale: float | None, head_dim: int) -> float:
+    if sm_scale is None:
+        return float(head_dim**-0.5)
+    if not isinstance(sm_scale, Real) or isinstance(sm_scale, bool):
+        raise TypeError(f"sm_scale={sm_scale!r}: expected a number or None")
+    scale = float(sm_scale)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"sm_scale={sm_scale!r}: must be finite and greater than 0")
+    return scale

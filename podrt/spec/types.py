@@ -1,0 +1,9 @@
+"""Element types and head dimensions that podrt knows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+DType = Literal["bfloat16", "float16"]
+
+HEAD_DIMS = (64, 128, 256)

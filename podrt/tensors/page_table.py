@@ -1,0 +1,155 @@
+"""Page tables as callers pass them: a block table, or one list with offsets; on host or GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.spec.batch import HybridBatch
+from podrt.tensors.checks import require_dtype, require_rank, require_unit_stride
+from podrt.tensors.host import host_array, to_numpy
+from podrt.tensors.view import TensorView, view
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class PageTable:
+    """Page numbers of a batch.
+
+    Attributes
+    ----------
+    tensor : TensorView
+        int32: a block table ``[requests, max_pages]`` or kv_indices ``[entries]``.
+    kv_indptr : int32 array [requests + 1] or None
+        Offsets into kv_indices; None for a block table.
+    host_values : int32 array or None
+        The flat page numbers when they lie in host memory.
+    """
+
+    tensor: TensorView
+    kv_indptr: Int32Array | None
+    host_values: Int32Array | None
+
+    @property
+    def row_stride(self) -> int:
+        """Entries from one row of a block table to the next, in what the kernel reads."""
+        if self.host_values is not None or self.tensor.shape[0] < 2:
+            return self.tensor.shape[1]
+        return self.tensor.strides[0]
+
+    def flat(self) -> Int32Array:
+        """Return the page numbers on the host, laid out as the kernel sees them."""
+        if self.host_values is None:
+            raise ValueError(
+                f"{self.tensor.name}: lies on {self.tensor.place}, expected host memory"
+            )
+        return self.host_values
+
+
+def read_page_table(
+    page_size: int | None, block_table: Any, kv_indptr: Any, kv_indices: Any
+) -> PageTable | None:
+    """Check which of the page-table arguments were given, and view them.
+
+    Returns None for a contiguous cache (`page_size` None), which takes none of them.
+    """
+    given = [
+        name
+        for name, value in (
+            ("block_table", block_table),
+            ("kv_indptr", kv_indptr),
+            ("kv_indices", kv_indices),
+        )
+        if value is not None
+    ]
+    if page_size is None:
+        if given:
+            raise ValueError(
+                f"{given[0]}: given for a contiguous cache; set page_size to use pages"
+            )
+        return None
+    if given == ["block_table"]:
+        return _page_table(block_table, "block_table", 2, "[requests, max_pages]", None)
+    if given == ["kv_indptr", "kv_indices"]:
+        indptr = host_array(kv_indptr, "kv_indptr")
+        return _page_table(kv_indices, "kv_indices", 1, "[entries]", indptr)
+    raise ValueError(
+        f"page_size={page_size}: pass block_table, or kv_indptr with kv_indices; "
+        f"got {', '.join(given) or 'none of them'}"
+    )
+
+
+def make_batch(
+    qo_indptr: Int32Array, kv_lens: Int32Array, table: PageTable | None, page_size: int | None
+) -> HybridBatch:
+    """Check lengths against the page table and gather them."""
+    if table is None or page_size is None:
+        return HybridBatch.contiguous(qo_indptr, kv_lens)
+    if table.kv_indptr is not None:
+        return HybridBatch.from_kv_indptr(
+            qo_indptr,
+            kv_lens,
+            kv_indptr=table.kv_indptr,
+            num_kv_indices=table.tensor.shape[0],
+            page_size=page_size,
+        )
+    return HybridBatch.from_block_table(
+        qo_indptr,
+        kv_lens,
+        shape=table.tensor.shape,
+        row_stride=table.row_stride,
+        page_size=page_size,
+    )
+
+
+def require_on_device(table: PageTable | None, device: int) -> None:
+    """Raise ValueError if the page numbers lie on another GPU than the one that will read them."""
+    if table is not None and table.tensor.device not in (None, device):
+        raise ValueError(
+            f"{table.tensor.name}: lies on {table.tensor.place}, expected cuda:{device}, the "
+            "device of this object, or host memory"
+        )
+
+
+def require_pages_exist(table: PageTable, batch: HybridBatch, num_pages: int) -> None:
+    """Check the page numbers that the batch reads, where they lie in host memory.
+
+    Entries beyond a request's keys, and those of requests without queries, may hold anything.
+
+    Raises
+    ------
+    ValueError
+        A page is not one of the cache's `num_pages`.
+    """
+    if table.host_values is None or batch.page_size is None:
+        return
+    num_entries = np.where(batch.q_lens > 0, -(-batch.kv_lens // batch.page_size), 0)
+    request = np.repeat(np.arange(batch.num_requests), num_entries)
+    entry = np.arange(len(request)) - np.repeat(np.cumsum(num_entries) - num_entries, num_entries)
+    pages = table.host_values[batch.page_begin[request] + entry]
+    wrong = np.flatnonzero((pages < 0) | (pages >= num_pages))
+    if wrong.size:
+        at = wrong[0]
+        raise ValueError(
+            f"{table.tensor.name}: page {entry[at]} of request {request[at]} is {pages[at]}, "
+            f"expected at least 0 and less than {num_pages}, the pages of k_cache"
+        )
+
+
+def _page_table(
+    values: Any, name: str, rank: int, layout: str, kv_indptr: Int32Array | None
+) -> PageTable:
+    if isinstance(values, (list, tuple)):
+        values = host_array(values, name)
+    tensor = view(values, name)
+    require_rank(tensor, rank, layout)
+    require_dtype(tensor, "int32")
+    require_unit_stride(tensor)
+    host_values = None
+    if tensor.device is None:
+        host_values = np.array(to_numpy(tensor), np.int32, order="C").reshape(-1)
+    return PageTable(tensor, kv_indptr, host_values)

@@ -1,0 +1,139 @@
+"""Inputs of the demo: hybrid batches of a trace, with random tensors over shuffled pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.spec.attention import Layer, make_layer
+from podrt.spec.batch import HybridBatch
+from podrt.spec.types import DType
+from podrt.tensors.view import numpy_dtype
+from podrt.workloads.chunked_prefill import HybridStep
+
+#: Pages that no request owns, full of NaN; unused block-table entries point at the last of them.
+_SPARE_PAGES = 8
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shape of the attention layer and of its paged cache."""
+
+    num_qo_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: DType
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The element type, bfloat16 by ml_dtypes."""
+        return numpy_dtype(self.dtype)
+
+    def layer(self) -> Layer:
+        """Return the layer that the planner works for; raises as `podrt.HybridAttention`."""
+        return make_layer(
+            self.num_qo_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.page_size,
+            kv_layout="NHD",
+            dtype=self.dtype,
+            causal=True,
+            sm_scale=None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """One hybrid batch with its tensors, on the host.
+
+    Attributes
+    ----------
+    step : HybridStep
+        Where the batch comes from.
+    q : array [total_tokens, num_qo_heads, head_dim]
+    k_cache, v_cache : arrays [pages, page_size, num_kv_heads, head_dim]
+        NaN wherever no request's key lies.
+    block_table : int32 array [requests, max_pages]
+    """
+
+    step: HybridStep
+    q: npt.NDArray[Any]
+    k_cache: npt.NDArray[Any]
+    v_cache: npt.NDArray[Any]
+    block_table: npt.NDArray[np.int32]
+
+    @property
+    def batch(self) -> HybridBatch:
+        """Lengths and page geometry of the whole batch."""
+        return batch_of(self.step.q_lens, self.step.kv_lens, self.block_table, self.page_size)
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return int(self.k_cache.shape[1])
+
+
+def batch_of(
+    q_lens: npt.NDArray[np.int32],
+    kv_lens: npt.NDArray[np.int32],
+    block_table: npt.NDArray[np.int32],
+    page_size: int,
+) -> HybridBatch:
+    """Return the batch over a dense block table."""
+    return HybridBatch.from_block_table(
+        np.concatenate(([0], np.cumsum(q_lens))).astype(np.int32),
+        kv_lens,
+        shape=block_table.shape,
+        row_stride=block_table.shape[1],
+        page_size=page_size,
+    )
+
+
+def make_workload(step: HybridStep, geometry: Geometry, rng: np.random.Generator) -> Workload:
+    """Return normally distributed tensors for a step, on pages in random order."""
+    block_table, num_pages = _shuffled_pages(step.kv_lens, geometry.page_size, rng)
+    used = _used_slots(step.kv_lens, block_table, num_pages, geometry.page_size)
+    heads = (geometry.num_kv_heads, geometry.head_dim)
+    caches = []
+    for _ in ("k", "v"):
+        cache = np.full((num_pages, geometry.page_size, *heads), np.nan, geometry.numpy_dtype)
+        cache[used] = _normal((int(used.sum()), *heads), geometry, rng)
+        caches.append(cache)
+    q = _normal((step.total_tokens, geometry.num_qo_heads, geometry.head_dim), geometry, rng)
+    return Workload(step, q, caches[0], caches[1], block_table)
+
+
+def _shuffled_pages(
+    kv_lens: npt.NDArray[np.int32], page_size: int, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int32], int]:
+    pages = -(-kv_lens // page_size)
+    owned = int(pages.sum())
+    order = rng.permutation(owned + _SPARE_PAGES).astype(np.int32)
+    block_table = np.full((len(kv_lens), int(pages.max())), order[-1], np.int32)
+    block_table[np.arange(block_table.shape[1]) < pages[:, None]] = order[:owned]
+    return block_table, len(order)
+
+
+def _used_slots(
+    kv_lens: npt.NDArray[np.int32],
+    block_table: npt.NDArray[np.int32],
+    num_pages: int,
+    page_size: int,
+) -> npt.NDArray[np.bool_]:
+    """Which slots ``[pages, page_size]`` hold a key of some request."""
+    used = np.zeros((num_pages, page_size), np.bool_)
+    for kv_len, pages in zip(kv_lens.tolist(), block_table, strict=True):
+        tokens = np.arange(kv_len)
+        used[pages[tokens // page_size], tokens % page_size] = True
+    return used
+
+
+def _normal(
+    shape: tuple[int, ...], geometry: Geometry, rng: np.random.Generator
+) -> npt.NDArray[Any]:
+    return rng.standard_normal(shape, np.float32).astype(geometry.numpy_dtype)

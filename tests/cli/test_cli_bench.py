@@ -1,0 +1,70 @@
+"""``podrt bench`` where it measures nothing."""
+
+from __future__ import annotations
+
+import pytest
+from bench_support import make_case, make_results, make_rows
+from typer.testing import CliRunner
+
+from podrt import cli
+from podrt.bench.results import save
+from podrt.cli import bench
+from podrt.errors import DeviceError
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, ["bench", *map(str, arguments)])
+
+
+def test_list_needs_no_gpu():
+    result = invoke("--suite", "peers", "--list")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 14
+    narrowed = invoke("--suite", "peers", "--suite", "solo", "--only", "64-8", "--list")
+    assert len(narrowed.stdout.splitlines()) == 12
+
+
+def test_compare_prints_what_changed(tmp_path):
+    for name, us in (("a", 100.0), ("b", 80.0)):
+        save(make_results(make_rows(make_case(), {"auto": us})), tmp_path / f"{name}.json")
+    result = invoke("--compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert result.exit_code == 0, result.output
+    assert "faster" in result.stdout
+    assert "0.800" in result.stdout
+
+
+def test_plot_reads_the_only_results_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="none; name a folder with --out"):
+        bench._results_folder(None)
+    results = make_results(make_rows(make_case(), {"auto": 1.0}))
+    save(results, tmp_path / "bench/results/h100/paper.json")
+    assert bench._results_folder(None).name == "h100"
+    save(results, tmp_path / "bench/results/h200/paper.json")
+    with pytest.raises(ValueError, match="several"):
+        bench._results_folder(None)
+    assert bench._results_folder(tmp_path) == tmp_path
+
+
+def test_measuring_without_a_gpu_says_so(monkeypatch):
+    def no_gpu():
+        raise DeviceError("no GPU is visible")
+
+    monkeypatch.setattr(bench, "current_device", no_gpu)
+    result = invoke("--suite", "peers", "--peers", "none")
+    assert isinstance(result.exception, DeviceError)
+
+
+def test_a_part_never_replaces_a_whole_file(tmp_path, monkeypatch):
+    from podrt.gpu.arch import get_arch
+    from podrt.gpu.device import DeviceInfo
+
+    device = DeviceInfo(
+        0, "NVIDIA H100 80GB HBM3", get_arch("sm_90a"), 132, 1 << 36, 1 << 25, 3352.0
+    )
+    monkeypatch.setattr(bench, "current_device", lambda: device)
+    save(make_results(), tmp_path / "peers.json")
+    result = invoke("--suite", "peers", "--only", "64-8", "--peers", "none", "--out", tmp_path)
+    assert "add --resume" in str(result.exception)
+    nothing = invoke("--suite", "peers", "--only", "no such", "--peers", "none")
+    assert "no case has that" in str(nothing.exception)

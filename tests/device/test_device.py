@@ -1,0 +1,99 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from podrt.errors import DeviceError, UnsupportedConfigError
+from podrt.gpu import device
+
+
+class CudaError(RuntimeError):
+    pass
+
+
+H100 = {
+    "name": b"NVIDIA H100 80GB HBM3",
+    "major": 9,
+    "minor": 0,
+    "multiProcessorCount": 132,
+    "totalGlobalMem": 85_000_000_000,
+    "l2CacheSize": 50 * 2**20,
+}
+
+
+class FakeRuntime:
+    CUDARuntimeError = CudaError
+
+    def __init__(self, error=None, **properties):
+        self.error, self.properties, self.questions = error, H100 | properties, 0
+
+    def getDevice(self):
+        if self.error:
+            raise CudaError(self.error)
+        return 1
+
+    def deviceGetAttribute(self, attribute, ordinal):
+        return {36: 2_619_000, 37: 5120}[attribute]  # memory clock in kHz, bus width in bits
+
+    def getDeviceProperties(self, ordinal):
+        self.questions += 1
+        if self.error:
+            raise CudaError(self.error)
+        return self.properties
+
+
+@pytest.fixture
+def fake_runtime(monkeypatch):
+    def install(**kwargs):
+        runtime = FakeRuntime(**kwargs)
+        cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+        monkeypatch.setattr(device, "load_cupy", lambda: cupy)
+        return runtime
+
+    device.device_info.cache_clear()
+    yield install
+    device.device_info.cache_clear()
+
+
+def test_current_device_is_described(fake_runtime):
+    fake_runtime()
+    info = device.current_device()
+    assert (info.ordinal, info.name, info.arch.name) == (1, "NVIDIA H100 80GB HBM3", "sm_90a")
+    assert (info.num_sms, info.l2_bytes) == (132, 50 * 2**20)
+    assert info.total_memory_bytes == 85_000_000_000
+    assert info.memory_gbs == pytest.approx(3352.3, abs=0.1)
+
+
+def test_driver_is_asked_once_for_each_device(fake_runtime):
+    runtime = fake_runtime()
+    assert device.device_info(0) is device.device_info(0)
+    assert device.device_info(1).ordinal == 1
+    assert runtime.questions == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("cudaErrorInsufficientDriver: too old", "install an NVIDIA driver"),
+        ("cudaErrorNoDevice: none", "CUDA_VISIBLE_DEVICES"),
+        ("cudaErrorUnknown: unknown error", "unknown error"),
+    ],
+)
+def test_cuda_errors_say_what_is_missing(fake_runtime, error, advice):
+    fake_runtime(error=error)
+    with pytest.raises(DeviceError, match=advice):
+        device.current_device()
+    with pytest.raises(DeviceError, match="GPU 7"):
+        device.device_info(7)
+
+
+def test_gpu_older_than_supported_is_refused(fake_runtime):
+    fake_runtime(major=7, minor=0)
+    with pytest.raises(UnsupportedConfigError, match=r"7\.0"):
+        device.current_device()
+
+
+def test_missing_cupy_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(DeviceError, match=r"podrt\[cuda13\]"):
+        device.current_device()

@@ -1,0 +1,172 @@
+"""`HopperConfig`: what it derives, and which limit it names when it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from podrt.errors import CompileError, UnsupportedConfigError
+from podrt.jit import KernelSource, compile_source
+from podrt.kernels.hopper.config import KV_TILES, HopperConfig
+from podrt.kernels.hopper.host import source_of
+from podrt.kernels.hopper.presets import default_hopper_variants, hopper_variant
+
+FUSED = hopper_variant("pod", "bfloat16", 128, page_size=16)
+
+
+def changed(**fields: object) -> HopperConfig:
+    return dataclasses.replace(FUSED, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("form", "warpgroups", "lanes"), [("pod", 4, 3), ("prefill", 3, 0), ("decode", 3, 2)], ids=str
+)
+def test_a_warpgroup_for_each_role(form: str, warpgroups: int, lanes: int) -> None:
+    config = hopper_variant(form, "bfloat16", 128)  # type: ignore[arg-type]
+    assert (config.warpgroups, config.threads) == (warpgroups, 128 * warpgroups)
+    assert config.lanes == lanes
+    assert (config.has_prefill, config.has_decode) == (form != "decode", form != "prefill")
+    assert config.ctas_per_sm == 1
+
+
+@pytest.mark.parametrize(("form", "registers"), [("pod", 184), ("prefill", 232), ("decode", 216)])
+def test_the_role_with_most_registers_counts(form: str, registers: int) -> None:
+    assert hopper_variant(form, "bfloat16", 128).max_registers == registers  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"form": "both"}, "form='both': allowed are 'pod', 'prefill', 'decode'"),
+        ({"dtype": "float32"}, "dtype='float32': allowed are 'bfloat16', 'float16'"),
+        ({"head_dim": 256}, "head_dim=256: allowed are 64, 128"),
+        ({"decode_rows": 64}, "decode_rows=64: allowed are 8, 16, 32"),
+        ({"kv_tile": 72}, f"kv_tile=72: allowed are {', '.join(map(str, KV_TILES))}"),
+        ({"page_size": 24}, "page_size=24: allowed are None, 16, 32, 64, 128, 256"),
+        ({"arch": "sm_100"}, "arch='sm_100': allowed are 'sm_90a'"),
+        ({"stages": 1}, "stages=1"),
+        ({"decode_slots": 1}, "decode_slots=1: must be an int of at least 2"),
+    ],
+)
+def test_refusal_names_field_value_and_what_is_allowed(
+    fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UnsupportedConfigError, match=re.escape(message)):
+        changed(**fields)
+
+
+@pytest.mark.parametrize(
+    ("config", "registers"),
+    [
+        (FUSED, {"prefill_registers": 205}),
+        (FUSED, {"decode_registers": 16}),
+        (FUSED, {"producer_registers": 264}),
+    ],
+)
+def test_registers_of_a_role_are_in_steps_of_eight(
+    config: HopperConfig, registers: dict[str, int]
+) -> None:
+    (value,) = registers.values()
+    message = f"registers of a role are {value}: must be a multiple of 8 from 24 to 256"
+    with pytest.raises(UnsupportedConfigError, match=message):
+        dataclasses.replace(config, **registers)  # type: ignore[arg-type]
+
+
+def test_registers_of_all_roles_fit_the_register_file() -> None:
+    used = FUSED.producer_registers + FUSED.decode_registers + 2 * FUSED.prefill_registers
+    over = 512 - used + FUSED.decode_registers + 8
+    message = "registers of all roles add up to 520; 4 warpgroups have 512"
+    with pytest.raises(UnsupportedConfigError, match=message):
+        changed(decode_registers=over)
+    prefill = hopper_variant("prefill", "bfloat16", 128)
+    message = "add up to 520; 3 warpgroups have 504"
+    with pytest.raises(UnsupportedConfigError, match=message):
+        dataclasses.replace(prefill, producer_registers=40, prefill_registers=240)
+
+
+def test_registers_of_a_role_that_is_absent_do_not_count() -> None:
+    prefill = hopper_variant("prefill", "bfloat16", 128)
+    assert dataclasses.replace(prefill, decode_registers=256).name == prefill.name
+
+
+def test_shared_memory_beyond_a_cta_is_refused() -> None:
+    most = 227 * 1024
+    deep = dataclasses.replace(FUSED, decode_slots=2)
+    while deep.smem_bytes + 64 * 128 * 2 <= most:
+        deep = dataclasses.replace(deep, decode_slots=deep.decode_slots + 1)
+    message = rf"needs \d+ bytes of shared memory in a CTA; sm_90a allows {most}"
+    with pytest.raises(UnsupportedConfigError, match=message):
+        dataclasses.replace(deep, decode_slots=deep.decode_slots + 2)
+
+
+@pytest.mark.parametrize("decode_rows", [8, 16, 32])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_later_lanes_fit_over_the_prefill_tiles(head_dim: int, decode_rows: int) -> None:
+    pod = hopper_variant("pod", "bfloat16", head_dim, decode_rows=decode_rows)
+    prefill_bytes = (128 + 2 * pod.stages * pod.kv_tile) * head_dim * 2
+    lane_bytes = (decode_rows * (head_dim + 2 * 64) + pod.next_slots * 64 * head_dim) * 2
+    assert pod.next_slots >= 3
+    assert 2 * lane_bytes <= prefill_bytes < 2 * (lane_bytes + 64 * head_dim * 2)
+    alone = hopper_variant("decode", "bfloat16", head_dim, decode_rows=decode_rows)
+    assert alone.next_slots == alone.decode_slots
+
+
+def all_configs() -> list[HopperConfig]:
+    page_sizes = (None, 16, 32, 64, 128, 256)
+    default = default_hopper_variants(page_sizes=page_sizes)
+    return default + [dataclasses.replace(config, causal=False) for config in default]
+
+
+def test_names_are_unique_and_safe_for_files() -> None:
+    configs = all_configs()
+    assert len(set(configs)) == len(configs)
+    assert len({config.name for config in configs}) == len(configs)
+    assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.name) for config in configs)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dtype": "float16"},
+        {"head_dim": 64},
+        {"decode_rows": 16, "decode_registers": 24},
+        {"kv_tile": 64},
+        {"decode_slots": 2},
+        {"decode_registers": 24},
+        {"producer_registers": 24},
+        {"prefill_registers": 128},
+        {"page_size": None},
+        {"causal": False},
+    ],
+    ids=str,
+)
+def test_every_field_is_in_the_name(fields: dict[str, object]) -> None:
+    other = changed(**fields)
+    assert other != FUSED
+    assert other.name != FUSED.name
+
+
+def test_to_dict_makes_the_same_config() -> None:
+    assert HopperConfig(**FUSED.to_dict()) == FUSED
+
+
+def compile_layout(config: HopperConfig, smem_bytes: int) -> None:
+    """Compile the source without its kernel, as if the host gave it that much shared memory."""
+    before, _, _ = source_of(config).text.partition('extern "C"')
+    stated = f"kBytes <= {config.smem_bytes}"
+    assert stated in before
+    text = before.replace(stated, f"kBytes <= {smem_bytes}")
+    text += 'extern "C" __global__ void layout() {}\n'
+    compile_source(KernelSource(name="layout", arch="sm_90a", text=text, entry="layout"))
+
+
+@pytest.mark.parametrize("form", ["pod", "prefill", "decode"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_shared_memory_is_what_the_kernel_lays_out(form: str, head_dim: int) -> None:
+    config = hopper_variant(form, "bfloat16", head_dim)  # type: ignore[arg-type]
+    compile_layout(config, config.smem_bytes)
+    with pytest.raises(CompileError) as caught:
+        compile_layout(config, config.smem_bytes - 1024)
+    assert "host and device disagree" in caught.value.log

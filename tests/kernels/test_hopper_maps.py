@@ -1,0 +1,155 @@
+"""Tensor maps of the Hopper kernels: what a bulk copy takes from queries and caches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from map_support import record_maps
+
+from podrt.kernels.hopper import maps as hopper_maps
+from podrt.kernels.hopper.config import DECODE_KEYS, KV_TILES, PAGE_SIZES
+from podrt.kernels.hopper.maps import CacheMaps, cache_maps, query_map
+from podrt.kernels.hopper.presets import hopper_variant
+from podrt.tensors.view import view
+
+
+@pytest.fixture
+def maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Pointer, shape, strides, box and type of the maps asked for, innermost axis first."""
+    return record_maps(monkeypatch)
+
+
+def mapped(cache: np.ndarray, kv_tile: int = 112, page_size: int | None = 16) -> CacheMaps:
+    config = hopper_variant("prefill", "float16", 64, page_size=page_size)
+    return cache_maps(view(cache, "k_cache"), replace(config, kv_tile=kv_tile))
+
+
+def offsets_of(asked: tuple[Any, ...], *start: int) -> np.ndarray:
+    """Return where in memory the elements of a copy lie, in elements and in the copy's order."""
+    _, shape, strides, box, _ = asked
+    grid = np.indices(box[::-1])[::-1]
+    steps = [(at + index) * step for at, index, step in zip(start, grid, strides, strict=True)]
+    inside = [at + index < extent for at, index, extent in zip(start, grid, shape, strict=True)]
+    return np.where(np.all(inside, axis=0), np.sum(steps, axis=0), -1)
+
+
+def test_queries_come_by_tokens_of_whole_groups(maps: list[tuple[Any, ...]]) -> None:
+    q = np.zeros((52, 6, 128), np.float16)[:, :, :64]
+    query_map(view(q, "q"), group=3, tokens=42, dtype="float16")
+    assert [asked[1:4] for asked in maps] == [((64, 6, 52), (1, 128, 768), (64, 3, 42))]
+
+
+def nhd(pages: int, page_size: int, heads: int, head_dim: int) -> np.ndarray:
+    return np.zeros((pages, page_size, heads, head_dim), np.float16)
+
+
+def hnd(pages: int, page_size: int, heads: int, head_dim: int) -> np.ndarray:
+    return np.zeros((pages, heads, page_size, head_dim), np.float16).transpose(0, 2, 1, 3)
+
+
+def every_other_head(pages: int, page_size: int, heads: int, head_dim: int) -> np.ndarray:
+    return nhd(pages, page_size, 2 * heads, head_dim)[:, :, ::2]
+
+
+LAYOUTS = [nhd, hnd, every_other_head]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_a_copy_brings_all_columns_of_a_piece_by_groups_of_8_tokens(
+    maps: list[tuple[Any, ...]], page_size: int, head_dim: int, layout: Any
+) -> None:
+    cache = layout(3, page_size, 2, head_dim)
+    blocks = mapped(cache, page_size=page_size).head_blocks
+    rows = min(page_size, DECODE_KEYS)
+    page, head, token = 2, 1, page_size - rows
+    got = offsets_of(maps[1], 0, 0, head * blocks, token // 8, page)[0]
+    group, block, row, column = np.indices((rows // 8, head_dim // 64, 8, 64))
+    step_page, step_token, step_head, _ = (step // 2 for step in cache.strides)
+    expected = (
+        page * step_page
+        + (token + 8 * group + row) * step_token
+        + head * step_head
+        + 64 * block
+        + column
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kv_tile", KV_TILES)
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_pieces_fill_tiles_and_stay_inside_a_page(
+    maps: list[tuple[Any, ...]], page_size: int, kv_tile: int
+) -> None:
+    mapped(nhd(2, page_size, 1, 64), kv_tile, page_size)
+    for tile, (*_, box, _) in zip((kv_tile, DECODE_KEYS), maps, strict=True):
+        rows = box[1] * box[3]
+        # Tiles may begin at any multiple of 64 keys, where a split begins.
+        assert [tokens % rows for tokens in (page_size, tile, 64)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tile_of_a_contiguous_cache_is_one_copy(maps: list[tuple[Any, ...]], layout: Any) -> None:
+    cache = layout(3, 100, 2, 128)
+    blocks = mapped(cache, page_size=None).head_blocks
+    request, head, token = 2, 1, 8
+    got = offsets_of(maps[0], 0, token, head * blocks, request)[0]
+    block, row, column = np.indices((2, 112, 64))
+    step_request, step_token, step_head, _ = (step // 2 for step in cache.strides)
+    expected = (
+        request * step_request + (token + row) * step_token + head * step_head + 64 * block + column
+    )
+    np.testing.assert_array_equal(got, np.where(token + row < 100, expected, -1))
+
+
+def test_strides_of_single_extents_are_made_valid(maps: list[tuple[Any, ...]]) -> None:
+    one_page = np.lib.stride_tricks.as_strided(
+        np.zeros((16, 2, 64), np.float16), (1, 16, 2, 64), (6, 256, 128, 2)
+    )
+    mapped(one_page)
+    assert maps[0][2] == (1, 128, 64, 1024, 64)
+
+
+def test_the_only_head_may_have_any_stride(maps: list[tuple[Any, ...]]) -> None:
+    one_head = nhd(2, 16, 2, 72)[:, :, :1, :64]
+    assert mapped(one_head).head_blocks == 0
+    assert maps[0][1] == (64, 8, 1, 2, 2)
+
+
+def test_nothing_is_mapped_of_an_empty_tensor(maps: list[tuple[Any, ...]]) -> None:
+    for page_size in (16, None):
+        empty = nhd(0, 16, 2, 64)
+        assert mapped(empty, page_size=page_size) == (bytes(128), bytes(128), 0)
+    assert query_map(
+        view(np.zeros((0, 2, 64), np.float16), "q"), group=2, tokens=64, dtype="float16"
+    )
+    assert maps == []
+
+
+def test_tensors_that_run_backwards_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"k_cache: got strides \(-2048, .* none below 0"):
+        mapped(nhd(6, 16, 2, 64)[::-1])
+
+
+def test_heads_between_blocks_of_columns_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"k_cache: got strides .* a multiple of 64 from a KV head"
+    ):
+        mapped(nhd(6, 16, 2, 72)[:, :, :, :64])
+
+
+def test_tensors_seen_before_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(hopper_maps, "tensor_map", lambda pointer, *_: made.append(pointer) or b"")
+    hopper_maps._cache_maps.cache_clear()
+    cache = nhd(2, 16, 1, 64)
+    first = mapped(cache)
+    assert mapped(cache) == first
+    assert len(made) == 2
+    mapped(cache[1:])
+    assert len(made) == 4
+    hopper_maps._cache_maps.cache_clear()  # those are no maps

@@ -1,0 +1,49 @@
+"""What makes the prefill loop fast and can be seen without a GPU.
+
+ptxas undoes it silently: it moves descriptors through ordinary registers where it loses track of
+what is uniform, reads the thread index again where registers are few, and waits for wgmma as early
+as it can (`design/hopper-kernel.md`).
+"""
+
+from __future__ import annotations
+
+import pytest
+from sass_support import between, count, loops
+
+from podrt import jit
+from podrt.jit.disassembler import find_nvdisasm
+from podrt.kernels.hopper.config import HopperConfig
+from podrt.kernels.hopper.host import source_of
+from podrt.kernels.hopper.presets import default_hopper_variants
+
+VARIANTS = default_hopper_variants(forms=("prefill", "pod"), dtypes=("bfloat16",), page_sizes=(16,))
+
+
+def prefill_loops(sass: str, config: HopperConfig, exponentials: int) -> list[list[str]]:
+    """Return the loops over prefill tiles with that many exponentials of a thread."""
+    products = config.head_dim // 16 + config.kv_tile // 16
+    return [
+        loop
+        for loop in loops(sass)
+        if count(loop, "HGMMA") == products
+        and count(loop, f"HGMMA.64x{config.kv_tile}x16") >= config.head_dim // 16
+        and count(loop, "MUFU.EX2") == exponentials
+    ]
+
+
+@pytest.mark.skipif(find_nvdisasm() is None, reason="needs nvdisasm (nvidia-cuda-nvdisasm)")
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.name)
+def test_prefill_loops_are_as_they_were_measured(config: HopperConfig) -> None:
+    sass = jit.disassemble(jit.compile_source(source_of(config)).cubin)
+    scores = config.kv_tile // 2
+    # Tiles without a mask are done relative to the old reference and, seldom, once again, exactly.
+    lagging = prefill_loops(sass, config, 2 * scores + 2)
+    # Tiles with a mask are done exactly, with two factors.
+    exact = prefill_loops(sass, config, scores + 2)
+    assert len(lagging) == 1
+    assert len(exact) == 1
+    for loop in lagging + exact:
+        assert count(loop, "R2UR") <= 2, "descriptors come from ordinary registers"
+    assert count(lagging[0], "S2R") == 0, "the thread index is read again for every tile"
+    beside_pv = between(lagging[0], "DEPBAR.LE gsb0, 0x1", "DEPBAR.LE gsb0, 0x0")
+    assert count(beside_pv, "MUFU.EX2") >= 4, "no exponential runs beside O += P V"

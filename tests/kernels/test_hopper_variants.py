@@ -1,0 +1,165 @@
+"""The default variants of the Hopper family: all render, and compile without spills or warnings.
+
+What shapes the code is form, head_dim, decode_rows and how pages are found: compiled in full for
+bfloat16. float16 differs by an opcode, and is compiled once for each form, head_dim and
+decode_rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+from variant_support import require_clean
+
+from podrt import knobs
+from podrt.jit import Build, cache_key
+from podrt.kernels.hopper.config import DECODE_ROWS, HEAD_DIMS, HopperConfig
+from podrt.kernels.hopper.host import source_of
+from podrt.kernels.hopper.presets import (
+    LONG_UNIT_KEYS,
+    PAGE_SIZES,
+    default_hopper_variants,
+    hopper_variant,
+    why_unsupported,
+)
+from podrt.kernels.variant import Form
+from podrt.spec.types import DType
+
+FORMS: tuple[Form, ...] = get_args(Form)
+
+
+@pytest.fixture(autouse=True)
+def no_disk_cache() -> Iterator[None]:
+    """Compile what the templates say now, and leave the user's cache alone."""
+    with knobs.scope(disable_cache=True, disable_jit=False):
+        yield
+
+
+def build_clean(configs: list[HopperConfig]) -> None:
+    """Compile `configs`; none may spill, warn, or want more registers than its launch has."""
+    require_clean(configs, complaints_of)
+
+
+def complaints_of(config: HopperConfig, build: Build) -> Iterator[str]:
+    used = build.resources
+    if used.registers > config.launch_registers:
+        yield f"{used.registers} registers, launched with {config.launch_registers}"
+    smem_bytes = config.smem_bytes + used.static_smem_bytes
+    if smem_bytes > config.limits.smem_per_cta_bytes:
+        yield f"{smem_bytes} bytes of shared memory with static variables"
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_variant_compiles_without_spills(
+    form: Form, page_size: int | None, head_dim: int
+) -> None:
+    configs = default_hopper_variants(
+        forms=[form], dtypes=["bfloat16"], head_dims=[head_dim], page_sizes=[page_size]
+    )
+    prefills = 2 if head_dim == 128 else 1
+    assert len(configs) == (prefills if form == "prefill" else len(DECODE_ROWS))
+    build_clean(configs)
+
+
+def of_other_values() -> list[HopperConfig]:
+    """float16 in every form and tile, over pages of all sizes, with and without a mask."""
+    page_sizes = (None, 16, 32, 64, 128, 256)
+    rows = [
+        (form, head_dim, decode_rows)
+        for form in FORMS
+        for head_dim in HEAD_DIMS
+        for decode_rows in (DECODE_ROWS if form != "prefill" else DECODE_ROWS[:1])
+    ]
+    return [
+        hopper_variant(
+            form,
+            "float16",
+            head_dim,
+            decode_rows=decode_rows,
+            page_size=page_sizes[number % len(page_sizes)],
+            causal=number % 2 == 0,
+        )
+        for number, (form, head_dim, decode_rows) in enumerate(rows)
+    ]
+
+
+def test_choice_covers_every_value() -> None:
+    configs = of_other_values()
+    assert {config.page_size for config in configs} == {None, 16, 32, 64, 128, 256}
+    assert {(config.form, config.causal) for config in configs} == {
+        (form, causal) for form in FORMS for causal in (True, False)
+    }
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_other_values_compile_without_spills(half: int) -> None:
+    build_clean(of_other_values()[half::2])
+
+
+def test_every_variant_renders_as_a_text_of_its_own() -> None:
+    configs = default_hopper_variants(page_sizes=(None, 16, 32, 64, 128, 256))
+    sources = [source_of(config) for config in configs]
+    for config, source in zip(configs, sources, strict=True):
+        assert (source.name, source.entry, source.arch) == (config.name, config.name, "sm_90a")
+        assert f"{config.name}(const __grid_constant__ Params p)" in source.text
+        assert f"kPageSize = {config.page_size or 0};" in source.text
+        assert f"kDecodeRows = {config.decode_rows};" in source.text
+        assert "{{" not in source.text
+    assert len({cache_key(source) for source in sources}) == len(sources)
+
+
+def test_filters_select() -> None:
+    everything = default_hopper_variants()
+    # pod and decode once for each decode_rows, prefill once or, for head_dim 128, twice.
+    of_a_page_size = 2 * len(DECODE_ROWS) * len(HEAD_DIMS) + 1 + 2
+    assert len(everything) == len(get_args(DType)) * len(PAGE_SIZES) * of_a_page_size
+    few = default_hopper_variants(
+        forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])
+    )
+    assert set(few) < set(everything)
+    assert {config.form for config in few} == {"pod", "decode"}
+    assert {(config.head_dim, config.dtype) for config in few} == {(64, "float16")}
+    assert default_hopper_variants(forms=[]) == []
+
+
+def test_filters_of_other_families_pass_through() -> None:
+    assert default_hopper_variants(head_dims=[256], page_sizes=[1]) == []
+    assert {c.page_size for c in default_hopper_variants(page_sizes=[1, 32])} == {32}
+
+
+def test_prefill_does_not_depend_on_decode_rows() -> None:
+    prefills = {hopper_variant("prefill", "float16", 64, decode_rows=rows) for rows in DECODE_ROWS}
+    assert len(prefills) == 1
+
+
+def test_long_units_get_large_tiles() -> None:
+    tiles = {
+        (head_dim, keys): hopper_variant("prefill", "float16", head_dim, unit_keys=keys).kv_tile
+        for head_dim in HEAD_DIMS
+        for keys in (0, LONG_UNIT_KEYS - 1, LONG_UNIT_KEYS)
+    }
+    assert {large for large, tile in tiles.items() if tile > 128} == {(128, LONG_UNIT_KEYS)}
+    for form in ("pod", "decode"):
+        short, long = (hopper_variant(form, "float16", 128, unit_keys=k) for k in (0, 10**6))
+        assert short == long
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "group", "page_size", "expected"),
+    [
+        (128, 4, None, True),
+        (64, 128, 256, True),
+        (256, 4, None, False),
+        (128, 129, None, False),
+        (128, 4, 8, False),
+        (128, 4, 48, False),
+    ],
+)
+def test_layers_that_the_family_serves(
+    head_dim: int, group: int, page_size: int | None, expected: bool
+) -> None:
+    assert (why_unsupported("sm_90a", head_dim, group, page_size) is None) is expected

@@ -1,0 +1,172 @@
+"""The default set of variants: all of it renders, and compiles without spills.
+
+Compiling the whole set takes half an hour of CPU. What shapes the code is architecture, head_dim,
+tiles, form and how pages are found, so these are compiled in full for one dtype and ratio, and the
+other dtype in full on one architecture. The other combinations differ by constants and by the
+opcode of a dtype: all of them are rendered, and any two values of different fields are compiled
+together at least once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+from variant_support import require_clean
+
+from podrt import knobs
+from podrt.errors import UnsupportedConfigError
+from podrt.gpu.arch import ARCHS, DEFAULT_ARCHS
+from podrt.gpu.occupancy import occupancy
+from podrt.jit import Build, KernelSource, cache_key
+from podrt.kernels.portable.config import KernelConfig
+from podrt.kernels.portable.host import source_of
+from podrt.kernels.portable.presets import (
+    PAGE_SIZES,
+    RATIOS,
+    Shape,
+    default_variants,
+    preset,
+    variant,
+)
+from podrt.kernels.variant import Form
+from podrt.spec.types import HEAD_DIMS, DType
+
+DTYPES: tuple[DType, ...] = get_args(DType)
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+
+
+@pytest.fixture(autouse=True)
+def no_disk_cache() -> Iterator[None]:
+    """Compile what the templates say now, and leave the user's cache alone."""
+    with knobs.scope(disable_cache=True, disable_jit=False):
+        yield
+
+
+def build_clean(configs: list[KernelConfig]) -> None:
+    """Compile `configs`; each must stay in its registers, fit as promised and warn of nothing."""
+    require_clean(configs, complaints_of)
+
+
+def complaints_of(config: KernelConfig, build: Build) -> Iterator[str]:
+    used = build.resources
+    resident = occupancy(
+        config.limits,
+        threads=config.threads,
+        registers=used.registers,
+        smem_bytes=config.smem_bytes + used.static_smem_bytes,
+    )
+    if resident.ctas_per_sm < config.ctas_per_sm:
+        yield f"{resident.ctas_per_sm} CTAs per SM, limited by {', '.join(resident.limited_by)}"
+
+
+@pytest.mark.parametrize("arch", DEFAULT_ARCHS)
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_every_shape_compiles_without_spills(arch: str, page_size: int | None) -> None:
+    configs = default_variants(arch, dtypes=["bfloat16"], page_sizes=[page_size], ratios=[(1, 1)])
+    assert len(configs) == len(HEAD_DIMS) * len(SHAPES) * len(get_args(Form))
+    build_clean(configs)
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_every_shape_of_the_other_dtype_compiles_without_spills(page_size: int | None) -> None:
+    build_clean(
+        default_variants("sm_90a", dtypes=["float16"], page_sizes=[page_size], ratios=[(1, 1)])
+    )
+
+
+def pairwise() -> list[KernelConfig]:
+    """Fused variants in which any two values of different fields meet; all architectures too."""
+    rows = itertools.product(enumerate(RATIOS), enumerate(HEAD_DIMS))
+    return [
+        variant(
+            "pod",
+            DEFAULT_ARCHS[(r + 2 * d) % len(DEFAULT_ARCHS)],
+            DTYPES[(r + d) % 2],
+            head_dim,
+            ratio=ratio,
+            shape=SHAPES[(r // 2 + d) % 2],
+            page_size=PAGE_SIZES[(r // 4 + r + d // 2) % 2],
+            causal=bool((r // 2 + r + d) % 2),
+        )
+        for (r, ratio), (d, head_dim) in rows
+    ]
+
+
+def test_pairwise_choice_covers_all_pairs() -> None:
+    rows = [
+        (
+            (config.prefill_share, config.decode_share),
+            config.head_dim,
+            config.dtype,
+            config.warps == 4,
+            config.page_size,
+            config.causal,
+        )
+        for config in pairwise()
+    ]
+    values = [RATIOS, HEAD_DIMS, DTYPES, (True, False), PAGE_SIZES, (True, False)]
+    for i, j in itertools.combinations(range(len(values)), 2):
+        assert {(row[i], row[j]) for row in rows} == set(itertools.product(values[i], values[j]))
+    assert {config.arch for config in pairwise()} == set(DEFAULT_ARCHS)
+
+
+def test_pairwise_choice_compiles_without_spills() -> None:
+    build_clean(pairwise())
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[KernelConfig, KernelSource]:
+    configs = [config for arch in ARCHS for config in default_variants(arch)]
+    return {config: source_of(config) for config in configs}
+
+
+def test_every_variant_renders(sources: dict[KernelConfig, KernelSource]) -> None:
+    for config, source in sources.items():
+        assert (source.name, source.entry, source.arch) == (config.name, config.name, config.arch)
+        assert f"{config.name}(const __grid_constant__ Params p)" in source.text
+        assert f"kPrefillShare = {config.prefill_share};" in source.text
+        assert f"kPageSize = {config.page_size or 0};" in source.text
+        assert "{{" not in source.text
+        assert "{%" not in source.text
+
+
+def test_keys_and_texts_are_unique(sources: dict[KernelConfig, KernelSource]) -> None:
+    of_hopper = [source for config, source in sources.items() if config.arch == "sm_90a"]
+    assert len({cache_key(source) for source in of_hopper}) == len(of_hopper)
+    assert len({source.text for source in sources.values()}) == len(sources)
+
+
+def test_filters_select() -> None:
+    everything = default_variants("sm_90a")
+    # pod once for each ratio, prefill and decode once.
+    assert len(everything) == (
+        len(HEAD_DIMS) * len(DTYPES) * len(PAGE_SIZES) * len(SHAPES) * (len(RATIOS) + 2)
+    )
+    few = default_variants(
+        "sm_90a", forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])
+    )
+    assert set(few) < set(everything)
+    assert {config.form for config in few} == {"pod", "decode"}
+    assert {config.head_dim for config in few} == {64}
+    assert default_variants("sm_90a", forms=[]) == []
+
+
+def test_ratio_is_of_the_fused_form_only() -> None:
+    assert variant("pod", "sm_90a", "float16", 64, ratio=(3, 1)).prefill_share == 3
+    assert variant("decode", "sm_90a", "float16", 64, ratio=(3, 1)).prefill_share == 1
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_small_shape_wastes_less_of_a_tile(arch: str, head_dim: int) -> None:
+    large, small = (preset(arch, head_dim, shape) for shape in ("large", "small"))
+    assert small.prefill.rows < large.prefill.rows
+    assert small.ctas_per_sm == 2 * large.ctas_per_sm
+
+
+def test_unknown_architecture_is_refused() -> None:
+    with pytest.raises(UnsupportedConfigError, match="arch='sm_75'"):
+        default_variants("sm_75")

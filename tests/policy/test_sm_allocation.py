@@ -1,0 +1,102 @@
+"""The number of SMs that decode alone follows the work on each side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from podrt.kernels.hopper.host import tiling_of
+from podrt.kernels.hopper.presets import hopper_variant
+from podrt.plan import Plan, make_plan
+from podrt.policy.sm_allocation import decode_only_sms, prefill_only_sms, shares_of_sms
+from podrt.spec.batch import HybridBatch
+
+NUM_SMS = 132
+H100_GBS, H200_GBS = 3352.0, 4917.0
+
+
+def plan_of(prefill: tuple[int, int] | tuple[()], decodes: int, kv_len: int) -> Plan:
+    """32 query and 8 KV heads of 128; `prefill` is a chunk and its keys."""
+    requests = [prefill] * bool(prefill) + [(1, kv_len)] * decodes
+    q_lens, kv_lens = zip(*requests, strict=True)
+    batch = HybridBatch.contiguous(
+        np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
+    )
+    tiling = tiling_of(hopper_variant("pod", "bfloat16", 128), 4, NUM_SMS)
+    return make_plan(batch, tiling, num_kv_heads=8, group=4, causal=True)
+
+
+def chosen(plan: Plan, memory_gbs: float = H200_GBS) -> int:
+    return decode_only_sms(plan, head_dim=128, num_sms=NUM_SMS, memory_gbs=memory_gbs)
+
+
+def test_a_lone_side_needs_none() -> None:
+    assert chosen(plan_of((2048, 16384), 0, 0)) == 0
+    assert chosen(plan_of((), 64, 16384)) == 0
+
+
+def test_none_when_prefill_is_the_longer_side() -> None:
+    assert chosen(plan_of((2048, 16384), 16, 8192)) == 0
+
+
+def test_some_when_decode_is_the_longer_side_and_most_at_a_third() -> None:
+    even, longer, much_longer = (
+        chosen(plan_of((2048, 16384), decodes, 16384)) for decodes in (64, 150, 2000)
+    )
+    assert 0 < even < longer
+    assert much_longer == 0
+
+
+@pytest.mark.parametrize("decodes", [40, 64, 150, 400])
+def test_never_more_than_fill_the_memory_bus(decodes: int) -> None:
+    plan = plan_of((2048, 16384), decodes, 16384)
+    for memory_gbs in (H100_GBS, H200_GBS):
+        assert chosen(plan, memory_gbs) <= memory_gbs / 85
+
+
+def test_prefill_is_not_made_to_outlast_decode() -> None:
+    """128 long units need two waves on fewer than 128 SMs, and those last longer than decode."""
+    plan = plan_of((493, 14885), 19, 12534)
+    assert plan.num_prefill_units == 128
+    assert chosen(plan) <= 4
+    short = plan_of((493, 4000), 11, 12534)
+    assert short.num_prefill_units == 128
+    assert chosen(short) > 4
+
+
+def kept_for_prefill(plan: Plan, memory_gbs: float = H200_GBS) -> int:
+    return prefill_only_sms(plan, head_dim=128, num_sms=NUM_SMS, memory_gbs=memory_gbs)
+
+
+def one_head_plan(decodes: int, *, causal: bool = True) -> Plan:
+    """128 prefill tiles of 14352 to 16384 keys, or all of 16384, and decodes of 8192 keys."""
+    q_lens, kv_lens = [2048] + [1] * decodes, [16384] + [8192] * decodes
+    batch = HybridBatch.contiguous(
+        np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
+    )
+    tiling = tiling_of(hopper_variant("pod", "bfloat16", 128), 8, NUM_SMS)
+    return make_plan(batch, tiling, num_kv_heads=1, group=8, causal=causal)
+
+
+def test_longest_tiles_are_left_alone_while_the_other_sms_can_decode() -> None:
+    few, some, many = (kept_for_prefill(one_head_plan(decodes)) for decodes in (64, 128, 200))
+    assert few > some > many == 0
+    assert kept_for_prefill(one_head_plan(128), H100_GBS) == 0  # decode takes as long there
+
+
+def test_tiles_of_one_length_all_have_decode_beside_them() -> None:
+    assert kept_for_prefill(one_head_plan(64, causal=False)) == 0
+
+
+def test_no_sms_are_kept_for_more_tiles_than_they_have_or_for_a_lone_side() -> None:
+    assert kept_for_prefill(plan_of((2048, 16384), 16, 8192)) == 0  # 512 units
+    assert kept_for_prefill(one_head_plan(0)) == 0
+    assert kept_for_prefill(plan_of((), 64, 16384)) == 0
+
+
+def test_sms_are_kept_for_one_side_at_most() -> None:
+    gpu = {"head_dim": 128, "num_sms": NUM_SMS, "memory_gbs": H200_GBS}
+    for plan in (one_head_plan(128), plan_of((2048, 16384), 150, 16384)):
+        shares = shares_of_sms(plan, **gpu)  # type: ignore[arg-type]
+        assert shares == (chosen(plan), kept_for_prefill(plan))
+        assert sorted(shares)[0] == 0 < max(shares)

@@ -1,0 +1,237 @@
+"""The reference against loops over single numbers, closed forms and poisoned memory."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from podrt.reference import attention, flat_page_table, reference_attention
+from podrt.spec.batch import HybridBatch
+
+HEAD_DIM = 8
+PAGE_SIZE = 4
+
+
+def lengths(q_lens: list[int], kv_lens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    return np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
+
+
+def naive(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    batch: HybridBatch,
+    *,
+    causal: bool = True,
+    sm_scale: float = HEAD_DIM**-0.5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One dot product and one exponential at a time, over a contiguous cache."""
+    out, lse = np.zeros(q.shape), np.full(q.shape[:2], -np.inf)
+    group = q.shape[1] // k.shape[2]
+    for i in range(batch.num_requests):
+        q_len, kv_len = int(batch.q_lens[i]), int(batch.kv_lens[i])
+        for t in range(q_len):
+            seen = kv_len - q_len + t + 1 if causal else kv_len
+            for h in range(q.shape[1]):
+                row, total = int(batch.qo_indptr[i]) + t, 0.0
+                for j in range(seen):
+                    score = sm_scale * float(np.dot(q[row, h], k[i, j, h // group]))
+                    total += math.exp(score)
+                    out[row, h] += math.exp(score) * v[i, j, h // group]
+                if total:
+                    out[row, h] /= total
+                    lse[row, h] = math.log(total)
+    return out, lse
+
+
+def case(
+    q_lens: list[int], kv_lens: list[int], group: int = 2, kv_heads: int = 2, seed: int = 0
+) -> tuple[HybridBatch, np.ndarray, np.ndarray, np.ndarray]:
+    """Batch with q, k and v; cache slots beyond the lengths hold NaN."""
+    rng = np.random.default_rng(seed)
+    batch = HybridBatch.contiguous(*lengths(q_lens, kv_lens))
+    q = rng.standard_normal((batch.total_tokens, kv_heads * group, HEAD_DIM))
+    k, v = rng.standard_normal((2, len(kv_lens), batch.max_kv_len + 3, kv_heads, HEAD_DIM))
+    for i, kv_len in enumerate(kv_lens):
+        k[i, kv_len:] = v[i, kv_len:] = np.nan
+    return batch, q, k, v
+
+
+def shuffled_pages(
+    batch: HybridBatch, k: np.ndarray, v: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Move a contiguous cache to pages in random order; returns block table and both caches."""
+    pages = -(-k.shape[1] // PAGE_SIZE)
+    table = np.random.default_rng(seed).permutation(batch.num_requests * pages + 3)
+    table = table[: batch.num_requests * pages].reshape(-1, pages).astype(np.int32)
+    paged = np.full((2, table.size + 3, PAGE_SIZE, *k.shape[2:]), np.nan)
+    for i, kv_len in enumerate(batch.kv_lens):
+        for j in range(kv_len):
+            at = table[i, j // PAGE_SIZE], j % PAGE_SIZE
+            paged[0][at], paged[1][at] = k[i, j], v[i, j]
+    return table, paged[0], paged[1]
+
+
+MIXED = ([3, 1, 0, 5, 6, 1, 0, 2], [7, 9, 4, 5, 2, 1, 0, 0])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("group", "kv_heads"), [(1, 3), (4, 1), (3, 2)], ids=["mha", "mqa", "gqa"])
+def test_agrees_with_single_numbers(group: int, kv_heads: int, causal: bool) -> None:
+    batch, q, k, v = case(*MIXED, group, kv_heads)
+    out, lse = reference_attention(q, k, v, batch, causal=causal)
+    expected_out, expected_lse = naive(q, k, v, batch, causal=causal)
+    np.testing.assert_allclose(out, expected_out, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(lse, expected_lse, rtol=0, atol=1e-13)
+    assert out.dtype == lse.dtype == np.float64
+
+
+def test_sm_scale_replaces_the_default() -> None:
+    batch, q, k, v = case([2], [5])
+    got = reference_attention(q, k, v, batch, sm_scale=-0.7)
+    np.testing.assert_allclose(got[0], naive(q, k, v, batch, sm_scale=-0.7)[0], atol=1e-13)
+    np.testing.assert_allclose(
+        reference_attention(q, k, v, batch, sm_scale=HEAD_DIM**-0.5)[1],
+        reference_attention(q, k, v, batch)[1],
+    )
+
+
+def test_zero_scores_average_the_visible_values() -> None:
+    batch, q, k, v = case([3], [5])
+    out, lse = reference_attention(np.zeros_like(q), k, v, batch)
+    for token, seen in enumerate((3, 4, 5)):
+        np.testing.assert_allclose(out[token, 0], v[0, :seen, 0].mean(axis=0))
+        np.testing.assert_allclose(lse[token], math.log(seen))
+
+
+def test_rows_without_keys_are_zero_and_minus_infinity() -> None:
+    batch, q, k, v = case([4, 2], [2, 0])
+    out, lse = reference_attention(q, k, v, batch)
+    unseen = [0, 1, 4, 5]
+    assert not out[unseen].any()
+    assert np.isneginf(lse[unseen]).all()
+    assert np.isfinite(lse[[2, 3]]).all()
+
+
+def test_huge_scores_stay_finite() -> None:
+    batch, q, k, v = case([1], [6])
+    out, lse = reference_attention(q * 1e4, k, v, batch)
+    assert np.isfinite(out).all()
+    assert np.isfinite(lse).all()
+
+
+def test_query_rows_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, q, k, v = case([9, 3], [12, 3])
+    whole = reference_attention(q, k, v, batch)
+    monkeypatch.setattr(attention, "_SCORE_BYTES", 8 * 2 * 12 * 2)  # two tokens at a time
+    chunked = reference_attention(q, k, v, batch)
+    np.testing.assert_allclose(chunked[0], whole[0], atol=1e-14)
+    np.testing.assert_allclose(chunked[1], whole[1], atol=1e-14)
+
+
+def test_memory_stays_bounded() -> None:
+    batch = HybridBatch.contiguous(*lengths([512], [8192]))
+    q = np.zeros((512, 32, HEAD_DIM), np.float16)
+    cache = np.zeros((1, 8192, 2, HEAD_DIM), np.float16)
+    tracemalloc.start()
+    try:
+        reference_attention(q, cache, cache, batch)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 512 << 20
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+def test_narrow_inputs_are_computed_in_float64(dtype: Any) -> None:
+    batch, q, k, v = case(*MIXED)
+    narrow = [x.astype(dtype) for x in (q, k, v)]
+    out, lse = reference_attention(*narrow, batch)
+    wide_out, wide_lse = reference_attention(*(x.astype(np.float64) for x in narrow), batch)
+    np.testing.assert_array_equal(out, wide_out)
+    np.testing.assert_array_equal(lse, wide_lse)
+
+
+def test_block_table_agrees_with_contiguous() -> None:
+    contiguous, q, k, v = case(*MIXED)
+    table, k_pages, v_pages = shuffled_pages(contiguous, k, v)
+    wide = np.full((table.shape[0], table.shape[1] + 2), 10**6, np.int32)
+    wide[:, : table.shape[1]] = table
+    strided = wide[:, : table.shape[1]]
+    batch = HybridBatch.from_block_table(
+        contiguous.qo_indptr,
+        contiguous.kv_lens,
+        shape=strided.shape,
+        row_stride=wide.shape[1],
+        page_size=PAGE_SIZE,
+    )
+    got = reference_attention(
+        q, k_pages, v_pages, batch, page_table=flat_page_table(strided), page_size=PAGE_SIZE
+    )
+    expected = reference_attention(q, k, v, contiguous)
+    np.testing.assert_array_equal(got[0], expected[0])
+    np.testing.assert_array_equal(got[1], expected[1])
+
+
+def test_kv_indices_agree_with_contiguous() -> None:
+    contiguous, q, k, v = case(*MIXED)
+    table, k_pages, v_pages = shuffled_pages(contiguous, k, v)
+    used = -(-contiguous.kv_lens // PAGE_SIZE)
+    indices = np.concatenate([row[:n] for row, n in zip(table, used, strict=True)])
+    batch = HybridBatch.from_kv_indptr(
+        contiguous.qo_indptr,
+        contiguous.kv_lens,
+        kv_indptr=np.cumsum([0, *used]).astype(np.int32),
+        num_kv_indices=len(indices),
+        page_size=PAGE_SIZE,
+    )
+    got = reference_attention(q, k_pages, v_pages, batch, page_table=indices, page_size=PAGE_SIZE)
+    np.testing.assert_array_equal(got[0], reference_attention(q, k, v, contiguous)[0])
+
+
+def test_empty_batch() -> None:
+    batch, q, k, v = case([], [])
+    out, lse = reference_attention(q, k, v, batch)
+    assert out.shape == (0, 4, HEAD_DIM)
+    assert lse.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": np.zeros((4, 4, HEAD_DIM))}, "q has shape"),
+        ({"q": np.zeros((3, 3, HEAD_DIM))}, "q has 3 heads"),
+        ({"v_cache": np.zeros((1, 9, 2, HEAD_DIM))}, "v_cache has shape"),
+        ({"k_cache": np.zeros((1, 4, 2, HEAD_DIM))}, "k_cache has 1 rows of 4 tokens"),
+        ({"page_size": 16}, "page_table and page_size=16 must be given together"),
+        ({"page_size": 16, "page_table": np.zeros(1, np.int32)}, "made for None"),
+    ],
+)
+def test_arguments_that_disagree(change: dict[str, Any], message: str) -> None:
+    batch, q, k, v = case([3], [5])
+    arguments = {"q": q, "k_cache": k, "v_cache": v, "batch": batch} | change
+    with pytest.raises(ValueError, match=message):
+        reference_attention(**arguments)
+
+
+def test_flat_page_table_is_a_view_of_strided_rows() -> None:
+    wide = np.arange(12, dtype=np.int32).reshape(3, 4)
+    flat = flat_page_table(wide[:, :3])
+    assert flat.tolist() == list(range(11))
+    assert np.shares_memory(flat, wide)
+    assert flat_page_table(np.zeros((0, 4), np.int32)).shape == (0,)
+    assert flat_page_table(np.broadcast_to(wide[:1], (5, 4))).tolist() == [0, 1, 2, 3]
+
+
+def test_flat_page_table_refuses_other_layouts() -> None:
+    with pytest.raises(ValueError, match="two dimensions"):
+        flat_page_table(np.zeros(3, np.int32))
+    with pytest.raises(ValueError, match="ascontiguousarray"):
+        flat_page_table(np.zeros((4, 3), np.int32).T)
+    with pytest.raises(ValueError, match="in reverse"):
+        flat_page_table(np.zeros((4, 3), np.int32)[::-1])

@@ -1,0 +1,107 @@
+"""`make_layer`: every argument of an attention layer is checked once, by name."""
+
+from __future__ import annotations
+
+import math
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from podrt.errors import UnsupportedConfigError
+from podrt.spec.attention import Layer, make_layer
+
+ARGUMENTS: dict[str, Any] = {
+    "num_qo_heads": 32,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "page_size": 16,
+    "kv_layout": "NHD",
+    "dtype": "bfloat16",
+    "causal": True,
+    "sm_scale": None,
+}
+
+
+def layer_of(**changes: Any) -> Layer:
+    return make_layer(**(ARGUMENTS | changes))
+
+
+def test_defaults_and_group() -> None:
+    layer = layer_of()
+    assert layer.group == 4
+    assert layer.sm_scale == 128**-0.5
+    assert layer_of(num_qo_heads=71, num_kv_heads=1).group == 71
+    assert layer_of(page_size=None).page_size is None
+
+
+@pytest.mark.parametrize("scale", [0.5, 1, np.float32(0.25), 1e-30])
+def test_scale_may_be_any_positive_number(scale: float) -> None:
+    assert layer_of(sm_scale=scale).sm_scale == float(scale)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        ("float16", "float16"),
+        (np.float16, "float16"),
+        (np.dtype(np.float16), "float16"),
+        (ml_dtypes.bfloat16, "bfloat16"),
+        (np.dtype(ml_dtypes.bfloat16), "bfloat16"),
+        # PyTorch's dtypes are objects that print as "torch.bfloat16".
+        (type("dtype", (), {"__str__": lambda self: "torch.bfloat16"})(), "bfloat16"),
+        (SimpleNamespace(__name__="float16"), "float16"),
+    ],
+    ids=str,
+)
+def test_dtype_of_any_framework(dtype: object, name: str) -> None:
+    assert layer_of(dtype=dtype).dtype == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"num_qo_heads": 0}, ValueError, "num_qo_heads=0: must be at least 1"),
+        ({"num_kv_heads": -8}, ValueError, "num_kv_heads=-8: must be at least 1"),
+        ({"num_qo_heads": 32.0}, TypeError, "num_qo_heads=32.0: expected an int"),
+        ({"num_kv_heads": True}, TypeError, "num_kv_heads=True: expected an int"),
+        (
+            {"num_qo_heads": 12},
+            ValueError,
+            "num_qo_heads=12: must be a multiple of num_kv_heads=8",
+        ),
+        ({"num_qo_heads": 4}, ValueError, "num_qo_heads=4: must be a multiple"),
+        ({"head_dim": 96}, UnsupportedConfigError, "head_dim=96: allowed are (64, 128, 256)"),
+        ({"head_dim": 64.0}, TypeError, "head_dim=64.0: expected an int"),
+        ({"page_size": 0}, ValueError, "page_size=0: must be at least 1"),
+        ({"page_size": "16"}, TypeError, "page_size='16': expected an int"),
+        (
+            {"kv_layout": "nhd"},
+            UnsupportedConfigError,
+            "kv_layout='nhd': allowed are ('NHD', 'HND')",
+        ),
+        (
+            {"dtype": "float32"},
+            UnsupportedConfigError,
+            "dtype='float32': allowed are ('bfloat16', 'float16')",
+        ),
+        ({"dtype": np.float64}, UnsupportedConfigError, "allowed are ('bfloat16', 'float16')"),
+        ({"causal": 1}, TypeError, "causal=1: expected True or False"),
+        ({"sm_scale": math.nan}, ValueError, "sm_scale=nan: must be finite and greater than 0"),
+        ({"sm_scale": math.inf}, ValueError, "sm_scale=inf: must be finite"),
+        ({"sm_scale": 0}, ValueError, "sm_scale=0: must be finite and greater than 0"),
+        ({"sm_scale": -1.0}, ValueError, "sm_scale=-1.0: must be finite and greater than 0"),
+        ({"sm_scale": "big"}, TypeError, "sm_scale='big': expected a number or None"),
+        ({"sm_scale": "0.5"}, TypeError, "sm_scale='0.5': expected a number or None"),
+        ({"sm_scale": True}, TypeError, "sm_scale=True: expected a number or None"),
+        ({"sm_scale": [1]}, TypeError, "sm_scale=[1]: expected a number or None"),
+    ],
+)
+def test_refusal_names_argument_value_and_what_is_allowed(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        layer_of(**changes)
