@@ -9,8 +9,9 @@ from podrt.errors import UnsupportedConfigError
 from podrt.functional import attend_on_host
 from podrt.gpu.device import DeviceInfo, current_device, device_info
 from podrt.kernels.families import Variant
-from podrt.plan import Plan, make_plan
-from podrt.policy.dispatch import base_variant, launches, parse_policy, share_sms, tiling_of
+from podrt.plan import Plan
+from podrt.policy.policies import parse_policy
+from podrt.policy.schedule import Scheduler
 from podrt.runtime.launch import launch, load_kernel
 from podrt.runtime.workspace import Workspaces
 from podrt.spec.attention import Layer, make_layer
@@ -111,6 +112,7 @@ class HybridAttention:
         )
         self.policy = parse_policy(policy)
         self._device = _checked_device(device)
+        self._scheduler: Scheduler | None = None
         self._planned: _Planned | None = None
         self._workspaces: Workspaces | None = None
 
@@ -168,21 +170,12 @@ class HybridAttention:
             page_table,
             self.layer.page_size,
         )
-        base = base_variant(batch, self.layer, self.policy, arch=device.arch.name)
-        plan = make_plan(
-            batch,
-            tiling_of(base, device.num_sms, self.layer.group, self.policy),
-            num_kv_heads=self.layer.num_kv_heads,
-            group=self.layer.group,
-            causal=self.layer.causal,
-        )
-        plan = share_sms(
-            plan, base, self.policy, num_sms=device.num_sms, memory_gbs=device.memory_gbs
-        )
-        variants = launches(base, plan, self.policy)
-        for variant in variants:
+        if self._scheduler is None:
+            self._scheduler = Scheduler(self.layer, device, self.policy)
+        schedule = self._scheduler.schedule(batch)
+        for variant in schedule.variants:
             load_kernel(variant, device.ordinal)  # compiles now rather than in the first run
-        self._planned = _Planned(batch, page_table, plan, variants)
+        self._planned = _Planned(batch, page_table, schedule.plan, schedule.variants)
 
     def run(
         self,
