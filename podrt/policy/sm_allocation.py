@@ -38,7 +38,15 @@ _ELEMENT_BYTES = 2
 
 
 def shares_of_sms(plan: Plan, *, head_dim: int, num_sms: int, memory_gbs: float) -> tuple[int, int]:
-    """Return `decode_only_sms` and `prefill_only_sms`; one of them is 0."""
+    """Return `decode_only_sms` and `prefill_only_sms`; one of them is 0.
+
+    Raises
+    ------
+    ValueError
+        `memory_gbs` is not greater than 0.
+    """
+    if not memory_gbs > 0:
+        raise ValueError(f"memory_gbs={memory_gbs}: must be greater than 0")
     decode_only = decode_only_sms(plan, head_dim=head_dim, num_sms=num_sms, memory_gbs=memory_gbs)
     if decode_only:
         return decode_only, 0

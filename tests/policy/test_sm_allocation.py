@@ -100,3 +100,9 @@ def test_sms_are_kept_for_one_side_at_most() -> None:
         shares = shares_of_sms(plan, **gpu)  # type: ignore[arg-type]
         assert shares == (chosen(plan), kept_for_prefill(plan))
         assert sorted(shares)[0] == 0 < max(shares)
+
+
+@pytest.mark.parametrize("memory_gbs", [0.0, -1.0, float("nan")])
+def test_memory_without_bandwidth_is_refused(memory_gbs: float) -> None:
+    with pytest.raises(ValueError, match=f"memory_gbs={memory_gbs}: must be greater than 0"):
+        shares_of_sms(one_head_plan(8), head_dim=128, num_sms=NUM_SMS, memory_gbs=memory_gbs)
