@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from podrt.errors import UnsupportedConfigError
 from podrt.spec.types import HEAD_DIMS, DType
@@ -62,9 +65,9 @@ def make_layer(
     # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.
     if kv_layout not in get_args(KvLayout):
         raise UnsupportedConfigError(f"kv_layout={kv_layout!r}: allowed are {get_args(KvLayout)}")
-    sizes = (("num_qo_heads", num_qo_heads), ("num_kv_heads", num_kv_heads), ("head_dim", head_dim))
-    for name, value in sizes:
-        _require_positive_int(name, value)
+    num_qo_heads = _positive_int("num_qo_heads", num_qo_heads)
+    num_kv_heads = _positive_int("num_kv_heads", num_kv_heads)
+    head_dim = _positive_int("head_dim", head_dim)
     if num_qo_heads % num_kv_heads:
         raise ValueError(
             f"num_qo_heads={num_qo_heads}: must be a multiple of num_kv_heads={num_kv_heads}"
@@ -72,8 +75,8 @@ def make_layer(
     if head_dim not in HEAD_DIMS:
         raise UnsupportedConfigError(f"head_dim={head_dim!r}: allowed are {HEAD_DIMS}")
     if page_size is not None:
-        _require_positive_int("page_size", page_size)
-    if not isinstance(causal, bool):
+        page_size = _positive_int("page_size", page_size)
+    if not isinstance(causal, bool | np.bool_):
         raise TypeError(f"causal={causal!r}: expected True or False")
     return Layer(
         num_qo_heads,
@@ -82,16 +85,22 @@ def make_layer(
         _dtype_name(dtype),
         page_size,
         kv_layout,  # type: ignore[arg-type]
-        causal,
+        bool(causal),
         _checked_scale(sm_scale, head_dim),
     )
 
 
-def _require_positive_int(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: expected an int")
-    if value < 1:
-        raise ValueError(f"{name}={value}: must be at least 1")
+def _positive_int(name: str, value: Any) -> int:
+    """Return an int of Python, NumPy or whatever else counts as one; a bool does not."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: expected an int") from None
+    if number < 1:
+        raise ValueError(f"{name}={number}: must be at least 1")
+    return number
 
 
 def _dtype_name(dtype: Any) -> DType:
@@ -111,4 +120,8 @@ def _checked_scale(sm_scale: float | None, head_dim: int) -> float:
     scale = float(sm_scale)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"sm_scale={sm_scale!r}: must be finite and greater than 0")
+    # The kernels multiply by sm_scale * log2(e), a float32.
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if not least <= scale * math.log2(math.e) <= most:
+        raise ValueError(f"sm_scale={sm_scale!r}: must be from 1e-38 to 2.3e38, to fit a float32")
     return scale

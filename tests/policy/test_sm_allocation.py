@@ -110,3 +110,9 @@ def test_sms_are_kept_for_one_side_at_most() -> None:
     assert decode_only > 0 == prefill_only
     decode_only, prefill_only = allocation(H200_GBS).shares(one_head_plan(128))
     assert decode_only == 0 < prefill_only
+
+
+@pytest.mark.parametrize("memory_gbs", [0.0, -1.0, float("nan")])
+def test_memory_without_bandwidth_is_refused(memory_gbs: float) -> None:
+    with pytest.raises(ValueError, match=f"memory_gbs={memory_gbs}: must be greater than 0"):
+        allocation(memory_gbs)
