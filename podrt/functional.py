@@ -158,7 +158,7 @@ def _attend_on_host(
         batch,
         page_table=table.flat() if table else None,
         page_size=layer.page_size,
-        causal=layer.causal,
+        causal=layer.mask.causal,
         sm_scale=layer.sm_scale,
     )
     to_numpy(tensors.out)[...] = out

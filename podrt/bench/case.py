@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.types import DType
 from podrt.workloads.accuracy import Window
 
@@ -98,9 +98,9 @@ class Case:
             ]
         return windows
 
-    def spec(self) -> Layer:
+    def spec(self) -> AttentionSpec:
         """Return the attention layer; raises as `podrt.HybridAttention`."""
-        return make_layer(
+        return make_spec(
             self.num_qo_heads,
             self.num_kv_heads,
             self.head_dim,

@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from podrt.attention import HybridAttention
 from podrt.gpu.device import load_cupy
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 
 
 def planned_attention(
-    spec: Layer,
+    spec: AttentionSpec,
     policy: str,
     qo_indptr: npt.NDArray[np.int32],
     kv_lens: npt.NDArray[np.int32],
@@ -21,7 +21,7 @@ def planned_attention(
 
     Parameters
     ----------
-    spec : Layer
+    spec : AttentionSpec
         The attention layer.
     policy : str
         As of `HybridAttention`.
@@ -36,7 +36,7 @@ def planned_attention(
         spec.head_dim,
         page_size=spec.page_size,
         dtype=spec.dtype,
-        causal=spec.causal,
+        causal=spec.mask.causal,
         policy=policy,
     )
     table = None if block_table is None else load_cupy().asarray(block_table)

@@ -15,7 +15,7 @@ from podrt.kernels.portable.presets import RATIOS
 from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.schedule import Schedule, schedule
 from podrt.reference import check_plan, execute_plan, flat_page_table
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.workloads.chunked_prefill import Request, hybrid_steps
 from podrt.workloads.random_batch import Geometry, Workload, make_workload
 
@@ -118,7 +118,7 @@ def dry_run(
     )
 
 
-def _schedules(work: Workload, layer: Layer, policy: Policy) -> list[Schedule]:
+def _schedules(work: Workload, layer: AttentionSpec, policy: Policy) -> list[Schedule]:
     """Schedule the batch as on a GPU, once for every family that the policy may choose.
 
     ``"auto"`` takes the Hopper family only where it can, so what it takes elsewhere counts too.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from podrt.gpu.arch import KIB, Arch, get_arch
+from podrt.spec.attention import KernelSpec
+from podrt.spec.mask import Mask
+from podrt.spec.types import DType
 
 Form = Literal["pod", "prefill", "decode"]
 
@@ -42,6 +46,15 @@ class VariantForm:
 
     form: Form
     arch: str
+    head_dim: int
+    dtype: DType
+    causal: bool
+    page_size: int | None
+
+    @cached_property
+    def spec(self) -> KernelSpec:
+        """What the kernel is compiled for, to be compared with that of a layer."""
+        return KernelSpec(self.head_dim, self.dtype, Mask(self.causal), self.page_size)
 
     @property
     def limits(self) -> Arch:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from podrt.spec.mask import Mask
+
 #: Fields of a work item, all int32, in memory order; rendered into the kernels as a struct.
 WORK_ITEM_FIELDS = (
     ("request", "row of the contiguous cache that holds the request's keys"),
@@ -78,6 +80,11 @@ class Plan:
     causal: bool
     decode_only_ctas: int = 0
     prefill_only_ctas: int = 0
+
+    @property
+    def mask(self) -> Mask:
+        """Which keys a token sees."""
+        return Mask(self.causal)
 
     @property
     def num_prefill_units(self) -> int:

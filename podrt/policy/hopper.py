@@ -16,7 +16,7 @@ from podrt.plan import Plan, keys_of
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.sm_allocation import SmAllocation
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
 #: Building a variant checks it, which takes longer than planning a small batch.
@@ -26,7 +26,7 @@ _variant = lru_cache(maxsize=1024)(hopper_variant)
 class HopperChoices:
     """The Hopper family's `podrt.policy.schedule.Choices`."""
 
-    def __init__(self, spec: Layer, gpu: DeviceInfo, policy: Policy) -> None:
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         calibration = calibration_of(gpu)
         self.cuts = calibration.hopper_cuts
         self._spec, self._policy, self._num_sms = spec, policy, gpu.num_sms
@@ -54,7 +54,7 @@ class HopperChoices:
             decode_rows=decode_rows,
             large_tile=form == "prefill" and plan is not None and self._has_long_units(plan),
             page_size=spec.page_size,
-            causal=spec.causal,
+            causal=spec.mask.causal,
         )
 
     def geometry(self, base: HopperConfig) -> TileGeometry:

@@ -13,7 +13,7 @@ from podrt.kernels.variant import Form, TileGeometry
 from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
 #: Building a variant checks it, which takes longer than planning a small batch.
@@ -23,7 +23,7 @@ _variant = lru_cache(maxsize=1024)(variant)
 class PortableChoices:
     """The portable family's `podrt.policy.schedule.Choices`."""
 
-    def __init__(self, spec: Layer, gpu: DeviceInfo, policy: Policy) -> None:
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self.cuts = calibration_of(gpu).portable_cuts
         self._spec, self._gpu, self._policy = spec, gpu, policy
 
@@ -50,7 +50,7 @@ class PortableChoices:
             shape=policy.shape or "large",
             ratio=ratio,
             page_size=spec.page_size,
-            causal=spec.causal,
+            causal=spec.mask.causal,
         )
 
     def geometry(self, base: KernelConfig) -> TileGeometry:

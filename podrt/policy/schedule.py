@@ -19,7 +19,7 @@ from podrt.policy.calibration import Cuts
 from podrt.policy.hopper import HopperChoices
 from podrt.policy.policies import Policy
 from podrt.policy.portable import PortableChoices
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
 
@@ -71,7 +71,7 @@ class Scheduler:
 
     Parameters
     ----------
-    spec : Layer
+    spec : AttentionSpec
         The attention layer.
     gpu : DeviceInfo
         The GPU, which need not be there.
@@ -84,7 +84,7 @@ class Scheduler:
         The policy asks for the Hopper family, which cannot serve this layer or GPU.
     """
 
-    def __init__(self, spec: Layer, gpu: DeviceInfo, policy: Policy) -> None:
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self.spec, self.gpu, self.policy = spec, gpu, policy
         self._choices = _choices_for(spec, gpu, policy)
         self._bases: dict[int, tuple[Variant, Tiling]] = {}
@@ -108,7 +108,7 @@ class Scheduler:
             tiling,
             num_kv_heads=spec.num_kv_heads,
             group=spec.group,
-            causal=spec.causal,
+            causal=spec.mask.causal,
         )
         plan = self._choices.share(plan)
         variants = tuple(self._choices.variant(form, rows, plan) for form in self._forms(plan))
@@ -138,7 +138,7 @@ class Scheduler:
 
 def schedule(
     batch: HybridBatch,
-    spec: Layer,
+    spec: AttentionSpec,
     gpu: DeviceInfo,
     policy: Policy,
     *,
@@ -165,7 +165,7 @@ def tiling_for(geometry: TileGeometry, cuts: Cuts, policy: Policy) -> Tiling:
     )
 
 
-def _choices_for(spec: Layer, gpu: DeviceInfo, policy: Policy) -> Choices:
+def _choices_for(spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> Choices:
     obstacle = why_unsupported(gpu.arch.name, spec.head_dim, spec.group, spec.page_size)
     if policy.family == "hopper" and obstacle:
         raise UnsupportedConfigError(

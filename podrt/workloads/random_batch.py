@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.types import DType
 from podrt.tensors.view import numpy_dtype
@@ -38,9 +38,9 @@ class Geometry:
         """The element type, bfloat16 by ml_dtypes."""
         return numpy_dtype(self.dtype)
 
-    def spec(self) -> Layer:
+    def spec(self) -> AttentionSpec:
         """Return the layer that the planner works for; raises as `podrt.HybridAttention`."""
-        return make_layer(
+        return make_spec(
             self.num_qo_heads,
             self.num_kv_heads,
             self.head_dim,

@@ -11,7 +11,7 @@ from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.schedule import schedule
 from podrt.policy.sm_allocation import SmAllocation
-from podrt.spec.attention import make_layer
+from podrt.spec.attention import make_spec
 from podrt.spec.batch import HybridBatch
 
 NUM_SMS = 132
@@ -26,7 +26,7 @@ def unshared(
         np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
     )
     heads = num_kv_heads * group, num_kv_heads
-    layer = make_layer(*heads, 128, None, "NHD", "bfloat16", causal, None)
+    layer = make_spec(*heads, 128, None, "NHD", "bfloat16", causal, None)
     return schedule(batch, layer, H100, Policy(family="hopper", decode_only_sms=0)).plan
 
 
