@@ -70,3 +70,8 @@ class VariantForm:
     def has_decode(self) -> bool:
         """Whether the kernel takes decode work."""
         return self.form != "prefill"
+
+    @property
+    def role_registers(self) -> dict[str, int]:
+        """Registers of a thread by role; empty where all threads keep what they begin with."""
+        return {}

@@ -10,8 +10,7 @@ import numpy as np
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
-from podrt.kernels.hopper.tiles import geometry_of
-from podrt.kernels.variant import Form, TileGeometry
+from podrt.kernels.variant import Form
 from podrt.plan import Plan, keys_of
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
@@ -29,7 +28,7 @@ class HopperChoices:
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         calibration = calibration_of(gpu)
         self.cuts = calibration.hopper_cuts
-        self._spec, self._policy, self._num_sms = spec, policy, gpu.num_sms
+        self._spec, self._policy = spec, policy
         self._form = calibration.fused_form
         self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
 
@@ -56,10 +55,6 @@ class HopperChoices:
             page_size=spec.page_size,
             causal=spec.mask.causal,
         )
-
-    def geometry(self, base: HopperConfig) -> TileGeometry:
-        """Return the tiles of a variant on this GPU."""
-        return geometry_of(base, self._spec.group, self._num_sms)
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan with the SMs of a fused launch shared between the sides."""

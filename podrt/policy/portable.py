@@ -8,8 +8,7 @@ from functools import lru_cache
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.portable.presets import RATIOS, variant
-from podrt.kernels.portable.tiles import geometry_of
-from podrt.kernels.variant import Form, TileGeometry
+from podrt.kernels.variant import Form
 from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
@@ -25,7 +24,7 @@ class PortableChoices:
 
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self.cuts = calibration_of(gpu).portable_cuts
-        self._spec, self._gpu, self._policy = spec, gpu, policy
+        self._spec, self._arch, self._policy = spec, gpu.arch.name, policy
 
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the rows of the decode tile, which are the same whatever the batch."""
@@ -44,7 +43,7 @@ class PortableChoices:
             ratio = policy.ratio or self._nearest_ratio(plan)
         return _variant(
             form,
-            self._gpu.arch.name,
+            self._arch,
             spec.dtype,
             spec.head_dim,
             shape=policy.shape or "large",
@@ -52,10 +51,6 @@ class PortableChoices:
             page_size=spec.page_size,
             causal=spec.mask.causal,
         )
-
-    def geometry(self, base: KernelConfig) -> TileGeometry:
-        """Return the tiles of a variant on this GPU."""
-        return geometry_of(base, self._spec.group, self._gpu.num_sms)
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan as it is: the ratio is the variant's."""

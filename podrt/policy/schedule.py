@@ -5,14 +5,14 @@ Attention, the dry run, the bench and the explorer all come here, so that they c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
-from podrt.kernels.families import Variant
-from podrt.kernels.hopper.presets import why_unsupported
+from podrt.kernels.families import FAMILIES, Variant, family_of
 from podrt.kernels.variant import Form, TileGeometry
 from podrt.plan import Plan, Tiling, make_plan
 from podrt.policy.calibration import Cuts
@@ -55,9 +55,6 @@ class Choices(Protocol):
 
     def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> Variant:
         """Return the kernel of a form, for a plan or for planning."""
-
-    def geometry(self, base: Any) -> TileGeometry:
-        """Return the tiles of one of the family's variants on the GPU."""
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan with its sides' shares of a fused launch."""
@@ -118,7 +115,7 @@ class Scheduler:
         found = self._bases.get(decode_rows)
         if found is None:
             base = self._choices.variant("pod", decode_rows)
-            geometry = self._choices.geometry(base)
+            geometry = family_of(base).geometry_of(base, self.spec.group, self.gpu.num_sms)
             found = self._bases[decode_rows] = (
                 base,
                 tiling_for(geometry, self._choices.cuts, self.policy),
@@ -165,13 +162,20 @@ def tiling_for(geometry: TileGeometry, cuts: Cuts, policy: Policy) -> Tiling:
     )
 
 
+#: By family, the preferred one first.
+_CHOICES: dict[str, Callable[[AttentionSpec, DeviceInfo, Policy], Choices]] = {
+    "hopper": HopperChoices,
+    "portable": PortableChoices,
+}
+
+
 def _choices_for(spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> Choices:
-    obstacle = why_unsupported(gpu.arch.name, spec.head_dim, spec.group, spec.page_size)
-    if policy.family == "hopper" and obstacle:
-        raise UnsupportedConfigError(
-            f'policy="hopper": the Hopper family cannot serve this layer: {obstacle}; '
-            'use policy="auto" or "portable"'
-        )
-    if policy.family == "portable" or obstacle:
-        return PortableChoices(spec, gpu, policy)
-    return HopperChoices(spec, gpu, policy)
+    names = list(_CHOICES) if policy.family == "auto" else [policy.family]
+    obstacles = {name: FAMILIES[name].why_unsupported(spec, gpu.arch.name) for name in names}
+    for name, obstacle in obstacles.items():
+        if obstacle is None:
+            return _CHOICES[name](spec, gpu, policy)
+    raise UnsupportedConfigError(
+        f'policy="{policy.family}": the {policy.family.capitalize()} family cannot serve this '
+        f'layer: {obstacles[policy.family]}; use policy="auto" or "portable"'
+    )

@@ -13,7 +13,6 @@ from podrt.cli._health import Finding
 from podrt.cli._variants import parse_page_size, parse_ratio, select
 from podrt.cli.cache import format_age
 from podrt.cli.explore import shorten
-from podrt.explore.stats import role_registers
 from podrt.jit import find_nvdisasm
 from podrt.kernels.hopper.presets import hopper_variant
 
@@ -231,11 +230,11 @@ def test_stats_of_hopper_state_the_registers_of_every_role(monkeypatch):
     ],
 )
 def test_roles_are_those_of_the_form(form, roles):
-    assert list(role_registers(hopper_variant(form, "bfloat16", 64))) == roles
+    assert list(hopper_variant(form, "bfloat16", 64).role_registers) == roles
 
 
 def test_portable_kernels_have_no_roles():
-    assert role_registers(_small_paged()[0]) == {}
+    assert _small_paged()[0].role_registers == {}
 
 
 def test_stats_fit_in_80_columns(monkeypatch):

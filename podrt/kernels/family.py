@@ -1,0 +1,73 @@
+"""`Family`: what every kernel family answers, so that nobody need know which there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
+
+from podrt.jit import KernelSource
+from podrt.kernels.portable.presets import RATIOS
+from podrt.kernels.variant import Form, TileGeometry
+from podrt.plan import Plan
+from podrt.spec.attention import AttentionSpec
+from podrt.spec.types import HEAD_DIMS, DType
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which of a family's default variants to make.
+
+    Attributes
+    ----------
+    forms, dtypes, head_dims : tuple
+        What to keep.
+    page_sizes : tuple of int or None
+        Pages to make variants for, None being a contiguous cache; a family leaves out what it
+        cannot serve.
+    ratios : tuple of (int, int)
+        Prefill:decode ratios of the portable family's fused variants.
+    decode_rows : tuple of int
+        Rows of a decode tile, where the family has several.
+    """
+
+    forms: tuple[Form, ...] = get_args(Form)
+    dtypes: tuple[DType, ...] = get_args(DType)
+    head_dims: tuple[int, ...] = HEAD_DIMS
+    page_sizes: tuple[int | None, ...] = (None, 16)
+    ratios: tuple[tuple[int, int], ...] = RATIOS
+    decode_rows: tuple[int, ...] = (8, 16, 32)
+
+    @classmethod
+    def of(cls, **filters: Iterable[Any]) -> Filters:
+        """Return filters from iterables, which may be iterators."""
+        return cls(**{name: tuple(values) for name, values in filters.items()})
+
+
+class Family(Protocol):
+    """One kind of kernel: what it can serve, how it is planned for, built and launched.
+
+    A variant is passed as `config`: one of the family's own.
+
+    Attributes
+    ----------
+    name : str
+        Also the folder in ``templates/``, and `family` of every variant.
+    """
+
+    name: str
+
+    def why_unsupported(self, spec: AttentionSpec, arch: str) -> str | None:
+        """Say why there is no kernel for a layer on an architecture; None if there is one."""
+
+    def default_variants(self, arch: str, filters: Filters) -> list[Any]:
+        """Return the causal variants that a schedule may pick on `arch`."""
+
+    def geometry_of(self, config: Any, group: int, num_sms: int) -> TileGeometry:
+        """Return what a variant means for planning `group` heads per KV head on so many SMs."""
+
+    def source_of(self, config: Any) -> KernelSource:
+        """Render the CUDA C++ source of a variant."""
+
+    def num_ctas(self, config: Any, plan: Plan, num_sms: int) -> int:
+        """Return the grid of a launch: what the work needs, or as much as fits on the GPU."""
