@@ -12,7 +12,6 @@ from podrt.cli._building import build_all
 from podrt.cli._check import expected_of
 from podrt.cli._variants import FALLBACK_ARCH
 from podrt.kernels.families import Variant, all_default_variants
-from podrt.kernels.portable.presets import RATIOS
 from podrt.plan import make_plan
 from podrt.policy.dispatch import Policy, base_variant, parse_policy, tiling_of
 from podrt.reference import check_plan, execute_plan, flat_page_table
@@ -80,7 +79,6 @@ def dry_run(
         dtypes=[geometry.dtype],
         head_dims=[geometry.head_dim],
         page_sizes=[geometry.page_size],
-        ratios=RATIOS if parsed.ratio is None else [parsed.ratio],
     )
     builds = build_all(configs, f"compiling for {FALLBACK_ARCH}")
     expected = expected_of(work)

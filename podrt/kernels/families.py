@@ -13,7 +13,7 @@ from podrt.kernels.hopper.config import DECODE_ROWS, HOPPER_ARCH, HopperConfig
 from podrt.kernels.hopper.presets import default_hopper_variants
 from podrt.kernels.portable import host as portable
 from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.portable.presets import PAGE_SIZES, RATIOS, default_variants
+from podrt.kernels.portable.presets import PAGE_SIZES, default_variants
 from podrt.kernels.variant import Form
 from podrt.spec.types import HEAD_DIMS, DType
 
@@ -38,7 +38,6 @@ def all_default_variants(
     dtypes: Iterable[DType] = get_args(DType),
     head_dims: Iterable[int] = HEAD_DIMS,
     page_sizes: Iterable[int | None] = PAGE_SIZES,
-    ratios: Iterable[tuple[int, int]] = RATIOS,
     decode_rows: Iterable[int] = DECODE_ROWS,
 ) -> list[Variant]:
     """Return the causal variants that the dispatcher may pick on `arch`, as the filters allow.
@@ -52,8 +51,6 @@ def all_default_variants(
     page_sizes : iterable of int or None
         Pages to make variants for, None being a contiguous cache; sizes that the Hopper family
         cannot serve give portable variants alone.
-    ratios : iterable of (int, int)
-        Prefill:decode ratios of the portable family's fused variants.
     decode_rows : iterable of int
         Rows of the Hopper family's decode tiles.
 
@@ -75,7 +72,6 @@ def all_default_variants(
             dtypes=dtypes,
             head_dims=head_dims,
             page_sizes=page_sizes,
-            ratios=ratios,
         )
     if "hopper" in families and get_arch(arch).name == HOPPER_ARCH:
         found += default_hopper_variants(

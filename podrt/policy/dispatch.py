@@ -14,13 +14,15 @@ from podrt.kernels.hopper import host as hopper
 from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant, why_unsupported
 from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.portable.presets import RATIOS, Shape, variant
+from podrt.kernels.portable.presets import Shape, variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan, Tiling, is_decode, keys_of
 from podrt.policy.sm_allocation import shares_of_sms
 from podrt.spec.attention import Layer
 from podrt.spec.batch import HybridBatch
 
+#: Prefill:decode ratios of the portable family, of which the nearest to the work is taken.
+RATIOS = ((8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 4), (1, 8))
 _MAX_SHARE = 64
 _MAX_ONLY = 1024
 #: Share of the decodes that a decode tile must hold; the others are taken as prefills.
@@ -141,9 +143,14 @@ def base_variant(batch: HybridBatch, layer: Layer, policy: Policy, *, arch: str)
 def share_sms(
     plan: Plan, base: Variant, policy: Policy, *, num_sms: int, memory_gbs: float
 ) -> Plan:
-    """Return the plan with the SMs of a fused Hopper launch shared between the sides."""
-    if not isinstance(base, HopperConfig) or policy.serial:
+    """Return the plan with the SMs of a fused launch shared between the sides."""
+    if policy.serial:
         return plan
+    if isinstance(base, KernelConfig):
+        prefill, decode = plan.num_prefill_units, plan.num_decode_units
+        both = prefill and decode
+        ratio = policy.ratio or (nearest_ratio(prefill, decode / base.warps) if both else (1, 1))
+        return replace(plan, prefill_share=ratio[0], decode_share=ratio[1])
     decode_only, prefill_only = policy.decode_only_sms, policy.prefill_only_sms
     if decode_only is None:
         decode_only, prefill_only = shares_of_sms(
@@ -161,10 +168,7 @@ def launches(base: Variant, plan: Plan, policy: Policy) -> tuple[Variant, ...]:
     if policy.serial or not (prefill and decode) or _is_better_apart(base, plan, policy):
         sides = [_alone(base, "prefill", plan)] if prefill else []
         return tuple(sides + ([_alone(base, "decode", plan)] if decode else []))
-    if isinstance(base, HopperConfig):
-        return (base,)
-    ratio = policy.ratio or nearest_ratio(prefill, decode / base.warps)
-    return (replace(base, prefill_share=ratio[0], decode_share=ratio[1]),)
+    return (base,)
 
 
 def tiling_of(config: Variant, num_sms: int, group: int, policy: Policy = _NAMED["auto"]) -> Tiling:
@@ -181,7 +185,7 @@ def tiling_of(config: Variant, num_sms: int, group: int, policy: Policy = _NAMED
 
 
 def nearest_ratio(prefill_ctas: float, decode_ctas: float) -> tuple[int, int]:
-    """Return the compiled ratio nearest to the CTAs' (POD-Attention's proportional policy)."""
+    """Return the ratio nearest to the CTAs' (POD-Attention's proportional policy)."""
     wanted = math.log(prefill_ctas / decode_ctas)
     return min(RATIOS, key=lambda ratio: abs(math.log(ratio[0] / ratio[1]) - wanted))
 
@@ -217,7 +221,7 @@ def _is_better_apart(base: Variant, plan: Plan, policy: Policy) -> bool:
 
 def _alone(base: Variant, form: Form, plan: Plan) -> Variant:
     if isinstance(base, KernelConfig):
-        return replace(base, form=form, prefill_share=1, decode_share=1)
+        return replace(base, form=form)
     return hopper_variant(
         form,
         base.dtype,

@@ -12,10 +12,10 @@ from podrt.errors import UnsupportedConfigError
 from podrt.kernels.families import Variant
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.presets import hopper_variant
-from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.portable.presets import RATIOS, variant
+from podrt.kernels.portable.presets import variant
 from podrt.plan import Plan, make_plan
 from podrt.policy.dispatch import (
+    RATIOS,
     Policy,
     base_variant,
     launches,
@@ -72,9 +72,9 @@ def forms(configs: tuple[Variant, ...]) -> list[str]:
     return [config.form for config in configs]
 
 
-def ratio_of(config: Variant) -> tuple[int, int]:
-    assert isinstance(config, KernelConfig)
-    return config.prefill_share, config.decode_share
+def ratio_of(plan: Plan, policy: str) -> tuple[int, int]:
+    shared = share_sms(plan, BASE, parse_policy(policy), num_sms=132, memory_gbs=3352.0)
+    return shared.prefill_share, shared.decode_share
 
 
 MIXED = plan_of([4096] + [1] * 64, [4096] + [2048] * 64)
@@ -137,22 +137,21 @@ def test_nearest_ratio_on_a_log_scale(
     assert nearest_ratio(prefill_ctas, decode_ctas) == ratio
 
 
-def test_every_compiled_ratio_is_its_own_nearest() -> None:
+def test_every_ratio_is_its_own_nearest() -> None:
     assert [nearest_ratio(*ratio) for ratio in RATIOS] == list(RATIOS)
 
 
 def test_mixed_batch_is_one_fused_launch_by_amount_of_work() -> None:
-    (fused,) = launches(BASE, MIXED, parse_policy("auto"))
-    assert fused.form == "pod"
-    share = MIXED.num_prefill_units / (MIXED.num_decode_units / BASE.warps)
-    wanted = math.log2(share)
-    assert abs(math.log2(fused.prefill_share / fused.decode_share) - wanted) <= 0.5
-    assert launches(BASE, MIXED, parse_policy("proportional")) == (fused,)
+    assert launches(BASE, MIXED, parse_policy("auto")) == (BASE,)
+    assert launches(BASE, MIXED, parse_policy("proportional")) == (BASE,)
+    wanted = math.log2(MIXED.num_prefill_units / (MIXED.num_decode_units / BASE.warps))
+    prefill, decode = ratio_of(MIXED, "proportional")
+    assert abs(math.log2(prefill / decode) - wanted) <= 0.5
 
 
 def test_explicit_ratio_is_taken_as_it_is() -> None:
-    assert [ratio_of(c) for c in launches(BASE, MIXED, parse_policy("3:5"))] == [(3, 5)]
-    assert [ratio_of(c) for c in launches(BASE, MIXED, parse_policy("50:50"))] == [(1, 1)]
+    assert ratio_of(MIXED, "3:5") == (3, 5)
+    assert ratio_of(MIXED, "50:50") == (1, 1)
 
 
 def test_serial_is_one_launch_per_side() -> None:
@@ -168,9 +167,9 @@ def test_a_side_that_is_alone_gets_its_own_kernel(policy: str) -> None:
     assert forms(launches(BASE, decode, parse_policy(policy))) == ["decode"]
 
 
-def test_lone_side_does_not_depend_on_the_ratio() -> None:
-    decode = plan_of([1, 1], [512, 7])
-    assert launches(BASE, decode, parse_policy("1:3")) == launches(BASE, decode, Policy())
+def test_lone_side_needs_no_ratio() -> None:
+    for plan in (plan_of([1, 1], [512, 7]), plan_of([512], [512]), plan_of([0], [5])):
+        assert ratio_of(plan, "portable") == (1, 1)
 
 
 @pytest.mark.parametrize("policy", ["auto", "serial"])
@@ -352,8 +351,9 @@ def test_sms_are_shared_by_the_work_on_each_side() -> None:
     shared = share_sms(MIXED, HOPPER, Policy(), num_sms=132, memory_gbs=3352.0)
     expected = shares_of_sms(MIXED, head_dim=128, num_sms=132, memory_gbs=3352.0)
     assert (shared.decode_only_ctas, shared.prefill_only_ctas) == expected
-    for base, policy in ((BASE, Policy()), (HOPPER, parse_policy("hopper-serial"))):
-        assert share_sms(MIXED, base, policy, num_sms=132, memory_gbs=3352.0) is MIXED
+    for base, policy in ((BASE, "portable-serial"), (HOPPER, "hopper-serial")):
+        shared = share_sms(MIXED, base, parse_policy(policy), num_sms=132, memory_gbs=3352.0)
+        assert shared is MIXED
 
 
 def test_decode_is_tapered_in_a_fused_launch_only() -> None:
