@@ -141,7 +141,8 @@ class HybridAttention:
             Page numbers of every request. On a GPU it is read by the kernel at every run, so its
             values may change in place; in host memory it is copied now. Page numbers in host memory
             are checked against the cache by `run`. Those on a GPU cannot be checked without a copy:
-            one that is not a page of the cache reads memory that is not the cache's.
+            one that is not a page of the cache stands for a page of zeros, or for the last page,
+            and nothing outside the cache is read.
         kv_indptr, kv_indices : int32 [requests + 1] and [at least kv_indptr[-1]], optional
             The page numbers as one list instead; kv_indices as block_table, kv_indptr as kv_lens.
 
@@ -239,14 +240,9 @@ class HybridAttention:
             return
         if self._workspaces is None:
             self._workspaces = Workspaces(device.ordinal)
-        table = planned.page_table
         workspace = self._workspaces.ready(
-            stream, planned.plan, self.layer.head_dim, table.host_values if table else None
+            stream, planned.plan, self.layer.head_dim, planned.page_table
         )
-        address = 0
-        if table is not None:
-            on_host = table.host_values is not None
-            address = workspace.page_table.data.ptr if on_host else table.tensor.pointer
         for variant in planned.variants:
             launch(
                 variant,
@@ -254,7 +250,6 @@ class HybridAttention:
                 num_sms=device.num_sms,
                 stream=stream,
                 plan=planned.plan,
-                page_table=address,
                 tensors=tensors,
                 workspace=workspace,
                 sm_scale=self.layer.sm_scale,

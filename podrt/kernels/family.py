@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
 from podrt.jit import KernelSource
-from podrt.kernels.portable.presets import RATIOS
 from podrt.kernels.variant import Form, TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
@@ -25,8 +24,6 @@ class Filters:
     page_sizes : tuple of int or None
         Pages to make variants for, None being a contiguous cache; a family leaves out what it
         cannot serve.
-    ratios : tuple of (int, int)
-        Prefill:decode ratios of the portable family's fused variants.
     decode_rows : tuple of int
         Rows of a decode tile, where the family has several.
     """
@@ -35,7 +32,6 @@ class Filters:
     dtypes: tuple[DType, ...] = get_args(DType)
     head_dims: tuple[int, ...] = HEAD_DIMS
     page_sizes: tuple[int | None, ...] = (None, 16)
-    ratios: tuple[tuple[int, int], ...] = RATIOS
     decode_rows: tuple[int, ...] = (8, 16, 32)
 
     @classmethod

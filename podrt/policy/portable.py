@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.portable.presets import RATIOS, variant
+from podrt.kernels.portable.presets import variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
@@ -15,6 +16,8 @@ from podrt.policy.policies import Policy
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
+#: Prefill:decode ratios, of which the nearest to the work is taken.
+RATIOS = ((8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 4), (1, 8))
 #: Building a variant checks it, which takes longer than planning a small batch.
 _variant = lru_cache(maxsize=1024)(variant)
 
@@ -37,35 +40,35 @@ class PortableChoices:
         few SMs prefill to do, its splits make up for that, and the small ones read keys twice as
         often (measured on an H200, `design/paper-reproduction.md`).
         """
-        spec, policy = self._spec, self._policy
-        ratio = (1, 1)
-        if form == "pod" and plan is not None:
-            ratio = policy.ratio or self._nearest_ratio(plan)
+        spec = self._spec
         return _variant(
             form,
             self._arch,
             spec.dtype,
             spec.head_dim,
-            shape=policy.shape or "large",
-            ratio=ratio,
+            shape=self._policy.shape or "large",
             page_size=spec.page_size,
             causal=spec.mask.causal,
         )
 
     def share(self, plan: Plan) -> Plan:
-        """Return the plan as it is: the ratio is the variant's."""
-        return plan
+        """Return the plan with the CTAs of a fused launch shared between the sides."""
+        prefill, decode = plan.num_prefill_units, plan.num_decode_units
+        if self._policy.serial:
+            return plan
+        ratio = self._policy.ratio
+        if ratio is None and prefill and decode:
+            ratio = nearest_ratio(prefill, decode / self.variant("pod", 0).warps)
+        if ratio is None:
+            return plan
+        return replace(plan, prefill_share=ratio[0], decode_share=ratio[1])
 
     def are_better_apart(self, plan: Plan) -> bool:
         """Return False: a fused launch has the same tiles."""
         return False
 
-    def _nearest_ratio(self, plan: Plan) -> tuple[int, int]:
-        decode_ctas = plan.num_decode_units / self.variant("pod", 0).warps
-        return nearest_ratio(plan.num_prefill_units, decode_ctas)
-
 
 def nearest_ratio(prefill_ctas: float, decode_ctas: float) -> tuple[int, int]:
-    """Return the compiled ratio nearest to the CTAs' (POD-Attention's proportional policy)."""
+    """Return the ratio nearest to the CTAs' (POD-Attention's proportional policy)."""
     wanted = math.log(prefill_ctas / decode_ctas)
     return min(RATIOS, key=lambda ratio: abs(math.log(ratio[0] / ratio[1]) - wanted))

@@ -40,7 +40,6 @@ def launch(
     num_sms: int,
     stream: int,
     plan: Plan,
-    page_table: int,
     tensors: RunTensors,
     workspace: Workspace,
     sm_scale: float,
@@ -51,17 +50,15 @@ def launch(
     ----------
     config : Variant
         The variant; it takes the sides of the plan that its form has.
-    page_table : int
-        Address of the flat page table on the device; 0 for a contiguous cache.
     workspace : Workspace
-        Holds the plan's items.
+        Holds the plan.
     """
     if isinstance(config, HopperConfig):
         grid = hopper.num_ctas(config, plan, num_sms)
-        params = hopper.params_of(config, plan, tensors, workspace, page_table, sm_scale)
+        params = hopper.params_of(config, plan, tensors, workspace, sm_scale)
     else:
         grid = portable.num_ctas(config, plan.num_prefill_units, plan.num_decode_units, num_sms)
-        params = portable.params_of(plan, tensors, workspace, page_table, sm_scale)
+        params = portable.params_of(plan, tensors, workspace, sm_scale)
     load_kernel(config, device)(
         (grid,),
         params,

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from podrt.gpu.device import load_cupy
+from podrt.kernels.arguments import plan_header
 from podrt.kernels.portable.host import NUM_COUNTERS
 from podrt.plan import Plan
+from podrt.tensors.page_table import PageTable
 from podrt.tensors.streams import cupy_stream, is_capturing
 
 
@@ -24,7 +26,7 @@ class Workspace:
 
     Attributes
     ----------
-    items, partial_o, partial_lse, counters, merge_counters : CuPy arrays
+    plan, partial_o, partial_lse, counters, merge_counters : CuPy arrays
         As in `podrt.kernels.portable.host.PARAMS`.
     page_table : CuPy array
         Copy of a page table that the caller keeps in host memory.
@@ -34,18 +36,23 @@ class Workspace:
         self._cupy = load_cupy()
         self._device, self._stream = device, stream
         self._plan: Plan | None = None
-        self.items = self.page_table = self.partial_o = self.partial_lse = self._empty(0, "uint8")
+        self.plan = self.page_table = self.partial_o = self.partial_lse = self._empty(0, "uint8")
         self.counters = self._zeros(NUM_COUNTERS)
         self.merge_counters = self._zeros(0)
 
-    def load(self, plan: Plan, head_dim: int, page_table: np.ndarray[Any, Any] | None) -> None:
+    def load(self, plan: Plan, head_dim: int, page_table: PageTable | None) -> None:
         """Make the buffers ready for `plan`; does nothing when they already are."""
         if self._plan is plan:
             return
         rows = plan.partial_rows * plan.num_kv_heads
-        self.items = self._upload(self.items, np.concatenate([plan.prefill, plan.decode]))
-        if page_table is not None:
-            self.page_table = self._upload(self.page_table, page_table)
+        pages = 0
+        if page_table is not None and page_table.host_values is not None:
+            self.page_table = self._upload(self.page_table, page_table.host_values)
+            pages = self.page_table.data.ptr
+        elif page_table is not None:
+            pages = page_table.tensor.pointer
+        parts = plan_header(plan, pages, 0), plan.prefill.tobytes(), plan.decode.tobytes()
+        self.plan = self._upload(self.plan, np.frombuffer(b"".join(parts), np.uint8))
         self.partial_o = self._grown(self.partial_o, rows * head_dim, "float32")
         self.partial_lse = self._grown(self.partial_lse, rows, "float32")
         merges = 2 * plan.num_merges * plan.num_kv_heads
@@ -101,7 +108,7 @@ class Workspaces:
         self._captured: list[tuple[int, Plan, Workspace]] = []
 
     def ready(
-        self, stream: int, plan: Plan, head_dim: int, page_table: np.ndarray[Any, Any] | None
+        self, stream: int, plan: Plan, head_dim: int, page_table: PageTable | None
     ) -> Workspace:
         """Return a workspace that holds `plan` and that only `stream` uses."""
         if is_capturing(stream):
@@ -113,7 +120,7 @@ class Workspaces:
         return workspace
 
     def _ready_for_capture(
-        self, stream: int, plan: Plan, head_dim: int, page_table: np.ndarray[Any, Any] | None
+        self, stream: int, plan: Plan, head_dim: int, page_table: PageTable | None
     ) -> Workspace:
         """Prepare outside of the graph, on a stream of our own, what the graph will read."""
         for known_stream, known_plan, workspace in self._captured:

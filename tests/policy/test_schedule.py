@@ -12,11 +12,11 @@ from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import get_arch
 from podrt.gpu.nominal import H100
 from podrt.kernels.hopper.presets import hopper_variant
-from podrt.kernels.portable.presets import RATIOS, variant
+from podrt.kernels.portable.presets import variant
 from podrt.kernels.variant import Form
 from podrt.plan import keys_of
 from podrt.policy.policies import Policy, parse_policy
-from podrt.policy.portable import nearest_ratio
+from podrt.policy.portable import RATIOS, nearest_ratio
 from podrt.policy.schedule import Schedule, Scheduler, schedule
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
@@ -95,8 +95,7 @@ def test_every_ratio_is_its_own_nearest() -> None:
 
 
 def ratio_of(result: Schedule) -> tuple[int, int]:
-    (fused,) = result.variants
-    return fused.prefill_share, fused.decode_share  # type: ignore[union-attr]
+    return result.plan.prefill_share, result.plan.decode_share
 
 
 def test_ratio_follows_the_work_on_each_side() -> None:
@@ -129,9 +128,10 @@ def test_a_side_that_is_alone_gets_its_own_kernel(policy: str, arch: str) -> Non
     assert forms(scheduled([1, 1], [512, 7], policy, arch=arch)) == ["decode"]
 
 
-def test_lone_side_does_not_depend_on_the_ratio() -> None:
-    lone = [scheduled([1, 1], [512, 7], policy).variants for policy in ("1:3", "portable")]
-    assert lone[0] == lone[1]
+def test_lone_side_needs_no_ratio() -> None:
+    for q_lens, kv_lens in (([1, 1], [512, 7]), ([512], [512]), ([0], [5])):
+        assert ratio_of(scheduled(q_lens, kv_lens, "portable")) == (1, 1)
+    assert ratio_of(scheduled(*MIXED, "portable-serial")) == (1, 1)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])

@@ -32,7 +32,7 @@ BATCH = HybridBatch.from_block_table(
     page_size=16,
 )
 PLAN = make_plan(BATCH, tiling_of(CONFIG, 4, 4), num_kv_heads=2, group=4, causal=True)
-BUFFERS = ("items", "partial_o", "partial_lse", "counters", "merge_counters")
+BUFFERS = ("plan", "partial_o", "partial_lse", "counters", "merge_counters")
 
 
 @pytest.fixture
@@ -70,7 +70,6 @@ def launch(config: Variant = CONFIG, *, with_lse: bool = True) -> None:
         num_sms=4,
         stream=77,
         plan=PLAN,
-        page_table=5000,
         tensors=SimpleNamespace(**tensors),
         workspace=SimpleNamespace(**workspace),
         sm_scale=0.125,
@@ -84,7 +83,6 @@ def test_kernel_gets_tensors_buffers_and_sizes(launched: list[dict[str, Any]]) -
     assert [params[name] for name in ("q", "k", "v", "out", "lse")] == [
         1024, 2048, 3072, 4096, 5120,
     ]  # fmt: skip
-    assert params["page_table"] == 5000
     assert [params[name] for name in BUFFERS] == [10_000 + n for n in range(5)]
     strides = {name: value for name, value in params.items() if "stride" in name}
     assert strides == {
@@ -101,8 +99,7 @@ def test_kernel_gets_tensors_buffers_and_sizes(launched: list[dict[str, Any]]) -
         "lse_stride_token": 1,
         "lse_stride_head": 30,
     }
-    assert (params["num_prefill_items"], params["num_decode_items"]) == (1, 1)
-    assert (params["num_kv_heads"], params["group"]) == (2, 4)
+    assert (params["num_kv_heads"], params["group"], params["num_pages"]) == (2, 4, 6)
     assert params["scale_log2"] == np.float32(0.125 * math.log2(math.e))
 
 
@@ -137,6 +134,6 @@ def test_without_lse_the_kernel_gets_a_null_pointer(launched: list[dict[str, Any
 def test_compile_variant_says_which_kernel_is_missing() -> None:
     with (
         knobs.scope(disable_cache=True, disable_jit=True),
-        pytest.raises(MissingKernelError, match=r"pod_portable_sm_90a_f16_d64_.*r3to7"),
+        pytest.raises(MissingKernelError, match="pod_portable_sm_90a_f16_d64_"),
     ):
-        launch_module.compile_variant(variant("pod", "sm_90a", "float16", 64, ratio=(3, 7)))
+        launch_module.compile_variant(variant("pod", "sm_90a", "float16", 64))

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from podrt.jit import KernelSource, render
 from podrt.kernels.arguments import (
     BUFFERS,
-    COUNTS,
+    HEADS,
     OUTPUT_STRIDES,
-    WORK_ITEM_STRUCT,
+    PLAN_STRUCTS,
     buffer_arguments,
 )
 from podrt.kernels.hopper.config import HopperConfig
@@ -39,10 +39,8 @@ PARAMS = (
     Field("int", "q_stride_token", ""),
     Field("int", "q_stride_head", ""),
     *OUTPUT_STRIDES,
-    *COUNTS,
+    *HEADS,
     Field("int", "tile_tokens", "tokens of a prefill tile: 128 / group, rounded down"),
-    Field("int", "decode_only_ctas", "first CTAs: no prefill before decode has run out"),
-    Field("int", "prefill_only_ctas", "next CTAs: no decode before prefill has run out"),
     Field("int", "k_head_blocks", "blocks of 64 columns from a KV head to the next"),
     Field("int", "v_head_blocks", ""),
     Field("float", "scale_log2", "sm_scale * log2(e)"),
@@ -59,7 +57,7 @@ def source_of(config: HopperConfig) -> KernelSource:
             "config": config,
             "num_tickets": NUM_TICKETS,
             "params_struct": render_struct("Params", PARAMS, align=_ALIGN),
-            "work_item_struct": WORK_ITEM_STRUCT,
+            "plan_structs": PLAN_STRUCTS,
         },
     )
     return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
@@ -77,7 +75,6 @@ def params_of(
     plan: Plan,
     tensors: RunTensors,
     workspace: Workspace,
-    page_table: int,
     sm_scale: float,
 ) -> npt.NDArray[np.void]:
     """Return the argument block of a launch."""
@@ -95,10 +92,8 @@ def params_of(
         q_stride_token=q.strides[0],
         q_stride_head=q.strides[1],
         tile_tokens=tokens,
-        decode_only_ctas=plan.decode_only_ctas,
-        prefill_only_ctas=plan.prefill_only_ctas,
         k_head_blocks=keys.head_blocks,
         v_head_blocks=values.head_blocks,
         scale_log2=sm_scale * math.log2(math.e),
-        **buffer_arguments(plan, tensors, workspace, page_table),
+        **buffer_arguments(plan, tensors, workspace),
     )

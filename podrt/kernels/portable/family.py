@@ -28,7 +28,6 @@ class PortableFamily:
             dtypes=filters.dtypes,
             head_dims=filters.head_dims,
             page_sizes=filters.page_sizes,
-            ratios=filters.ratios,
         )
 
     def geometry_of(self, config: KernelConfig, group: int, num_sms: int) -> TileGeometry:

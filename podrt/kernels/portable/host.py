@@ -11,9 +11,9 @@ import numpy.typing as npt
 from podrt.jit import KernelSource, render
 from podrt.kernels.arguments import (
     BUFFERS,
-    COUNTS,
+    HEADS,
     OUTPUT_STRIDES,
-    WORK_ITEM_STRUCT,
+    PLAN_STRUCTS,
     buffer_arguments,
 )
 from podrt.kernels.portable.config import KernelConfig
@@ -41,7 +41,8 @@ PARAMS = (
     Field("int", "v_stride_token", ""),
     Field("int", "v_stride_head", ""),
     *OUTPUT_STRIDES,
-    *COUNTS,
+    *HEADS,
+    Field("int", "num_pages", "pages of the cache, or rows of a contiguous one"),
     Field("float", "scale_log2", "sm_scale * log2(e)"),
 )
 PARAMS_DTYPE = struct_dtype(PARAMS)
@@ -58,7 +59,7 @@ def source_of(config: KernelConfig) -> KernelSource:
             "config": config,
             "num_tickets": NUM_TICKETS,
             "params_struct": render_struct("Params", PARAMS),
-            "work_item_struct": WORK_ITEM_STRUCT,
+            "plan_structs": PLAN_STRUCTS,
         },
     )
     return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
@@ -70,15 +71,13 @@ def num_ctas(
     """Return the grid of a launch: one CTA per piece of work, or as many as fit on the GPU."""
     prefill = num_prefill_units if config.has_prefill else 0
     decode = -(-num_decode_units // config.warps) if config.has_decode else 0
-    work = prefill + decode
-    return min(work, config.ctas_per_sm * num_sms) if config.persistent else work
+    return min(prefill + decode, config.ctas_per_sm * num_sms)
 
 
 def params_of(
     plan: Plan,
     tensors: RunTensors,
     workspace: Workspace,
-    page_table: int,
     sm_scale: float,
 ) -> npt.NDArray[np.void]:
     """Return a launch's argument block."""
@@ -96,6 +95,7 @@ def params_of(
         v_stride_page=v.strides[0],
         v_stride_token=v.strides[1],
         v_stride_head=v.strides[2],
+        num_pages=k.shape[0],
         scale_log2=sm_scale * math.log2(math.e),
-        **buffer_arguments(plan, tensors, workspace, page_table),
+        **buffer_arguments(plan, tensors, workspace),
     )
