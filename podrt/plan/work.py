@@ -65,6 +65,10 @@ class Plan:
     decode_only_ctas, prefill_only_ctas : int
         CTAs of a fused launch that take one side's work alone, as long as there is any; heeded by
         the Hopper family, whose CTAs otherwise take both sides at once.
+    prefill_share, decode_share : int
+        Of every ``prefill_share + decode_share`` units of work that CTAs of one SM draw in a fused
+        launch, the first `prefill_share` are prefill's; heeded by the portable family, whose CTAs
+        take one side at a time.
     """
 
     prefill: WorkList
@@ -78,6 +82,8 @@ class Plan:
     causal: bool
     decode_only_ctas: int = 0
     prefill_only_ctas: int = 0
+    prefill_share: int = 1
+    decode_share: int = 1
 
     @property
     def num_prefill_units(self) -> int:
