@@ -12,7 +12,6 @@ from podrt.cli._building import build_all
 from podrt.cli._check import expected_of
 from podrt.gpu.nominal import H100
 from podrt.kernels.families import all_default_variants
-from podrt.kernels.portable.presets import RATIOS
 from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.schedule import Schedule, schedule
 from podrt.reference import check_plan, execute_plan, flat_page_table
@@ -80,7 +79,6 @@ def dry_run(
         dtypes=[geometry.dtype],
         head_dims=[geometry.head_dim],
         page_sizes=[geometry.page_size],
-        ratios=RATIOS if parsed.ratio is None else [parsed.ratio],
     )
     builds = build_all(configs, f"compiling for {_GPU.arch.name}")
     expected = expected_of(work)
