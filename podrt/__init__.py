@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from podrt._version import __version__
 
 if TYPE_CHECKING:
-    from podrt.attention import HybridAttention, hybrid_attention
+    from podrt.attention import HybridAttention
     from podrt.errors import (
         CompileError,
         DeviceError,
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         PodrtError,
         UnsupportedConfigError,
     )
+    from podrt.functional import hybrid_attention
     from podrt.kernels.hopper.config import HopperConfig
     from podrt.kernels.portable.config import KernelConfig, Tile
     from podrt.runtime.launch import compile_variant as compile
@@ -32,7 +33,7 @@ _PUBLIC = {
     "Tile": ("podrt.kernels.portable.config", "Tile"),
     "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
     "compile": ("podrt.runtime.launch", "compile_variant"),
-    "hybrid_attention": ("podrt.attention", "hybrid_attention"),
+    "hybrid_attention": ("podrt.functional", "hybrid_attention"),
 }
 
 __all__ = [

@@ -1,22 +1,19 @@
-"""The front door: `HybridAttention` and `hybrid_attention`."""
+"""The front door: `HybridAttention`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
-from podrt.errors import UnsupportedConfigError
-from podrt.functional import attend_on_host
 from podrt.gpu.device import DeviceInfo, current_device, device_info
 from podrt.kernels.families import Variant
-from podrt.plan import Plan, make_plan
-from podrt.policy.dispatch import base_variant, launches, parse_policy, share_sms, tiling_of
+from podrt.plan import Plan
+from podrt.policy.policies import parse_policy
+from podrt.policy.schedule import Scheduler
 from podrt.runtime.launch import launch, load_kernel
 from podrt.runtime.workspace import Workspaces
 from podrt.spec.attention import Layer, make_layer
 from podrt.spec.batch import HybridBatch
-from podrt.spec.types import DType
-from podrt.tensors.checks import require_dtype, require_rank
 from podrt.tensors.host import host_array
 from podrt.tensors.page_table import (
     PageTable,
@@ -27,9 +24,6 @@ from podrt.tensors.page_table import (
 )
 from podrt.tensors.run_tensors import RunTensors, require_kernel_can_read, view_tensors
 from podrt.tensors.streams import resolve_stream
-from podrt.tensors.view import view
-
-_BACKENDS = ("auto", "cuda", "reference")
 
 
 @dataclass(frozen=True)
@@ -111,6 +105,7 @@ class HybridAttention:
         )
         self.policy = parse_policy(policy)
         self._device = _checked_device(device)
+        self._scheduler: Scheduler | None = None
         self._planned: _Planned | None = None
         self._workspaces: Workspaces | None = None
 
@@ -168,21 +163,12 @@ class HybridAttention:
             page_table,
             self.layer.page_size,
         )
-        base = base_variant(batch, self.layer, self.policy, arch=device.arch.name)
-        plan = make_plan(
-            batch,
-            tiling_of(base, device.num_sms, self.layer.group, self.policy),
-            num_kv_heads=self.layer.num_kv_heads,
-            group=self.layer.group,
-            causal=self.layer.causal,
-        )
-        plan = share_sms(
-            plan, base, self.policy, num_sms=device.num_sms, memory_gbs=device.memory_gbs
-        )
-        variants = launches(base, plan, self.policy)
-        for variant in variants:
+        if self._scheduler is None:
+            self._scheduler = Scheduler(self.layer, device, self.policy)
+        schedule = self._scheduler.schedule(batch)
+        for variant in schedule.variants:
             load_kernel(variant, device.ordinal)  # compiles now rather than in the first run
-        self._planned = _Planned(batch, page_table, plan, variants)
+        self._planned = _Planned(batch, page_table, schedule.plan, schedule.variants)
 
     def run(
         self,
@@ -289,94 +275,6 @@ class HybridAttention:
         if self._device is None:
             self._device = current_device().ordinal
         return device_info(self._device)
-
-
-def hybrid_attention(
-    q: Any,
-    k_cache: Any,
-    v_cache: Any,
-    qo_indptr: Any,
-    kv_lens: Any,
-    *,
-    block_table: Any = None,
-    kv_indptr: Any = None,
-    kv_indices: Any = None,
-    kv_layout: str = "NHD",
-    causal: bool = True,
-    sm_scale: float | None = None,
-    policy: str = "auto",
-    out: Any = None,
-    lse: Any = None,
-    return_lse: bool = False,
-    stream: Any = None,
-    backend: str = "auto",
-) -> Any:
-    """Attention of one hybrid batch in one call.
-
-    Heads, head_dim, dtype and page size are read off the tensors. For many layers of one batch,
-    `HybridAttention` plans once.
-
-    Parameters
-    ----------
-    q, k_cache, v_cache, out, lse, return_lse, stream
-        As `HybridAttention.run`. The cache is paged if a page table is given; `stream` is for work
-        on a GPU.
-    qo_indptr, kv_lens, block_table, kv_indptr, kv_indices
-        As `HybridAttention.plan`.
-    kv_layout, causal, sm_scale, policy
-        As `HybridAttention`.
-    backend : {"auto", "cuda", "reference"}
-        ``"cuda"`` runs the fused kernel, ``"reference"`` exact NumPy on tensors in host memory
-        (slow), ``"auto"`` whichever of them serves the memory that `q` lies in.
-
-    Returns
-    -------
-    out or (out, lse)
-        In the framework of `q`.
-
-    Raises
-    ------
-    ValueError, TypeError, UnsupportedConfigError, DeviceError
-        As `HybridAttention` and its methods.
-    """
-    if backend not in _BACKENDS:
-        raise UnsupportedConfigError(f"backend={backend!r}: allowed are {_BACKENDS}")
-    q_view, k_view = view(q, "q"), view(k_cache, "k_cache")
-    require_rank(q_view, 3, "[total_tokens, num_qo_heads, head_dim]")
-    require_dtype(q_view, *get_args(DType))
-    require_rank(k_view, 4, "of a cache")
-    tokens, heads = (1, 2) if kv_layout == "NHD" else (2, 1)
-    is_paged = any(table is not None for table in (block_table, kv_indptr, kv_indices))
-    layer_arguments: dict[str, Any] = {
-        "num_qo_heads": q_view.shape[1],
-        "num_kv_heads": k_view.shape[heads],
-        "head_dim": q_view.shape[2],
-        "page_size": k_view.shape[tokens] if is_paged else None,
-        "kv_layout": kv_layout,
-        "dtype": q_view.dtype,
-        "causal": causal,
-        "sm_scale": sm_scale,
-    }
-    tables = {"block_table": block_table, "kv_indptr": kv_indptr, "kv_indices": kv_indices}
-    outputs = {"out": out, "lse": lse, "return_lse": return_lse}
-    on_host = q_view.device is None
-    if backend == "reference" or (backend == "auto" and on_host):
-        parse_policy(policy)
-        if stream is not None:
-            raise ValueError(
-                f"stream={stream!r}: orders work on a GPU, but this call computes on the host; "
-                "leave it out"
-            )
-        layer = make_layer(**layer_arguments)
-        return attend_on_host(layer, q, k_cache, v_cache, qo_indptr, kv_lens, tables, outputs)
-    if on_host:
-        raise ValueError(
-            "q: lies in host memory, expected a tensor on a CUDA GPU; move it there, "
-            'or pass backend="reference"'
-        )
-    attention = HybridAttention(**layer_arguments, policy=policy, device=q_view.device)
-    attention.plan(qo_indptr, kv_lens, **tables)
-    return attention.run(q, k_cache, v_cache, **outputs, stream=stream)
 
 
 def _checked_device(device: Any) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from map_support import record_maps
+from plan_support import tiling_of
 
 from podrt.kernels.hopper import host as hopper
 from podrt.kernels.hopper.config import HopperConfig
@@ -26,7 +27,7 @@ def plan_of(q_lens: list[int], kv_lens: list[int]) -> Plan:
     batch = HybridBatch.contiguous(
         np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
     )
-    tiling = hopper.tiling_of(FUSED, GROUP, 132)
+    tiling = tiling_of(FUSED, 132, GROUP)
     return make_plan(batch, tiling, num_kv_heads=NUM_KV_HEADS, group=GROUP, causal=True)
 
 

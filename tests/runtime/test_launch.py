@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plan_support import tiling_of
 
 from podrt import knobs
 from podrt.errors import MissingKernelError
@@ -18,7 +19,6 @@ from podrt.kernels.hopper import maps as hopper_maps
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
 from podrt.plan import make_plan
-from podrt.policy.dispatch import tiling_of
 from podrt.runtime import launch as launch_module
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.view import view

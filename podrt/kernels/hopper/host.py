@@ -16,20 +16,16 @@ from podrt.kernels.arguments import (
     WORK_ITEM_STRUCT,
     buffer_arguments,
 )
-from podrt.kernels.hopper.config import DECODE_KEYS, PREFILL_ROWS, HopperConfig
+from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.maps import cache_maps, query_map
+from podrt.kernels.hopper.tiles import tile_tokens
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
 from podrt.kernels.variant import NUM_TICKETS
-from podrt.plan import Plan, Tiling
+from podrt.plan import Plan
 
 if TYPE_CHECKING:
     from podrt.runtime.workspace import Workspace
     from podrt.tensors.run_tensors import RunTensors
-
-#: Most keys of a piece of a decode, alone and beside prefill, where lanes are of unlike speed:
-#: short enough for SMs to end together, long enough for starting and merging it not to count
-#: (`design/hopper-kernel.md`).
-DECODE_PIECE_KEYS, FUSED_PIECE_KEYS = 8192, 4096
 
 #: Arguments of every kernel of the family, in memory order. Strides are in elements.
 PARAMS = (
@@ -67,31 +63,6 @@ def source_of(config: HopperConfig) -> KernelSource:
         },
     )
     return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
-
-
-def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
-    """Return what the planner must know of a variant on a GPU of `num_sms` SMs."""
-    return Tiling(
-        prefill_rows=tile_tokens(group) * group,
-        decode_rows=config.decode_rows,
-        # Splits begin where a bulk copy can, whatever the form that runs the plan.
-        prefill_kv_tile=math.lcm(config.kv_tile, DECODE_KEYS),
-        decode_kv_tile=DECODE_KEYS * config.decode_tiles,
-        prefill_slots=num_sms,
-        # Two of an SM's three decode lanes are enough to fill the memory bus.
-        decode_slots=2 * num_sms,
-        min_prefill_keys=1024,
-        min_decode_keys=384,
-        prefill_waves=1,
-        decode_piece_keys=DECODE_PIECE_KEYS,
-        fused_piece_keys=FUSED_PIECE_KEYS,
-        taper_decode=True,
-    )
-
-
-def tile_tokens(group: int) -> int:
-    """Tokens of a prefill tile, whose rows are all query heads of a KV head for each of them."""
-    return PREFILL_ROWS // group
 
 
 def num_ctas(config: HopperConfig, plan: Plan, num_sms: int) -> int:
