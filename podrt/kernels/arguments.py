@@ -6,14 +6,13 @@ launch recorded in a CUDA graph serves any batch. Arguments hold only what `run`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from podrt.kernels.structs import Field, packer, render_struct, struct_dtype
 from podrt.plan import WORK_ITEM_FIELDS, Plan
-
-if TYPE_CHECKING:
-    from podrt.runtime.workspace import Workspace
-    from podrt.tensors.run_tensors import RunTensors
+from podrt.spec.attention import Layer
+from podrt.tensors.run_tensors import RunTensors
+from podrt.tensors.view import TensorView
 
 #: The header, in memory order; prefill items follow it, then decode items. All zeros are a plan
 #: with nothing to do.
@@ -28,9 +27,10 @@ PLAN_HEADER = (
     Field("int", "decode_share", "          many begin with prefill"),
 )
 _HEADER_ALIGN = 64
-_HEADER_DTYPE = struct_dtype(PLAN_HEADER, align=_HEADER_ALIGN)
-PLAN_HEADER_BYTES = _HEADER_DTYPE.itemsize
-_pack_header = packer(_HEADER_DTYPE).pack
+_MAX_STRIDE = 2**31 - 1
+PLAN_HEADER_DTYPE = struct_dtype(PLAN_HEADER, align=_HEADER_ALIGN)
+PLAN_HEADER_BYTES = PLAN_HEADER_DTYPE.itemsize
+_pack_header = packer(PLAN_HEADER_DTYPE).pack
 
 PLAN_STRUCTS = "\n\n".join(
     (
@@ -41,7 +41,7 @@ PLAN_STRUCTS = "\n\n".join(
     )
 )
 
-#: Results, plan and buffers; `buffer_arguments` fills these and the next two groups.
+#: Results, plan and buffers; `shared_arguments` has them.
 BUFFERS = (
     Field("u16*", "out", "[tokens, num_qo_heads, head_dim]"),
     Field("float*", "lse", "[tokens, num_qo_heads] natural log, or null"),
@@ -88,21 +88,33 @@ def plan_header(plan: Plan, page_table: int, kv_lens: int) -> bytes:
     )
 
 
-def buffer_arguments(plan: Plan, tensors: RunTensors, workspace: Workspace) -> dict[str, Any]:
-    """Return outputs, plan and buffers by the names that they have in every family."""
-    out, lse = tensors.out, tensors.lse
+class Buffers(NamedTuple):
+    """Addresses of the memory that a launch needs besides its tensors."""
+
+    plan: int
+    partial_o: int
+    partial_lse: int
+    counters: int
+    merge_counters: int
+
+
+def shared_arguments(spec: Layer, tensors: RunTensors, buffers: Buffers) -> dict[str, Any]:
+    """Return the arguments that do not change between launches and that every family has."""
+    q, out = short_strides(tensors.q), short_strides(tensors.out)
+    lse = short_strides(tensors.lse) if tensors.lse is not None else (0, 0)
     return {
-        "out": out.pointer,
-        "out_stride_token": out.strides[0],
-        "out_stride_head": out.strides[1],
-        "lse": lse.pointer if lse else 0,
-        "lse_stride_token": lse.strides[0] if lse else 0,
-        "lse_stride_head": lse.strides[1] if lse else 0,
-        "plan": workspace.plan.data.ptr,
-        "partial_o": workspace.partial_o.data.ptr,
-        "partial_lse": workspace.partial_lse.data.ptr,
-        "counters": workspace.counters.data.ptr,
-        "merge_counters": workspace.merge_counters.data.ptr,
-        "num_kv_heads": plan.num_kv_heads,
-        "group": plan.group,
+        **buffers._asdict(),
+        "q_stride_token": q[0],
+        "q_stride_head": q[1],
+        "out_stride_token": out[0],
+        "out_stride_head": out[1],
+        "lse_stride_token": lse[0],
+        "lse_stride_head": lse[1],
+        "num_kv_heads": spec.num_kv_heads,
+        "group": spec.group,
     }
+
+
+def short_strides(tensor: TensorView) -> tuple[int, ...]:
+    """Return strides that fit 32 bits: those that do not belong to extents of 1, and count not."""
+    return tuple(stride if abs(stride) <= _MAX_STRIDE else 0 for stride in tensor.strides)

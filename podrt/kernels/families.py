@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import get_arch
 from podrt.jit import KernelSource
-from podrt.kernels.family import Family, Filters
+from podrt.kernels.arguments import Buffers
+from podrt.kernels.family import Arguments, Family, Filters
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.family import HopperFamily
 from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.portable.family import PortableFamily
+from podrt.plan import Plan
+from podrt.spec.attention import AttentionSpec
+from podrt.tensors.run_tensors import RunTensors
 
 #: A variant of any family.
 Variant = KernelConfig | HopperConfig
@@ -29,6 +35,39 @@ def family_of(config: Variant) -> Family:
 def source_of(config: Variant) -> KernelSource:
     """Render the CUDA C++ source of a variant."""
     return family_of(config).source_of(config)
+
+
+def argument_block(
+    config: Variant, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+) -> Arguments:
+    """Return the arguments of a variant's launches over tensors of one layout.
+
+    Raises
+    ------
+    ValueError
+        The variant's family cannot read tensors that lie like that (`why_unreadable`).
+    """
+    return family_of(config).argument_block(config, spec, tensors, buffers)
+
+
+def why_unreadable(config: Variant, tensors: RunTensors) -> str | None:
+    """Say why a variant cannot read tensors that lie like that; None if it can."""
+    return family_of(config).why_unreadable(tensors)
+
+
+def params_dtype(config: Variant) -> np.dtype[np.void]:
+    """Return the layout of a variant's arguments."""
+    return family_of(config).params_dtype()
+
+
+def grid_of(config: Variant, plan: Plan, num_sms: int) -> int:
+    """Return the CTAs of a launch: as many as run at once, or fewer when there is not that much."""
+    return family_of(config).grid_of(config, plan, num_sms)
+
+
+def full_grid(config: Variant, num_sms: int) -> int:
+    """Return the CTAs that run at once on a GPU: the grid of a launch for any batch."""
+    return config.ctas_per_sm * num_sms
 
 
 def all_default_variants(

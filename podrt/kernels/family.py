@@ -6,11 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
+import numpy as np
+
 from podrt.jit import KernelSource
+from podrt.kernels.arguments import Buffers
 from podrt.kernels.variant import Form, TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.types import HEAD_DIMS, DType
+from podrt.tensors.run_tensors import RunTensors
 
 
 @dataclass(frozen=True)
@@ -65,5 +69,31 @@ class Family(Protocol):
     def source_of(self, config: Any) -> KernelSource:
         """Render the CUDA C++ source of a variant."""
 
-    def num_ctas(self, config: Any, plan: Plan, num_sms: int) -> int:
-        """Return the grid of a launch: what the work needs, or as much as fits on the GPU."""
+    def grid_of(self, config: Any, plan: Plan, num_sms: int) -> int:
+        """Return the CTAs of a launch: what the work needs, or as many as run at once."""
+
+    def params_dtype(self) -> np.dtype[np.void]:
+        """Return the layout of the kernels' arguments."""
+
+    def argument_block(
+        self, config: Any, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+    ) -> Arguments:
+        """Return the arguments of launches over tensors of one layout.
+
+        Raises
+        ------
+        ValueError
+            The family cannot read tensors that lie like that (`why_unreadable`).
+        """
+
+    def why_unreadable(self, tensors: RunTensors) -> str | None:
+        """Say why the kernels cannot read tensors that lie like that; None if they can."""
+
+
+class Arguments(Protocol):
+    """What a kernel is given, in memory that stays where it is; `bytes` of it are the struct."""
+
+    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+        """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
+
+    def __bytes__(self) -> bytes: ...

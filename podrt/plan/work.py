@@ -64,6 +64,8 @@ class Plan:
         of one tile: element ``((partial_row + split * rows) * num_kv_heads + head * rows + r)``.
     causal : bool
         Bottom-right aligned causal mask.
+    prefill_keys, decode_keys : int
+        Keys of all items of each side, for one KV head.
     decode_only_ctas, prefill_only_ctas : int
         CTAs of a fused launch that take one side's work alone, as long as there is any; heeded by
         the Hopper family, whose CTAs otherwise take both sides at once.
@@ -82,6 +84,8 @@ class Plan:
     num_merges: int
     partial_rows: int
     causal: bool
+    prefill_keys: int
+    decode_keys: int
     decode_only_ctas: int = 0
     prefill_only_ctas: int = 0
     prefill_share: int = 1

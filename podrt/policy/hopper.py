@@ -43,15 +43,31 @@ class HopperChoices:
                 return rows
         return DECODE_ROWS[-1]
 
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
+        needed = tokens * self._spec.group
+        return next((rows for rows in DECODE_ROWS if rows >= needed), DECODE_ROWS[-1])
+
+    def variants(self, decode_rows: int) -> tuple[HopperConfig, ...]:
+        """Return the kernels of all forms and plans."""
+        forms: tuple[Form, ...] = ("pod", "prefill", "decode")
+        large = self._build("prefill", decode_rows, large_tile=True)
+        found = [self._build(form, decode_rows, large_tile=False) for form in forms]
+        return tuple(dict.fromkeys([*found, large]))
+
     def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> HopperConfig:
         """Return the kernel of a form; prefill alone has larger tiles for long units."""
+        large_tile = form == "prefill" and plan is not None and self._has_long_units(plan)
+        return self._build(form, decode_rows, large_tile=large_tile)
+
+    def _build(self, form: Form, decode_rows: int, *, large_tile: bool) -> HopperConfig:
         spec = self._spec
         return _variant(
             form,
             spec.dtype,
             spec.head_dim,
             decode_rows=decode_rows,
-            large_tile=form == "prefill" and plan is not None and self._has_long_units(plan),
+            large_tile=large_tile,
             page_size=spec.page_size,
             causal=spec.mask.causal,
         )

@@ -16,8 +16,9 @@ from podrt.policy.policies import Policy
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
-#: Prefill:decode ratios, of which the nearest to the work is taken.
+#: Prefill:decode ratios of the CTAs of an SM, of which the nearest to the work is taken.
 RATIOS = ((8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 4), (1, 8))
+
 #: Building a variant checks it, which takes longer than planning a small batch.
 _variant = lru_cache(maxsize=1024)(variant)
 
@@ -32,6 +33,15 @@ class PortableChoices:
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the rows of the decode tile, which are the same whatever the batch."""
         return self.variant("pod", 0).decode.rows
+
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of the decode tile, which are the same whatever it must hold."""
+        return self.variant("pod", 0).decode.rows
+
+    def variants(self, decode_rows: int) -> tuple[KernelConfig, ...]:
+        """Return the kernels of all forms."""
+        forms: tuple[Form, ...] = ("pod", "prefill", "decode")
+        return tuple(self.variant(form, decode_rows) for form in forms)
 
     def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> KernelConfig:
         """Return the kernel of a form.
@@ -52,16 +62,13 @@ class PortableChoices:
         )
 
     def share(self, plan: Plan) -> Plan:
-        """Return the plan with the CTAs of a fused launch shared between the sides."""
-        prefill, decode = plan.num_prefill_units, plan.num_decode_units
-        if self._policy.serial:
+        """Return the plan with the ratio of CTAs that take prefill to those that take decode."""
+        if self._policy.serial or not (len(plan.prefill) and len(plan.decode)):
             return plan
-        ratio = self._policy.ratio
-        if ratio is None and prefill and decode:
-            ratio = nearest_ratio(prefill, decode / self.variant("pod", 0).warps)
-        if ratio is None:
-            return plan
-        return replace(plan, prefill_share=ratio[0], decode_share=ratio[1])
+        prefill, decode = self._policy.ratio or nearest_ratio(
+            plan.num_prefill_units, plan.num_decode_units / self.variant("pod", 0).warps
+        )
+        return replace(plan, prefill_share=prefill, decode_share=decode)
 
     def are_better_apart(self, plan: Plan) -> bool:
         """Return False: a fused launch has the same tiles."""

@@ -53,8 +53,14 @@ class Choices(Protocol):
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the packed query rows of the decode tile that suits a batch."""
 
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
+
     def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> Variant:
         """Return the kernel of a form, for a plan or for planning."""
+
+    def variants(self, decode_rows: int) -> tuple[Variant, ...]:
+        """Return the kernels of all forms and plans."""
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan with its sides' shares of a fused launch."""
@@ -110,6 +116,25 @@ class Scheduler:
         plan = self._choices.share(plan)
         variants = tuple(self._choices.variant(form, rows, plan) for form in self._forms(plan))
         return Schedule(plan, variants, base, tiling)
+
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of a decode tile in which requests of so many tokens are decodes."""
+        return self._choices.decode_rows_for(tokens)
+
+    def tiling(self, decode_rows: int) -> Tiling:
+        """Return what the planner is told of the fused kernel with that decode tile."""
+        return self._base(decode_rows)[1]
+
+    def captured(self, decode_rows: int, *, decodes_only: bool = False) -> tuple[Variant, ...]:
+        """Return the kernels that compute any batch, or any batch of decodes alone, in order."""
+        forms: tuple[Form, ...] = ("prefill", "decode") if self.policy.serial else ("pod",)
+        if decodes_only:
+            forms = ("decode",)
+        return tuple(self._choices.variant(form, decode_rows) for form in forms)
+
+    def variants(self, decode_rows: int) -> tuple[Variant, ...]:
+        """Return all kernels that batches may be run with, given the decode tile."""
+        return self._choices.variants(decode_rows)
 
     def _base(self, decode_rows: int) -> tuple[Variant, Tiling]:
         found = self._bases.get(decode_rows)

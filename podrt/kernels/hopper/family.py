@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from podrt.gpu.arch import get_arch
 from podrt.jit import KernelSource
+from podrt.kernels.arguments import Buffers
 from podrt.kernels.family import Filters
 from podrt.kernels.hopper import host, presets, tiles
+from podrt.kernels.hopper.arguments import HopperArguments
 from podrt.kernels.hopper.config import HOPPER_ARCH, HopperConfig
+from podrt.kernels.hopper.maps import why_unmappable
 from podrt.kernels.variant import TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
+from podrt.tensors.run_tensors import RunTensors
 
 
 class HopperFamily:
@@ -41,6 +47,21 @@ class HopperFamily:
         """Render the CUDA C++ source of a variant."""
         return host.source_of(config)
 
-    def num_ctas(self, config: HopperConfig, plan: Plan, num_sms: int) -> int:
-        """Return the grid of a launch."""
+    def grid_of(self, config: HopperConfig, plan: Plan, num_sms: int) -> int:
+        """Return the CTAs of a launch."""
         return host.num_ctas(config, plan, num_sms)
+
+    def params_dtype(self) -> np.dtype[np.void]:
+        """Return the layout of the kernels' arguments."""
+        return host.PARAMS_DTYPE
+
+    def argument_block(
+        self, config: HopperConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+    ) -> HopperArguments:
+        """Return the arguments of launches over tensors of one layout."""
+        return HopperArguments(config, spec, tensors, buffers)
+
+    def why_unreadable(self, tensors: RunTensors) -> str | None:
+        """Say why no tensor map can describe tensors that lie like that; None if one can."""
+        inputs = (tensors.q, tensors.k_cache, tensors.v_cache)
+        return next(filter(None, map(why_unmappable, inputs)), None)

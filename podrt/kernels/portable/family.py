@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from podrt.jit import KernelSource
+from podrt.kernels.arguments import Buffers
 from podrt.kernels.family import Filters
 from podrt.kernels.portable import host, presets, tiles
+from podrt.kernels.portable.arguments import PortableArguments
 from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.variant import TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
+from podrt.tensors.run_tensors import RunTensors
 
 
 class PortableFamily:
@@ -38,6 +43,20 @@ class PortableFamily:
         """Render the CUDA C++ source of a variant."""
         return host.source_of(config)
 
-    def num_ctas(self, config: KernelConfig, plan: Plan, num_sms: int) -> int:
-        """Return the grid of a launch."""
+    def grid_of(self, config: KernelConfig, plan: Plan, num_sms: int) -> int:
+        """Return the CTAs of a launch."""
         return host.num_ctas(config, plan.num_prefill_units, plan.num_decode_units, num_sms)
+
+    def params_dtype(self) -> np.dtype[np.void]:
+        """Return the layout of the kernels' arguments."""
+        return host.PARAMS_DTYPE
+
+    def argument_block(
+        self, config: KernelConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+    ) -> PortableArguments:
+        """Return the arguments of launches over tensors of one layout."""
+        return PortableArguments(config, spec, tensors, buffers)
+
+    def why_unreadable(self, tensors: RunTensors) -> str | None:
+        """Return None: the kernels read whatever passed the checks."""
+        return None
