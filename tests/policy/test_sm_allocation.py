@@ -110,3 +110,9 @@ def test_sms_are_kept_for_one_side_at_most() -> None:
     assert decode_only > 0 == prefill_only
     decode_only, prefill_only = allocation(H200_GBS).shares(one_head_plan(128))
     assert decode_only == 0 < prefill_only
+
+
+def test_prefill_that_sees_no_key_needs_no_sms() -> None:
+    plan = unshared([512, 1], [0, 8192], 8, 4)
+    assert allocation(H100_GBS).shares(plan) == (0, 0)
+    assert chosen(plan) == kept_for_prefill(plan) == 0
