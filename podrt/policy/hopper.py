@@ -11,7 +11,7 @@ from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
 from podrt.kernels.variant import Form
-from podrt.plan import Plan, keys_of
+from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.sm_allocation import SmAllocation
@@ -89,15 +89,14 @@ class HopperChoices:
         """Whether decode is too little to be worth hiding behind a long prefill."""
         if self._policy.family != "auto" or not has_large_tile(self._spec.head_dim):
             return False
-        prefill, decode = (int(keys_of(items).sum()) for items in (plan.prefill, plan.decode))
         return (
-            prefill * plan.num_kv_heads >= self._form.long_prefill_keys
-            and decode <= self._form.not_worth_hiding * prefill
+            plan.prefill_keys * plan.num_kv_heads >= self._form.long_prefill_keys
+            and plan.decode_keys <= self._form.not_worth_hiding * plan.prefill_keys
             and self._has_long_units(plan)
         )
 
     def _has_long_units(self, plan: Plan) -> bool:
-        return float(keys_of(plan.prefill).mean()) >= self._form.long_unit_keys
+        return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
 
 
 def _count_up_to(q_lens: np.ndarray[tuple[int], np.dtype[np.int32]], most: int) -> int:

@@ -116,3 +116,9 @@ def test_sms_are_kept_for_one_side_at_most() -> None:
 def test_memory_without_bandwidth_is_refused(memory_gbs: float) -> None:
     with pytest.raises(ValueError, match=f"memory_gbs={memory_gbs}: must be greater than 0"):
         allocation(memory_gbs)
+
+
+def test_prefill_that_sees_no_key_needs_no_sms() -> None:
+    plan = unshared([512, 1], [0, 8192], 8, 4)
+    assert allocation(H100_GBS).shares(plan) == (0, 0)
+    assert chosen(plan) == kept_for_prefill(plan) == 0
