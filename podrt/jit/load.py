@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from podrt.errors import DeviceError
 from podrt.jit.artifact import Build
+from podrt.jit.memory import on_reset
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,21 @@ def load(build: Build, device_id: int) -> LoadedKernel:
         if kernel is None:
             kernel = _loaded[build.key, device_id] = _load(build, device_id)
     return kernel
+
+
+@on_reset
+def _forget() -> None:
+    with _lock:
+        _loaded.clear()
+
+
+def _renew_lock() -> None:
+    """Open the lock in a forked child, which has none of the threads that may hold it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _load(build: Build, device_id: int) -> LoadedKernel:

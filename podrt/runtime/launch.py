@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-from podrt.jit import Build, LoadedKernel, build, load
+from podrt.jit import Build, LoadedKernel, build, load, remembered
 from podrt.kernels.families import Variant, source_of
 from podrt.kernels.hopper import host as hopper
 from podrt.kernels.hopper.config import HopperConfig
@@ -27,7 +25,7 @@ def compile_variant(config: Variant) -> Build:
     return build(source_of(config))
 
 
-@cache
+@remembered
 def load_kernel(config: Variant, device: int) -> LoadedKernel:
     """Return a variant on a device, compiling and loading it the first time."""
     return load(compile_variant(config), device)
