@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.errors import DeviceError
+from podrt.gpu.device import load_cupy
 from podrt.jit.artifact import Build
 from podrt.jit.memory import on_reset
 
@@ -58,10 +59,8 @@ class LoadedKernel:
     """
 
     def __init__(self, build: Build, device_id: int) -> None:
-        import cupy
-
         self.build, self.device_id = build, device_id
-        self._cuda: Any = cupy.cuda
+        self._cuda: Any = load_cupy().cuda
         with self._cuda.Device(device_id):
             module = self._cuda.function.Module()
             module.load(build.cubin)
@@ -161,13 +160,7 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _load(build: Build, device_id: int) -> LoadedKernel:
-    try:
-        import cupy
-    except ImportError as error:
-        raise DeviceError(
-            f"CuPy is needed to launch kernels and could not be imported ({error}). "
-            "Install it with: pip install 'podrt[cuda13]' (or podrt[cuda12])"
-        ) from error
+    cupy = load_cupy()
     try:
         return LoadedKernel(build, device_id)
     except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
