@@ -34,9 +34,17 @@ class CompileError(PodrtError, RuntimeError):
         NVRTC's log.
     """
 
-    def __init__(self, name: str, source: str, options: tuple[str, ...], log: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        options: tuple[str, ...],
+        log: str,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self.name, self.source, self.options, self.log = name, source, options, log
-        super().__init__(name, source, options, log)
+        self.headers = headers
+        super().__init__(name, source, options, log, headers)
 
     def __str__(self) -> str:
         numbered = "\n".join(

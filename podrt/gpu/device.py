@@ -8,6 +8,7 @@ from typing import Any
 
 from podrt.errors import DeviceError
 from podrt.gpu.arch import Arch, arch_of
+from podrt.gpu.cupy_folder import VARIABLE, ensure_cupy_folder
 
 #: cudaDevAttrMemoryClockRate (kHz) and cudaDevAttrGlobalMemoryBusWidth (bits)
 _MEMORY_ATTRIBUTES = (36, 37)
@@ -70,10 +71,16 @@ def load_cupy() -> Any:
     Raises
     ------
     DeviceError
-        CuPy is not installed, or cannot be imported.
+        CuPy is not installed, or cannot be imported, or has no folder for its own kernels.
     """
     try:
+        ensure_cupy_folder()
         import cupy
+    except OSError as error:
+        raise DeviceError(
+            f"CuPy cannot make a folder for its own kernels ({error}): set {VARIABLE} to a folder "
+            "that can be written"
+        ) from error
     except ImportError as error:
         raise DeviceError(
             f"work on a GPU needs CuPy ({error}): pip install 'podrt[cuda13]', "

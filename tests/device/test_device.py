@@ -112,3 +112,16 @@ def test_missing_cupy_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(DeviceError, match=r"podrt\[cuda13\]"):
         device.current_device()
+
+
+def test_cupy_that_cannot_make_its_folder_names_the_variable(monkeypatch):
+    class Refuses:
+        def find_spec(self, name, *_):
+            if name == "cupy":
+                raise PermissionError(13, "Permission denied", "/home/nobody/.cupy")
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Refuses(), *sys.meta_path])
+    monkeypatch.setenv("CUPY_CACHE_DIR", "/home/nobody/.cupy")
+    with pytest.raises(DeviceError, match=r"Permission denied.*set CUPY_CACHE_DIR"):
+        device.load_cupy()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ def test_compiles_for_any_architecture_without_a_gpu(arch):
     assert build.cubin.startswith(b"\x7fELF")
     assert build.origin == "compiled"
     assert build.compile_time_s > 0
-    assert build.nvrtc_version == jit.nvrtc_version()
+    assert build.recipe.release == jit.nvrtc_release()
     assert 0 < build.resources.registers <= 255
     assert f"'{arch}'" in build.log
 
@@ -116,6 +117,7 @@ Remark: The warnings can be suppressed with "-diag-suppress <warning-number>"
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("name", "other"),  # NVRTC is given it, for its messages and line tables
         ("text", "other"),
         ("arch", "sm_80"),
         ("entry", "other"),
@@ -126,20 +128,27 @@ def test_key_changes_with(field, value):
     assert jit.cache_key(replace(tiny_source(), **{field: value})) != jit.cache_key(tiny_source())
 
 
-def test_key_is_free_of_the_name_and_of_where_podrt_is_installed(monkeypatch, tmp_path):
+def test_key_is_free_of_where_podrt_is_installed(monkeypatch, tmp_path):
     before = jit.cache_key(tiny_source())
     monkeypatch.setattr(render_module, "templates_dir", lambda: tmp_path)
-    assert jit.cache_key(replace(tiny_source(), name="renamed")) == before
+    assert jit.cache_key(tiny_source()) == before
 
 
-def test_key_changes_with_lineinfo_and_nvrtc_version(monkeypatch):
+def test_key_changes_with_lineinfo_and_nvrtc(monkeypatch):
     keys = {jit.cache_key(tiny_source())}
     with knobs.scope(jit_lineinfo=True):
         keys.add(jit.cache_key(tiny_source()))
     key_module = importlib.import_module("podrt.jit.key")
-    monkeypatch.setattr(key_module, "nvrtc_version", lambda: (99, 0))
+    patched = jit.nvrtc_release().replace("release", "released")
+    monkeypatch.setattr(key_module, "nvrtc_release", lambda: patched)
     keys.add(jit.cache_key(tiny_source()))
     assert len(keys) == 3
+
+
+def test_release_tells_the_patch_and_the_build():
+    release = jit.nvrtc_release()
+    assert re.search(r"V{}\.{}\.\d+".format(*jit.nvrtc_version()), release)
+    assert "Build ID" in release
 
 
 def test_lineinfo_puts_source_lines_in_the_cubin():
@@ -160,13 +169,22 @@ def test_missing_nvrtc_says_how_to_install_it(monkeypatch):
     def no_library():
         raise RuntimeError("no libnvrtc")
 
-    nvrtc_module._bindings.cache_clear()
+    for cached in (nvrtc_module._bindings, nvrtc_module.nvrtc_release):
+        cached.cache_clear()
     try:
         monkeypatch.setattr("cuda.bindings.nvrtc.nvrtcVersion", no_library)
         with pytest.raises(DeviceError, match=r"no libnvrtc.*pip install 'podrt\[cuda13\]'"):
             jit.compile_source(replace(tiny_source(), name="no_nvrtc"))
     finally:
         nvrtc_module._bindings.cache_clear()
+
+
+def test_nvrtc_without_its_builtins_says_so(monkeypatch):
+    log = "nvrtc: error: failed to open libnvrtc-builtins.so.13.0."
+    monkeypatch.setattr(nvrtc_module, "run_nvrtc", lambda *_: nvrtc_module.Output(False, log))
+    nvrtc_module.nvrtc_release.cache_clear()
+    with pytest.raises(DeviceError, match=r"libnvrtc-builtins.*pip install 'podrt\[cuda13\]'"):
+        jit.compile_source(tiny_source())
 
 
 def test_sass_shows_the_kernel():
