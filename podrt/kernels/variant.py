@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from podrt.gpu.arch import KIB, Arch, get_arch
-from podrt.spec.attention import KernelSpec
+from podrt.spec.attention import AttentionSpec, KernelSpec
 from podrt.spec.mask import Mask
 from podrt.spec.types import DType
 
@@ -56,6 +56,17 @@ class VariantForm:
         """What the kernel is compiled for, to be compared with that of a layer."""
         return KernelSpec(self.head_dim, self.dtype, Mask(self.causal), self.page_size)
 
+    def require_spec(self, spec: AttentionSpec) -> None:
+        """Check that the kernel is compiled for a layer.
+
+        Raises
+        ------
+        ValueError
+            It is for another one.
+        """
+        if self.spec != spec.kernel:
+            raise ValueError(f"{self.name}: is for {self.spec}; the layer has {spec.kernel}")
+
     @property
     def limits(self) -> Arch:
         """Limits of `arch`."""
@@ -70,6 +81,11 @@ class VariantForm:
     def has_decode(self) -> bool:
         """Whether the kernel takes decode work."""
         return self.form != "prefill"
+
+    @property
+    def name(self) -> str:
+        """Readable, file-safe name that is different for different variants."""
+        raise NotImplementedError
 
     @property
     def role_registers(self) -> dict[str, int]:

@@ -105,14 +105,7 @@ class Scheduler:
         """
         rows = self._choices.decode_rows(batch) if decode_rows is None else decode_rows
         base, tiling = self._base(rows)
-        spec = self.spec
-        plan = make_plan(
-            batch,
-            tiling,
-            num_kv_heads=spec.num_kv_heads,
-            group=spec.group,
-            causal=spec.mask.causal,
-        )
+        plan = make_plan(batch, tiling, self.spec)
         plan = self._choices.share(plan)
         variants = tuple(self._choices.variant(form, rows, plan) for form in self._forms(plan))
         return Schedule(plan, variants, base, tiling)
@@ -140,6 +133,7 @@ class Scheduler:
         found = self._bases.get(decode_rows)
         if found is None:
             base = self._choices.variant("pod", decode_rows)
+            base.require_spec(self.spec)
             geometry = family_of(base).geometry_of(base, self.spec.group, self.gpu.num_sms)
             found = self._bases[decode_rows] = (
                 base,

@@ -82,6 +82,7 @@ class Launcher:
         tensors: RunTensors,
         buffers: Buffers,
     ) -> None:
+        variant.require_spec(spec)
         kernel = load_kernel(variant, driver.ordinal)
         self._launch = driver.launch
         self._function = kernel.function

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+Numbers = int | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -23,36 +24,33 @@ class Mask:
 
     causal: bool = True
 
-    def key_range(
-        self, tokens: npt.ArrayLike, q_len: npt.ArrayLike, kv_len: npt.ArrayLike
-    ) -> tuple[Ints, Ints]:
+    def key_range(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> tuple[Any, Any]:
         """Return the first key that tokens see, and one past the last.
 
         Parameters
         ----------
-        tokens : ints
+        tokens : whole numbers
             Which of the request's query tokens; more may be asked for than it has.
-        q_len, kv_len : ints
-            Query tokens and keys of the request, or of each token's.
+        q_len, kv_len : whole numbers
+            Query tokens and keys of the request, or of each token's. Like `tokens` of any type that
+            holds their sums.
 
         Returns
         -------
-        begin, end : int64 arrays, of the shape that the arguments broadcast to
+        begin, end : arrays of the type and shape that the arguments broadcast to
             ``0 <= begin <= end <= kv_len``; equal where nothing is seen.
         """
-        tokens, q_len, kv_len = np.broadcast_arrays(
-            *(np.asarray(values, np.int64) for values in (tokens, q_len, kv_len))
-        )
-        end = kv_len
         if self.causal:
-            end = np.clip(kv_len - q_len + tokens + 1, 0, kv_len)
+            end = np.minimum(np.maximum(tokens + (kv_len - q_len + 1), 0), kv_len)
+        else:
+            end = kv_len + np.zeros_like(tokens)
         return np.zeros_like(end), end
 
     def sees(
         self, tokens: npt.ArrayLike, keys: npt.ArrayLike, q_len: int, kv_len: int
     ) -> npt.NDArray[np.bool_]:
         """Tell which of some keys which of some tokens of a request see, ``[tokens, keys]``."""
-        begin, end = self.key_range(tokens, q_len, kv_len)
+        begin, end = self.key_range(np.asarray(tokens, np.int64), q_len, kv_len)
         keys = np.asarray(keys)
         seen: npt.NDArray[np.bool_] = (keys >= begin[:, None]) & (keys < end[:, None])
         return seen

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spec_support import spec_of
 
 from podrt.plan.work import WORK_ITEM, Plan, keys_of
 from podrt.reference import (
@@ -50,13 +51,11 @@ def cut(
     return Plan(
         prefill,
         decode,
-        kv_heads,
-        group,
+        spec_of(kv_heads, group, causal),
         ROWS["prefill"],
         ROWS["decode"],
         merges,
         partial_row,
-        causal,
         prefill_keys=int(keys_of(prefill).sum()),
         decode_keys=int(keys_of(decode).sum()),
     )
