@@ -113,7 +113,11 @@ jit_lineinfo = Knob(
     "jit_lineinfo", "bool", False, "compile with source lines for profilers", _to_bool
 )
 jit_verbose = Knob(
-    "jit_verbose", "bool", False, 'log every compiled kernel at INFO on logger "podrt"', _to_bool
+    "jit_verbose",
+    "bool",
+    False,
+    'log every compiled kernel on logger "podrt", and the whole source of one that NVRTC refuses',
+    _to_bool,
 )
 
 _KNOBS: dict[str, Knob[Any]] = {

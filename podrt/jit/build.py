@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
 from podrt import knobs
-from podrt.errors import MissingKernelError
+from podrt.errors import CompileError, MissingKernelError
 from podrt.jit.artifact import Build
 from podrt.jit.cache import open_cache
 from podrt.jit.compiler import compile_recipe
@@ -137,11 +137,11 @@ def _load_or_compile(recipe: Recipe) -> Build:
                 f"{recipe.source.name} (key {recipe.key[:16]}) is not {where}, and "
                 "PODRT_DISABLE_JIT is set: unset it, or fill the cache first with `podrt warmup`"
             )
-        found = compile_recipe(recipe)
+        found = _compile(recipe)
         if cache:
             cache.store(found)
     if knobs.jit_verbose():
-        _log(found)
+        _report(found)
     return found
 
 
@@ -151,19 +151,28 @@ def _count(found: Build) -> None:
     _stats = replace(_stats, **{counter: getattr(_stats, counter) + 1})
 
 
-def _log(found: Build) -> None:
+def _compile(recipe: Recipe) -> Build:
+    try:
+        return compile_recipe(recipe)
+    except CompileError as error:
+        if knobs.jit_verbose():
+            _log(logging.ERROR, error.listing())
+        raise
+
+
+def _report(found: Build) -> None:
+    resources = found.resources
+    _log(
+        logging.INFO,
+        f"{found.source.name}: {found.origin}, compile time {found.compile_time_s:.2f} s, "
+        f"{resources.registers} registers, {resources.static_smem_bytes} bytes of static shared "
+        f"memory, {resources.spill_store_bytes} bytes of spill stores",
+    )
+
+
+def _log(level: int, message: str) -> None:
     if not knobs.logger.isEnabledFor(logging.INFO):
         # The knob was set by hand, so the line must be seen even if nobody configured logging.
         knobs.logger.setLevel(logging.INFO)
         knobs.logger.addHandler(logging.StreamHandler())
-    resources = found.resources
-    knobs.logger.info(
-        "%s: %s, compile time %.2f s, %d registers, %d bytes of static shared memory, "
-        "%d bytes of spill stores",
-        found.source.name,
-        found.origin,
-        found.compile_time_s,
-        resources.registers,
-        resources.static_smem_bytes,
-        resources.spill_store_bytes,
-    )
+    knobs.logger.log(level, "%s", message)

@@ -13,6 +13,7 @@ from podrt.cli._health import Finding
 from podrt.cli._variants import parse_page_size, select
 from podrt.cli.cache import format_age
 from podrt.cli.explore import shorten
+from podrt.errors import DeviceError
 from podrt.jit import find_nvdisasm
 from podrt.kernels.hopper.presets import hopper_variant
 
@@ -328,6 +329,29 @@ def test_main_prints_an_error_without_a_traceback(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.err.startswith("error: page-size='[big]'")
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("fault", [TypeError, RuntimeError, KeyError, ZeroDivisionError])
+def test_main_lets_a_fault_of_podrt_through(monkeypatch, fault):
+    def broken():
+        raise fault("a bug")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(fault, match="a bug"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    "error", [DeviceError("no GPU"), FileNotFoundError(2, "No such file", "x.csv")]
+)
+def test_main_prints_what_a_user_can_mend(monkeypatch, capsys, error):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith(f"error: {error}")
 
 
 def test_shorten_keeps_only_what_differs():

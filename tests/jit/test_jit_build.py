@@ -179,3 +179,12 @@ def test_verbose_logs_each_build(caplog):
     (message,) = caplog.messages
     assert message.startswith("tiny2: compiled, compile time")
     assert "registers" in message
+
+
+def test_verbose_logs_the_whole_source_of_a_refused_kernel(caplog):
+    text = "".join(f"int v{number};\n" for number in range(50)) + "nonsense"
+    bad = jit.KernelSource("bad", "sm_90a", text, "bad")
+    with knobs.scope(jit_verbose=True), pytest.raises(CompileError):
+        jit.build(bad)
+    (message,) = caplog.messages
+    assert all(f"| int v{number};" in message for number in range(50))

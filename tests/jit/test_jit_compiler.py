@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import re
 from dataclasses import replace
 
@@ -32,17 +33,59 @@ def test_ptx_is_for_the_same_architecture():
     assert ".entry tiny(" in ptx
 
 
-def test_compile_error_shows_numbered_source_options_and_log():
-    source = replace(tiny_source(), text="int ok;\nint bad = nothing;\n", options=("-DX=1",))
+def refusal(**changes) -> CompileError:
     with pytest.raises(CompileError) as caught:
-        jit.compile_source(source)
-    error = caught.value
+        jit.compile_source(replace(tiny_source(), **changes))
+    return caught.value
+
+
+def test_compile_error_names_its_reason_first_and_shows_the_lines_around_it():
+    text = "".join(f"int ok{number};\n" for number in range(100)) + "int bad = nothing;\nint end;\n"
+    error = refusal(text=text, options=("-DX=1",))
     assert error.name == "tiny1"
     assert "--gpu-architecture=sm_90a" in error.options
-    message = str(error)
-    assert "    2 | int bad = nothing;" in message
-    assert "-DX=1" in message
-    assert 'tiny1.cu(2): error: identifier "nothing" is undefined' in message
+    lines = str(error).splitlines()
+    assert lines[0] == 'NVRTC could not compile tiny1: identifier "nothing" is undefined'
+    assert lines[1:4] == ["tiny1.cu:", "    97 | int ok96;", "    98 | int ok97;"]
+    assert lines[6:8] == [">  101 | int bad = nothing;", "   102 | int end;"]
+    assert 'tiny1.cu(101): error: identifier "nothing" is undefined' in lines
+    assert "-DX=1" in lines[-2]
+    assert "listing()" in lines[-1]
+    assert len(lines) < 25
+
+
+def test_listing_of_a_compile_error_is_the_whole():
+    listing = refusal(text="int ok;\nint bad = nothing;\n", options=("-DX=1",)).listing()
+    for part in ("    1 | int ok;", "    2 | int bad = nothing;", "-DX=1", "tiny1.cu(2): error:"):
+        assert part in listing
+
+
+def test_compile_error_in_a_header_shows_the_header(monkeypatch, tmp_path):
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "n.cuh").write_text("int ok;\nint bad = nothing;\n")
+    monkeypatch.setattr(render_module, "templates_dir", lambda: tmp_path)
+    lines = str(refusal(text='#include "common/n.cuh"\n')).splitlines()
+    assert lines[1:4] == ["common/n.cuh:", "     1 | int ok;", ">    2 | int bad = nothing;"]
+
+
+def test_compile_error_without_a_line_shows_none():
+    text = 'extern "C" __global__ void tiny(float* p) { asm volatile("foo;"); }'
+    lines = str(refusal(text=text)).splitlines()
+    assert lines[0].endswith(": Not a name of any known instruction: 'foo'")
+    assert lines[1] == ""
+    assert not any("asm volatile" in line for line in lines)
+
+
+def test_long_log_is_cut_and_whole_in_the_listing():
+    error = CompileError("k", "", (), "\n".join(f"k.cu(1): error: {n}" for n in range(100)))
+    assert "... and 60 more lines" in str(error)
+    assert "error: 99" not in str(error)
+    assert "error: 99" in error.listing()
+
+
+def test_compile_error_survives_a_pickle():
+    error = refusal(text="nonsense")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_unknown_option_is_a_compile_error():
