@@ -58,7 +58,9 @@ class EdgeCase(Case):
     def __post_init__(self):
         lengths = list(zip(self.q_lens, self.kv_lens, strict=True))
         order = np.random.default_rng(self.seed).permutation(len(lengths))
-        self.q_lens, self.kv_lens = (list(x) for x in zip(*(lengths[i] for i in order)))
+        self.q_lens, self.kv_lens = (
+            list(x) for x in zip(*(lengths[i] for i in order), strict=True)
+        )
         rng = np.random.default_rng(self.seed)
         self._pool = self._round(self._shared_keys(rng, max(self.kv_lens)))
         self._nan = self._round(np.full(self._row, np.nan))

@@ -10,7 +10,7 @@ from typing import Any
 
 import cupy
 import numpy as np
-from attention_case import Case, poisoned, to_gpu
+from attention_case import Case, poisoned
 from gpu_support import POISON
 
 from podrt import HybridAttention
