@@ -87,7 +87,8 @@ class Server:
     def plan(self, case, **changes):
         """Plan with a page table at a new address, or in host memory."""
         on_gpu = self.table_on == "gpu"
-        self.table = cupy.asarray(case.block_table) if on_gpu else case.block_table.copy()
+        with self.stream:
+            self.table = cupy.asarray(case.block_table) if on_gpu else case.block_table.copy()
         arguments = {"block_table": self.table, "stream": self.stream, **changes}
         self.attention.plan(*case.lengths, **arguments)
         if not on_gpu:
