@@ -12,7 +12,7 @@ from podrt.bench.accuracy import tolerance_of
 from podrt.bench.timing import median_times_us
 from podrt.cli._check import LSE_TOLERANCE, expected_of
 from podrt.gpu.device import load_cupy
-from podrt.policy.dispatch import parse_policy
+from podrt.policy.policies import parse_policy
 from podrt.workloads.random_batch import Geometry, Workload
 
 

@@ -21,7 +21,6 @@ from podrt.cli._variants import (
     HeadDimOption,
     JsonOption,
     PageSizeOption,
-    RatioOption,
     find,
     select,
 )
@@ -47,13 +46,12 @@ def list_variants(
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
-    ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the names of the variants that pass every filter; a name states all parameters.
 
-    In a pipe: one name a line. Example: podrt explore list --form pod --head-dim 128 --ratio 1:1
+    In a pipe: one name a line. Example: podrt explore list --form pod --head-dim 128
     """
     configs = select(
         archs=arch,
@@ -62,7 +60,6 @@ def list_variants(
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size,
-        ratios=ratio,
         decode_rows=decode_rows,
     )
     if as_json:
@@ -105,7 +102,6 @@ def stats(
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
-    ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -122,7 +118,6 @@ def stats(
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size,
-        ratios=ratio,
         decode_rows=decode_rows,
     )
     rows = [stats_of(*pair) for pair in zip(configs, build_all(configs), strict=True)]

@@ -20,7 +20,6 @@ from podrt.cli._variants import (
     HeadDimOption,
     JsonOption,
     PageSizeOption,
-    RatioOption,
     select,
 )
 
@@ -43,7 +42,6 @@ def warmup(
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
-    ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
     preset: Annotated[
         Preset,
@@ -63,7 +61,6 @@ def warmup(
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size or _PAGE_SIZES[preset],
-        ratios=ratio,
         decode_rows=decode_rows,
     )
     begin_s = time.perf_counter()

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import get_args
 
+import numpy as np
+
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import get_arch
 from podrt.jit import KernelSource
+from podrt.kernels.arguments import Buffers
 from podrt.kernels.hopper import host as hopper
+from podrt.kernels.hopper.arguments import HopperArguments
 from podrt.kernels.hopper.config import DECODE_ROWS, HOPPER_ARCH, HopperConfig
+from podrt.kernels.hopper.maps import why_unmappable
 from podrt.kernels.hopper.presets import default_hopper_variants
 from podrt.kernels.portable import host as portable
+from podrt.kernels.portable.arguments import PortableArguments
 from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.portable.presets import PAGE_SIZES, RATIOS, default_variants
+from podrt.kernels.portable.presets import PAGE_SIZES, default_variants
 from podrt.kernels.variant import Form
+from podrt.plan import Plan
+from podrt.spec.attention import Layer
 from podrt.spec.types import HEAD_DIMS, DType
+from podrt.tensors.run_tensors import RunTensors
 
 #: A variant of any family.
 Variant = KernelConfig | HopperConfig
@@ -30,6 +39,47 @@ def source_of(config: Variant) -> KernelSource:
     return portable.source_of(config)
 
 
+def argument_block(
+    config: Variant, spec: Layer, tensors: RunTensors, buffers: Buffers
+) -> HopperArguments | PortableArguments:
+    """Return the arguments of a variant's launches over tensors of one layout.
+
+    Raises
+    ------
+    ValueError
+        The variant's family cannot read tensors that lie like that (`why_unreadable`).
+    """
+    if isinstance(config, HopperConfig):
+        return HopperArguments(config, spec, tensors, buffers)
+    return PortableArguments(config, spec, tensors, buffers)
+
+
+def why_unreadable(config: Variant, tensors: RunTensors) -> str | None:
+    """Say why a variant cannot read tensors that lie like that; None if it can."""
+    if not isinstance(config, HopperConfig):
+        return None
+    inputs = (tensors.q, tensors.k_cache, tensors.v_cache)
+    return next(filter(None, map(why_unmappable, inputs)), None)
+
+
+def params_dtype(config: Variant) -> np.dtype[np.void]:
+    """Return the layout of a variant's arguments."""
+    family = hopper if isinstance(config, HopperConfig) else portable
+    return family.PARAMS_DTYPE
+
+
+def grid_of(config: Variant, plan: Plan, num_sms: int) -> int:
+    """Return the CTAs of a launch: as many as run at once, or fewer when there is not that much."""
+    if isinstance(config, HopperConfig):
+        return hopper.num_ctas(config, plan, num_sms)
+    return portable.num_ctas(config, plan.num_prefill_units, plan.num_decode_units, num_sms)
+
+
+def full_grid(config: Variant, num_sms: int) -> int:
+    """Return the CTAs that run at once on a GPU: the grid of a launch for any batch."""
+    return config.ctas_per_sm * num_sms
+
+
 def all_default_variants(
     arch: str,
     *,
@@ -38,7 +88,6 @@ def all_default_variants(
     dtypes: Iterable[DType] = get_args(DType),
     head_dims: Iterable[int] = HEAD_DIMS,
     page_sizes: Iterable[int | None] = PAGE_SIZES,
-    ratios: Iterable[tuple[int, int]] = RATIOS,
     decode_rows: Iterable[int] = DECODE_ROWS,
 ) -> list[Variant]:
     """Return the causal variants that the dispatcher may pick on `arch`, as the filters allow.
@@ -52,8 +101,6 @@ def all_default_variants(
     page_sizes : iterable of int or None
         Pages to make variants for, None being a contiguous cache; sizes that the Hopper family
         cannot serve give portable variants alone.
-    ratios : iterable of (int, int)
-        Prefill:decode ratios of the portable family's fused variants.
     decode_rows : iterable of int
         Rows of the Hopper family's decode tiles.
 
@@ -75,7 +122,6 @@ def all_default_variants(
             dtypes=dtypes,
             head_dims=head_dims,
             page_sizes=page_sizes,
-            ratios=ratios,
         )
     if "hopper" in families and get_arch(arch).name == HOPPER_ARCH:
         found += default_hopper_variants(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from podrt.gpu.arch import KIB, Arch, get_arch
 
@@ -14,6 +14,27 @@ DTYPE_TAGS = {"bfloat16": "bf16", "float16": "f16"}
 STATIC_SMEM_BYTES = 1 * KIB
 #: Tickets for which CTAs draw; SMs with ids beyond it share (see ``templates/common/queue.cuh``).
 NUM_TICKETS = 256
+
+
+class TileGeometry(NamedTuple):
+    """What a variant means for planning, on a GPU of some SMs.
+
+    Attributes
+    ----------
+    prefill_rows, decode_rows : int
+        Packed query rows of a tile.
+    prefill_kv_tile, decode_kv_tile : int
+        Keys of one step; splits are cut at multiples of it.
+    prefill_slots, decode_slots : int
+        Units of each side that run at once when the other side has none.
+    """
+
+    prefill_rows: int
+    decode_rows: int
+    prefill_kv_tile: int
+    decode_kv_tile: int
+    prefill_slots: int
+    decode_slots: int
 
 
 class VariantForm:

@@ -62,9 +62,15 @@ class Plan:
         of one tile: element ``((partial_row + split * rows) * num_kv_heads + head * rows + r)``.
     causal : bool
         Bottom-right aligned causal mask.
+    prefill_keys, decode_keys : int
+        Keys of all items of each side, for one KV head.
     decode_only_ctas, prefill_only_ctas : int
         CTAs of a fused launch that take one side's work alone, as long as there is any; heeded by
         the Hopper family, whose CTAs otherwise take both sides at once.
+    prefill_share, decode_share : int
+        Of every ``prefill_share + decode_share`` units of work that CTAs of one SM draw in a fused
+        launch, the first `prefill_share` are prefill's; heeded by the portable family, whose CTAs
+        take one side at a time.
     """
 
     prefill: WorkList
@@ -76,8 +82,12 @@ class Plan:
     num_merges: int
     partial_rows: int
     causal: bool
+    prefill_keys: int
+    decode_keys: int
     decode_only_ctas: int = 0
     prefill_only_ctas: int = 0
+    prefill_share: int = 1
+    decode_share: int = 1
 
     @property
     def num_prefill_units(self) -> int:

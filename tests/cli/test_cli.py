@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from podrt import cli, knobs
 from podrt.cli import _health
 from podrt.cli._health import Finding
-from podrt.cli._variants import parse_page_size, parse_ratio, select
+from podrt.cli._variants import parse_page_size, select
 from podrt.cli.cache import format_age
 from podrt.cli.explore import shorten
 from podrt.explore.stats import role_registers
@@ -85,11 +85,9 @@ def test_list_prints_one_name_a_line():
 
 
 def test_list_filters_combine():
-    rows = run_json("explore", "list", "--arch", "sm_86", "--form", "pod", "--ratio", "1:2")
+    rows = run_json("explore", "list", "--arch", "sm_86", "--form", "pod", "--head-dim", "64")
     assert rows
-    assert {(r["arch"], r["form"], r["prefill_share"], r["decode_share"]) for r in rows} == {
-        ("sm_86", "pod", 1, 2)
-    }
+    assert {(r["arch"], r["form"], r["head_dim"]) for r in rows} == {("sm_86", "pod", 64)}
 
 
 def test_page_sizes_beyond_the_default_ones():
@@ -109,8 +107,6 @@ def test_all_architectures():
     [
         (["--head-dim", "96"], "head_dim=96: no variant has it; there are 128, 256, 64"),
         (["--arch", "sm_75"], "sm_75"),
-        (["--ratio", "half"], "ratio='half': must be PREFILL:DECODE"),
-        (["--ratio", "1:3"], "ratio=1:3: no variant has it; there are 1:1, "),
         (["--decode-rows", "64"], "decode_rows=64: no variant has it; there are 16, 32, 8, none"),
         (["--family", "hopper", "--arch", "sm_80"], "family=hopper: no variant has it"),
         (["--page-size", "big"], "page-size='big'"),
@@ -326,12 +322,12 @@ def test_doctor_suggests_the_extra_that_the_driver_can_run(monkeypatch, driver, 
 
 
 def test_main_prints_an_error_without_a_traceback(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["podrt", "explore", "list", "--ratio", "[half]"])
+    monkeypatch.setattr("sys.argv", ["podrt", "explore", "list", "--page-size", "[big]"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ratio='[half]'")
+    assert captured.err.startswith("error: page-size='[big]'")
     assert "Traceback" not in captured.err
 
 
@@ -350,7 +346,6 @@ def test_format_age(age_s, text):
 
 
 def test_parsers():
-    assert parse_ratio("1:3") == (1, 3)
     assert parse_page_size("none") is None
     assert parse_page_size("16") == 16
 

@@ -163,19 +163,6 @@ def test_without_a_gpu_the_policy_says_which_families(
     assert (facts["families"], facts["variants"]) == (families, variants)
 
 
-def test_without_a_gpu_a_ratio_is_compiled_as_it_is_given(without_gpu, monkeypatch):
-    asked = {}
-
-    def listed(arch, **filters):
-        asked.update(filters)
-        return all_default_variants(arch, forms=["decode"], **filters)
-
-    monkeypatch.setattr(_dry_run, "all_default_variants", listed)
-    result = CliRunner().invoke(cli.app, ["demo", *SMALL, "--policy", "1:3"])
-    assert result.exit_code == 0, result.output
-    assert asked["ratios"] == [(1, 3)]
-
-
 @pytest.mark.parametrize(
     ("policy", "baseline"),
     [

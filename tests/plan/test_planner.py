@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_support import tiling_of
 
 from podrt.gpu.arch import DEFAULT_ARCHS
 from podrt.kernels.families import Variant
@@ -15,7 +16,6 @@ from podrt.kernels.hopper.config import DECODE_ROWS
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
 from podrt.plan import Plan, Tiling, is_decode, make_plan
-from podrt.policy.dispatch import tiling_of
 from podrt.reference import check_plan, execute_plan, reference_attention
 from podrt.spec.batch import HybridBatch
 from podrt.spec.types import HEAD_DIMS

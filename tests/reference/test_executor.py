@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podrt.plan.work import WORK_ITEM, Plan
+from podrt.plan.work import WORK_ITEM, Plan, keys_of
 from podrt.reference import (
     check_plan,
     coverage,
@@ -45,9 +45,10 @@ def cut(
                 items[side].append((*head, begin, end, split, *merge))
             if len(begins) > 1:
                 merges, partial_row = merges + 1, partial_row + len(begins) * ROWS[side]
+    prefill, decode = (np.array(items[side], WORK_ITEM) for side in ("prefill", "decode"))
     return Plan(
-        np.array(items["prefill"], WORK_ITEM),
-        np.array(items["decode"], WORK_ITEM),
+        prefill,
+        decode,
         kv_heads,
         group,
         ROWS["prefill"],
@@ -55,6 +56,8 @@ def cut(
         merges,
         partial_row,
         causal,
+        prefill_keys=int(keys_of(prefill).sum()),
+        decode_keys=int(keys_of(decode).sum()),
     )
 
 

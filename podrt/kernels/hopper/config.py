@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from podrt.errors import UnsupportedConfigError
+from podrt.kernels.arguments import PLAN_HEADER_BYTES
 from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantForm
 from podrt.spec.types import DType
 
@@ -160,7 +161,7 @@ class HopperConfig(VariantForm):
         if self.form == "decode":
             tiles += (self.lanes - 1) * self._lane_bytes(self.next_slots)
         barriers = 2 + 4 * self.stages + 5
-        control = -(-8 * barriers // 16) * 16 + 2 * _WORK_SLOT_BYTES + 16
+        control = PLAN_HEADER_BYTES + -(-8 * barriers // 16) * 16 + 2 * _WORK_SLOT_BYTES + 16
         lane_barriers = 4 + 2 * max(self.decode_slots, self.next_slots)
         lane_control = 2 * _WORK_SLOT_BYTES + 20 * self.decode_rows + 16 + 8 * lane_barriers
         return tiles + control + self.lanes * lane_control
