@@ -131,11 +131,11 @@ def _run_rows(batch: HostBatch, framework: Framework) -> Iterator[HostRow]:
         yield row("run", "out=, side stream", time_bursts(with_out, _wait, _SAMPLES))
 
 
-def _attention(batch: HostBatch, policy: str = "auto") -> Any:
+def _attention(batch: HostBatch, policy: str = "auto") -> HybridAttention:
     return HybridAttention(**batch.layer_arguments, policy=policy)
 
 
-def _layer_calls(attention: Any, tensors: Tensors) -> tuple[list[Call], list[Call]]:
+def _layer_calls(attention: HybridAttention, tensors: Tensors) -> tuple[list[Call], list[Call]]:
     """Return each layer's call with `out`, and without."""
     with_out: list[Call] = [
         partial(attention.run, q, k, v, out=out) for q, k, v, out in tensors.layers
@@ -145,7 +145,7 @@ def _layer_calls(attention: Any, tensors: Tensors) -> tuple[list[Call], list[Cal
 
 
 def _planner(
-    attention: Any, batch: HostBatch, block_table: Any, **options: Any
+    attention: HybridAttention, batch: HostBatch, block_table: Any, **options: Any
 ) -> Callable[[int], object]:
     """Return a function that plans the batch as it is some steps later."""
     qo_indptr = batch.qo_indptr
@@ -157,7 +157,7 @@ def _planner(
 
 
 def _plan_samples_us(
-    attention: Any, batch: HostBatch, block_table: Any, **options: Any
+    attention: HybridAttention, batch: HostBatch, block_table: Any, **options: Any
 ) -> list[float]:
     qo_indptr = batch.qo_indptr
     # Prompts stay as long as they are: they have no keys before them.
@@ -207,7 +207,7 @@ def _decode_replay_rows(batch: HostBatch) -> Iterator[HostRow]:
     yield from _replay_rows(batch, names, launches)
 
 
-def _pair(batch: HostBatch) -> tuple[Any, Any, Tensors]:
+def _pair(batch: HostBatch) -> tuple[HybridAttention, HybridAttention, Tensors]:
     """Return the batch planned by an object without limits and by one with, on one stream.
 
     Both are of the family that serves the layer best, which never runs one side after the other.
@@ -230,7 +230,7 @@ def _fused_policy() -> str:
     return "hopper" if current_device().arch.name == HOPPER_ARCH else "portable"
 
 
-def _launch(attention: Any, tensors: Tensors, **options: Any) -> Call:
+def _launch(attention: HybridAttention, tensors: Tensors, **options: Any) -> Call:
     q, k, v, out = tensors.layers[0]
     stream = load_cupy().cuda.get_current_stream()
     return lambda: attention.run(q, k, v, out=out, stream=stream, **options)

@@ -45,7 +45,7 @@ class ServingLane:
         cupy = load_cupy()
         self._caches, self._rng = caches, rng
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.attention: Any = HybridAttention(*HEADS, HEAD_DIM, page_size=PAGE_SIZE, dtype=DTYPE)
+        self.attention = HybridAttention(*HEADS, HEAD_DIM, page_size=PAGE_SIZE, dtype=DTYPE)
         self._table: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)
         self._kept: tuple[Any, ...] = ()
         with self.stream:
