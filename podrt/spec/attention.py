@@ -154,8 +154,3 @@ def _checked_scale(sm_scale: float | None, head_dim: int) -> float:
     if not least <= scale * math.log2(math.e) <= most:
         raise ValueError(f"sm_scale={sm_scale!r}: must be from 1e-38 to 2.3e38, to fit a float32")
     return scale
-
-
-#: Former names.
-Layer = AttentionSpec
-make_layer = make_spec
