@@ -20,6 +20,7 @@ from podrt.cli._variants import (
     FormOption,
     HeadDimOption,
     JsonOption,
+    MaskOption,
     PageSizeOption,
     RatioOption,
     find,
@@ -49,6 +50,7 @@ def list_variants(
     page_size: PageSizeOption = None,
     ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
+    mask: MaskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the names of the variants that pass every filter; a name states all parameters.
@@ -64,6 +66,7 @@ def list_variants(
         page_sizes=page_size,
         ratios=ratio,
         decode_rows=decode_rows,
+        masks=mask,
     )
     if as_json:
         print_json([_described(config) for config in configs])
@@ -107,6 +110,7 @@ def stats(
     page_size: PageSizeOption = None,
     ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
+    mask: MaskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile variants and show registers, shared memory, spills and CTAs per SM.
@@ -124,6 +128,7 @@ def stats(
         page_sizes=page_size,
         ratios=ratio,
         decode_rows=decode_rows,
+        masks=mask,
     )
     rows = [stats_of(*pair) for pair in zip(configs, build_all(configs), strict=True)]
     if as_json:
