@@ -16,6 +16,9 @@ from podrt.spec.attention import AttentionSpec
 from podrt.spec.types import HEAD_DIMS, DType
 from podrt.tensors.run_tensors import RunTensors
 
+#: Page sizes of the default set; None is a contiguous cache.
+PAGE_SIZES = (None, 16)
+
 
 @dataclass(frozen=True)
 class Filters:
@@ -35,7 +38,7 @@ class Filters:
     forms: tuple[Form, ...] = get_args(Form)
     dtypes: tuple[DType, ...] = get_args(DType)
     head_dims: tuple[int, ...] = HEAD_DIMS
-    page_sizes: tuple[int | None, ...] = (None, 16)
+    page_sizes: tuple[int | None, ...] = PAGE_SIZES
     decode_rows: tuple[int, ...] = (8, 16, 32)
 
     @classmethod

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from podrt import cli, knobs
 from podrt.cli import _health
 from podrt.cli._health import Finding
-from podrt.cli._variants import parse_page_size, select
 from podrt.cli.cache import format_age
 from podrt.cli.explore import shorten
 from podrt.errors import DeviceError, PodrtError
+from podrt.explore.select import parse_page_size, select
 from podrt.jit import find_nvdisasm
 from podrt.kernels.hopper.presets import hopper_variant
 
