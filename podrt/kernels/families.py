@@ -64,8 +64,7 @@ def why_unreadable(config: Variant, tensors: RunTensors) -> str | None:
 
 def params_dtype(config: Variant) -> np.dtype[np.void]:
     """Return the layout of a variant's arguments."""
-    family = hopper if isinstance(config, HopperConfig) else portable
-    return family.PARAMS_DTYPE
+    return hopper.PARAMS_DTYPE if isinstance(config, HopperConfig) else portable.PARAMS_DTYPE
 
 
 def grid_of(config: Variant, plan: Plan, num_sms: int) -> int:

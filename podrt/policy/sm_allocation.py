@@ -75,6 +75,8 @@ class SmAllocation:
         if decode_mb == 0 or not 0 < plan.num_prefill_units <= self.num_sms:
             return 0
         unit_us = self._prefill_unit_us(plan) * speeds.fused_slowdown
+        if unit_us[0] == 0:  # queries without keys
+            return 0
         bus_gbs = speeds.beside_bus_share * speeds.read_efficiency * self.memory_gbs
         mb_per_sm = min(speeds.beside_gbs_per_sm, bus_gbs / self.num_sms) * unit_us[0] / 1e3
         most = min(int(self.num_sms - decode_mb / mb_per_sm), len(unit_us) - 1)
