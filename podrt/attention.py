@@ -14,7 +14,7 @@ from podrt.runtime.driver import Driver
 from podrt.runtime.planned import Planned
 from podrt.runtime.reservation import Limits, room_for
 from podrt.runtime.session import Session
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.tensors.device_lengths import view_device_lengths
 from podrt.tensors.frameworks import Framework, framework_of
 from podrt.tensors.host import host_array
@@ -89,7 +89,7 @@ class HybridAttention:
         policy: str = "auto",
         device: int | None = None,
     ) -> None:
-        self.layer: Layer = make_layer(
+        self.layer: AttentionSpec = make_spec(
             num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
         )
         self.policy = parse_policy(policy)

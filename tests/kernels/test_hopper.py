@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from plan_support import tiling_of
+from spec_support import spec_of
 
 from podrt.kernels.hopper import host as hopper
 from podrt.kernels.hopper.presets import hopper_variant
@@ -20,7 +21,7 @@ def plan_of(q_lens: list[int], kv_lens: list[int]) -> Plan:
         np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
     )
     tiling = tiling_of(FUSED, 132, GROUP)
-    return make_plan(batch, tiling, num_kv_heads=NUM_KV_HEADS, group=GROUP, causal=True)
+    return make_plan(batch, tiling, spec_of(NUM_KV_HEADS, GROUP))
 
 
 PLAN = plan_of([1, 50, 1], [20, 50, 7])  # 50 tokens of 3 heads are two tiles

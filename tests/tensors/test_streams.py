@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from podrt.tensors.streams import _torch_stream_of, cupy_stream, is_capturing, resolve_stream
+from podrt.tensors.streams import _torch_stream_of, cupy_stream, resolve_stream
 
 
 class ProtocolStream:
@@ -94,6 +94,3 @@ def test_unknown_protocol_version_is_refused():
         resolve_stream(ProtocolStream(version=3))
 
 
-@pytest.mark.parametrize("handle", [0, 1])
-def test_legacy_stream_never_captures(handle):
-    assert is_capturing(handle) is False
