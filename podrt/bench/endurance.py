@@ -20,7 +20,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from podrt.bench.accuracy import tolerance_of
 from podrt.bench.environment import gpu_slug
 from podrt.bench.flatness import MemorySample, growth_bytes, not_flat, sample_memory
 from podrt.bench.host import host_environment
@@ -37,6 +36,7 @@ from podrt.bench.serving_lane import (
 )
 from podrt.gpu.device import current_device, load_cupy
 from podrt.tensors.view import numpy_dtype
+from podrt.workloads.accuracy import tolerance_of
 from podrt.workloads.chunked_prefill import HybridStep, schedule
 from podrt.workloads.traces import Request, read_trace, sample_trace
 

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.attention import HybridAttention
-from podrt.bench.accuracy import largest_error
 from podrt.bench.tensors import fetch
 from podrt.bench.timing import Enqueue, capture_graph
 from podrt.gpu.device import load_cupy
 from podrt.reference import reference_attention
 from podrt.spec.batch import HybridBatch
+from podrt.workloads.accuracy import largest_error
 from podrt.workloads.chunked_prefill import HybridStep
 
 HEADS = (8, 2)

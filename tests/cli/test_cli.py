@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -13,9 +17,11 @@ from podrt.cli._health import Finding
 from podrt.cli._variants import parse_page_size, select
 from podrt.cli.cache import format_age
 from podrt.cli.explore import shorten
-from podrt.explore.stats import role_registers
+from podrt.errors import DeviceError, PodrtError
 from podrt.jit import find_nvdisasm
 from podrt.kernels.hopper.presets import hopper_variant
+
+nvrtc_module = importlib.import_module("podrt.jit.nvrtc")
 
 #: Filters that leave the quickest kernels to compile.
 SMALL = ["--arch", "sm_80", "--form", "decode", "--head-dim", "64", "--dtype", "float16"]
@@ -227,11 +233,11 @@ def test_stats_of_hopper_state_the_registers_of_every_role(monkeypatch):
     ],
 )
 def test_roles_are_those_of_the_form(form, roles):
-    assert list(role_registers(hopper_variant(form, "bfloat16", 64))) == roles
+    assert list(hopper_variant(form, "bfloat16", 64).role_registers) == roles
 
 
 def test_portable_kernels_have_no_roles():
-    assert role_registers(_small_paged()[0]) == {}
+    assert _small_paged()[0].role_registers == {}
 
 
 def test_stats_fit_in_80_columns(monkeypatch):
@@ -262,6 +268,58 @@ def test_warmup_of_one_family():
     (name,) = first["variants"]
     assert name.startswith("decode_hopper_")
     assert first["compiled"] == 1
+
+
+def test_warmup_of_the_full_mask():
+    (name,) = run_json("warmup", *HOPPER, "--mask", "full")["variants"]
+    assert name.endswith("_full")
+    names = run("explore", "list", *HOPPER, "--mask", "full", "--mask", "causal").split()
+    assert [name.rpartition("_")[2] for name in names] == ["full", "causal"]
+    assert name in run("explore", "show", name)
+    with pytest.raises(ValueError, match="mask='half': allowed are causal, full"):
+        run("explore", "list", "--mask", "half")
+
+
+def test_warmup_without_a_cache_refuses_before_it_compiles():
+    from podrt import jit
+
+    with (
+        knobs.scope(disable_cache=True),
+        pytest.raises(ValueError, match="unset PODRT_DISABLE_CACHE"),
+    ):
+        run("warmup", *HOPPER)
+    assert jit.stats().compiled == 0
+
+
+def test_warmup_into_a_folder_that_cannot_be_written_refuses_before_it_compiles(tmp_path):
+    from podrt import jit
+
+    blocked = tmp_path / "file"  # stops even the superuser
+    blocked.write_text("")
+    with (
+        knobs.scope(cache_dir=blocked / "cache"),
+        pytest.raises(PodrtError, match=r"cannot be written, and 1 of 1 variants.*PODRT_CACHE_DIR"),
+    ):
+        run("warmup", *HOPPER)
+    assert jit.stats().compiled == 0
+
+
+def test_warmup_is_content_with_a_full_cache_that_cannot_be_written(monkeypatch):
+    run("warmup", *HOPPER)
+    monkeypatch.setattr("podrt.jit.cache.is_writable", lambda folder: False)
+    assert run_json("warmup", *HOPPER)["not_stored"] == []
+
+
+def test_warmup_says_what_was_not_stored(monkeypatch):
+    monkeypatch.setattr("podrt.jit.DiskCache.store", lambda cache, build: None)
+    result = run_json("warmup", *HOPPER, exit_code=1)
+    assert result["not_stored"] == result["variants"]
+
+
+def test_warmup_under_a_bound_that_is_too_small_says_so():
+    with knobs.scope(cache_max_bytes=1000):
+        result = run_json("warmup", *SMALL_PAGED, exit_code=1)
+    assert len(result["not_stored"]) == len(result["variants"]) - 1
 
 
 def test_cache_path(empty_cache):
@@ -300,8 +358,9 @@ def test_doctor_looks_at_everything_whatever_is_installed(empty_cache):
     assert names == [
         "podrt",
         "driver",
-        "GPU",
         "CuPy",
+        "CuPy folder",
+        "GPU",
         "cuda.core",
         "NVRTC",
         "nvdisasm",
@@ -316,9 +375,92 @@ def test_doctor_looks_at_everything_whatever_is_installed(empty_cache):
 )
 def test_doctor_suggests_the_extra_that_the_driver_can_run(monkeypatch, driver, extra):
     monkeypatch.setattr(_health, "driver_cuda_version", lambda: driver)
-    monkeypatch.setattr(_health, "_CUPY", ("no-such-distribution",))
+    monkeypatch.setattr(_health, "_CUPY", {"no-such-distribution": 13})
     cupy = next(finding for finding in _health.findings() if finding.name == "CuPy")
     assert (cupy.state, cupy.fix) == ("missing", f"pip install 'podrt[{extra}]'")
+
+
+def found(name):
+    return next(finding for finding in _health.findings() if finding.name == name)
+
+
+def test_doctor_sees_a_driver_too_old_for_what_is_installed(monkeypatch):
+    monkeypatch.setattr(_health, "driver_cuda_version", lambda: (12, 4))
+    monkeypatch.setattr(_health, "_version", {"cupy-cuda13x": "14.2.0", "cuda-core": "1.2"}.get)
+    monkeypatch.setattr("podrt.jit.nvrtc_version", lambda: (13, 0))
+    monkeypatch.setattr("podrt.jit.nvrtc_release", lambda: "release 13.0, V13.0.88")
+    cupy, nvrtc = found("CuPy"), found("NVRTC")
+    assert (cupy.state, nvrtc.state) == ("missing", "missing")
+    needs = "needs a driver of CUDA 13, and this one supports 12.4"
+    assert (cupy.detail, nvrtc.detail) == (f"cupy-cuda13x 14.2.0 {needs}", f"13.0.88 {needs}")
+    assert cupy.fix == "pip uninstall cupy-cuda13x, then pip install 'podrt[cuda12]'"
+    assert nvrtc.fix == "pip install 'podrt[cuda12]'"
+    assert not _health.can_run([cupy])
+
+
+@pytest.mark.parametrize("driver", [(12, 4), (13, 1), None])
+def test_doctor_is_content_with_what_fits_the_driver(monkeypatch, driver):
+    monkeypatch.setattr(_health, "driver_cuda_version", lambda: driver)
+    monkeypatch.setattr(_health, "_version", {"cupy-cuda12x": "14.2.0", "cuda-core": "1.2"}.get)
+    assert found("CuPy") == Finding("CuPy", "ok", "cupy-cuda12x 14.2.0")
+
+
+def test_doctor_sees_two_cupys_in_one_place(monkeypatch):
+    versions = {"cupy-cuda12x": "14.1.0", "cupy-cuda13x": "14.2.0"}
+    monkeypatch.setattr(_health, "_version", versions.get)
+    assert "cupy-cuda13x 14.2.0, cupy-cuda12x 14.1.0 overwrite" in found("CuPy").detail
+    assert found("CuPy").fix.startswith("pip uninstall cupy-cuda13x cupy-cuda12x, then")
+
+
+def test_doctor_names_the_part_of_nvrtc_that_is_missing(monkeypatch):
+    log = "nvrtc: error: failed to open libnvrtc-builtins.so.13.0."
+    monkeypatch.setattr(nvrtc_module, "run_nvrtc", lambda *_: nvrtc_module.Output(False, log))
+    nvrtc_module.nvrtc_release.cache_clear()
+    assert found("NVRTC").state == "missing"
+    assert "libnvrtc-builtins.so.13.0" in found("NVRTC").detail
+
+
+@pytest.mark.parametrize(
+    ("version", "state"), [("1.1.1", "missing"), ("0.7.0", "missing"), ("1.2.0", "ok")]
+)
+def test_doctor_sees_a_cuda_core_that_misplaces_slices(monkeypatch, version, state):
+    monkeypatch.setattr(_health, "_version", {"cuda-core": version}.get)
+    assert found("cuda.core").state == state
+    assert found("cuda.core").fix in ("", "pip install 'cuda-core>=1.2'")
+
+
+def test_doctor_prints_its_table_whatever_the_home(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("CUPY_")},
+        "HOME": str(blocked),
+        "LC_ALL": "C",
+        "TMPDIR": str(tmp_path),
+    }
+    environment.pop("PODRT_CACHE_DIR", None)
+    environment.pop("XDG_CACHE_HOME", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "podrt", "doctor"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stderr == ""
+    assert "podrt can" in done.stdout
+    assert "CuPy folder: set CUPY_CACHE_DIR to a folder that can be written" in done.stdout
+    assert "cache: set PODRT_CACHE_DIR" in done.stdout
+
+
+def test_doctor_refuses_a_folder_of_the_users_that_cupy_cannot_make(monkeypatch, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(blocked / "cupy"))
+    assert found("CuPy folder").state == "missing"
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cupy"))
+    assert found("CuPy folder") == Finding("CuPy folder", "ok", str(tmp_path / "cupy"))
 
 
 def test_main_prints_an_error_without_a_traceback(monkeypatch, capsys):
@@ -329,6 +471,29 @@ def test_main_prints_an_error_without_a_traceback(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.err.startswith("error: page-size='[big]'")
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("fault", [TypeError, RuntimeError, KeyError, ZeroDivisionError])
+def test_main_lets_a_fault_of_podrt_through(monkeypatch, fault):
+    def broken():
+        raise fault("a bug")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(fault, match="a bug"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    "error", [DeviceError("no GPU"), FileNotFoundError(2, "No such file", "x.csv")]
+)
+def test_main_prints_what_a_user_can_mend(monkeypatch, capsys, error):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith(f"error: {error}")
 
 
 def test_shorten_keeps_only_what_differs():
