@@ -105,7 +105,7 @@ def default_variants(
     shapes: Iterable[Shape] = get_args(Shape),
     page_sizes: Iterable[int | None] = PAGE_SIZES,
 ) -> list[KernelConfig]:
-    """Return the causal variants that the dispatcher may pick on `arch`, as the filters allow."""
+    """Return the causal variants that a schedule may pick on `arch`, as the filters allow."""
     forms, shapes = tuple(forms), tuple(shapes)
     page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
     return [
