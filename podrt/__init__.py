@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from podrt._version import __version__
 
 if TYPE_CHECKING:
-    from podrt.attention import HybridAttention, hybrid_attention
+    from podrt.attention import HybridAttention
     from podrt.errors import (
         CompileError,
         DeviceError,
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
         PodrtError,
         UnsupportedConfigError,
     )
+    from podrt.functional import hybrid_attention
     from podrt.kernels.hopper.config import HopperConfig
     from podrt.kernels.portable.config import KernelConfig, Tile
-    from podrt.runtime.launch import compile_variant as compile
+    from podrt.runtime.kernels import compile_variant as compile
 
 #: Public name -> module that defines it, and the name there; imported on first use.
 _PUBLIC = {
@@ -31,8 +32,8 @@ _PUBLIC = {
     "PodrtError": ("podrt.errors", "PodrtError"),
     "Tile": ("podrt.kernels.portable.config", "Tile"),
     "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
-    "compile": ("podrt.runtime.launch", "compile_variant"),
-    "hybrid_attention": ("podrt.attention", "hybrid_attention"),
+    "compile": ("podrt.runtime.kernels", "compile_variant"),
+    "hybrid_attention": ("podrt.functional", "hybrid_attention"),
 }
 
 __all__ = [

@@ -1,18 +1,114 @@
-"""Attention of a hybrid batch in host memory: `podrt.reference` behind the front door's checks."""
+"""`hybrid_attention`: plan and run in one call, on a GPU or exactly on the host."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
+from podrt.attention import HybridAttention
+from podrt.errors import UnsupportedConfigError
+from podrt.policy.policies import parse_policy
 from podrt.reference import reference_attention
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.types import DType
+from podrt.tensors.checks import require_dtype, require_rank
 from podrt.tensors.host import host_array, to_numpy
 from podrt.tensors.page_table import make_batch, read_page_table, require_pages_exist
 from podrt.tensors.run_tensors import view_tensors
+from podrt.tensors.view import view
+
+_BACKENDS = ("auto", "cuda", "reference")
 
 
-def attend_on_host(
-    layer: Layer,
+def hybrid_attention(
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    qo_indptr: Any,
+    kv_lens: Any,
+    *,
+    block_table: Any = None,
+    kv_indptr: Any = None,
+    kv_indices: Any = None,
+    kv_layout: str = "NHD",
+    causal: bool = True,
+    sm_scale: float | None = None,
+    policy: str = "auto",
+    out: Any = None,
+    lse: Any = None,
+    return_lse: bool = False,
+    stream: Any = None,
+    backend: str = "auto",
+) -> Any:
+    """Attention of one hybrid batch in one call.
+
+    Heads, head_dim, dtype and page size are read off the tensors. For many layers of one batch,
+    `HybridAttention` plans once.
+
+    Parameters
+    ----------
+    q, k_cache, v_cache, out, lse, return_lse, stream
+        As `HybridAttention.run`. The cache is paged if a page table is given; `stream` is for work
+        on a GPU.
+    qo_indptr, kv_lens, block_table, kv_indptr, kv_indices
+        As `HybridAttention.plan`.
+    kv_layout, causal, sm_scale, policy
+        As `HybridAttention`.
+    backend : {"auto", "cuda", "reference"}
+        ``"cuda"`` runs the fused kernel, ``"reference"`` exact NumPy on tensors in host memory
+        (slow), ``"auto"`` whichever of them serves the memory that `q` lies in.
+
+    Returns
+    -------
+    out or (out, lse)
+        In the framework of `q`.
+
+    Raises
+    ------
+    ValueError, TypeError, UnsupportedConfigError, DeviceError
+        As `HybridAttention` and its methods.
+    """
+    if backend not in _BACKENDS:
+        raise UnsupportedConfigError(f"backend={backend!r}: allowed are {_BACKENDS}")
+    q_view, k_view = view(q, "q"), view(k_cache, "k_cache")
+    require_rank(q_view, 3, "[total_tokens, num_qo_heads, head_dim]")
+    require_dtype(q_view, *get_args(DType))
+    require_rank(k_view, 4, "of a cache")
+    tokens, heads = (1, 2) if kv_layout == "NHD" else (2, 1)
+    is_paged = any(table is not None for table in (block_table, kv_indptr, kv_indices))
+    layer_arguments: dict[str, Any] = {
+        "num_qo_heads": q_view.shape[1],
+        "num_kv_heads": k_view.shape[heads],
+        "head_dim": q_view.shape[2],
+        "page_size": k_view.shape[tokens] if is_paged else None,
+        "kv_layout": kv_layout,
+        "dtype": q_view.dtype,
+        "causal": causal,
+        "sm_scale": sm_scale,
+    }
+    tables = {"block_table": block_table, "kv_indptr": kv_indptr, "kv_indices": kv_indices}
+    outputs = {"out": out, "lse": lse, "return_lse": return_lse}
+    on_host = q_view.device is None
+    if backend == "reference" or (backend == "auto" and on_host):
+        parse_policy(policy)
+        if stream is not None:
+            raise ValueError(
+                f"stream={stream!r}: orders work on a GPU, but this call computes on the host; "
+                "leave it out"
+            )
+        layer = make_spec(**layer_arguments)
+        return _attend_on_host(layer, q, k_cache, v_cache, qo_indptr, kv_lens, tables, outputs)
+    if on_host:
+        raise ValueError(
+            "q: lies in host memory, expected a tensor on a CUDA GPU; move it there, "
+            'or pass backend="reference"'
+        )
+    attention = HybridAttention(**layer_arguments, policy=policy, device=q_view.device)
+    attention.plan(qo_indptr, kv_lens, **tables)
+    return attention.run(q, k_cache, v_cache, **outputs, stream=stream)
+
+
+def _attend_on_host(
+    layer: AttentionSpec,
     q: Any,
     k_cache: Any,
     v_cache: Any,
@@ -25,7 +121,7 @@ def attend_on_host(
 
     Parameters
     ----------
-    layer : Layer
+    layer : AttentionSpec
         What is fixed for the layer.
     q, k_cache, v_cache, qo_indptr, kv_lens
         As `podrt.hybrid_attention`.
@@ -62,7 +158,7 @@ def attend_on_host(
         batch,
         page_table=table.flat() if table else None,
         page_size=layer.page_size,
-        causal=layer.causal,
+        causal=layer.mask.causal,
         sm_scale=layer.sm_scale,
     )
     to_numpy(tensors.out)[...] = out

@@ -37,10 +37,6 @@ PageSizeOption = Annotated[
     list[str] | None,
     typer.Option("--page-size", help="Tokens of a page, or 'none' for contiguous; repeatable."),
 ]
-RatioOption = Annotated[
-    list[str] | None,
-    typer.Option("--ratio", help="Prefill:decode split such as 1:2; portable pod; repeatable."),
-]
 DecodeRowsOption = Annotated[
     list[int] | None,
     typer.Option("--decode-rows", help="Query rows of a decode tile: 8, 16 or 32; repeatable."),
@@ -73,7 +69,6 @@ def select(
     dtypes: Sequence[str] | None = None,
     head_dims: Sequence[int] | None = None,
     page_sizes: Sequence[str] | None = None,
-    ratios: Sequence[str] | None = None,
     decode_rows: Sequence[int] | None = None,
     families: Sequence[str] | None = None,
     masks: Sequence[str] | None = None,
@@ -95,7 +90,6 @@ def select(
         "form": forms,
         "dtype": dtypes,
         "head_dim": head_dims,
-        "ratio": None if ratios is None else [parse_ratio(text) for text in ratios],
         "decode_rows": decode_rows,
     }
     for field, allowed in filters.items():
@@ -141,14 +135,6 @@ def parse_page_size(text: str) -> int | None:
     return int(text)
 
 
-def parse_ratio(text: str) -> tuple[int, int]:
-    """Return ``(prefill, decode)`` of a ratio such as ``"1:3"``."""
-    prefill, colon, decode = text.partition(":")
-    if not (colon and prefill.isdecimal() and decode.isdecimal()):
-        raise ValueError(f"ratio={text!r}: must be PREFILL:DECODE, for example 1:3")
-    return int(prefill), int(decode)
-
-
 def _archs(names: Sequence[str] | None) -> list[str]:
     if not names:
         return [detected_arch()]
@@ -162,13 +148,6 @@ def _causals(masks: Sequence[str] | None) -> list[bool]:
     return [mask == "causal" for mask in dict.fromkeys(masks or ("causal",))]
 
 
-def _ratio_of(config: Variant) -> tuple[int, int] | None:
-    """Return the split ratio of a portable fused kernel; other kernels have none."""
-    if isinstance(config, KernelConfig) and config.form == "pod":
-        return config.prefill_share, config.decode_share
-    return None
-
-
 def _decode_rows_of(config: Variant) -> int | None:
     """Return the rows of a decode tile; None for a prefill kernel."""
     if not config.has_decode:
@@ -177,10 +156,7 @@ def _decode_rows_of(config: Variant) -> int | None:
 
 
 #: Filters that are not plain fields of a variant.
-_DERIVED: dict[str, Callable[[Variant], Any]] = {
-    "ratio": _ratio_of,
-    "decode_rows": _decode_rows_of,
-}
+_DERIVED: dict[str, Callable[[Variant], Any]] = {"decode_rows": _decode_rows_of}
 
 
 def _value(config: Variant, field: str) -> Any:
@@ -199,4 +175,4 @@ def _keep(variants: list[Variant], field: str, allowed: Sequence[Any]) -> list[V
 
 
 def _text(value: Any) -> str:
-    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+    return str(value).lower()

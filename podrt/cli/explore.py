@@ -22,7 +22,6 @@ from podrt.cli._variants import (
     JsonOption,
     MaskOption,
     PageSizeOption,
-    RatioOption,
     find,
     select,
 )
@@ -48,14 +47,13 @@ def list_variants(
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
-    ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the names of the variants that pass every filter; a name states all parameters.
 
-    In a pipe: one name a line. Example: podrt explore list --form pod --head-dim 128 --ratio 1:1
+    In a pipe: one name a line. Example: podrt explore list --form pod --head-dim 128
     """
     configs = select(
         archs=arch,
@@ -64,7 +62,6 @@ def list_variants(
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size,
-        ratios=ratio,
         decode_rows=decode_rows,
         masks=mask,
     )
@@ -108,7 +105,6 @@ def stats(
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
-    ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
     as_json: JsonOption = False,
@@ -126,7 +122,6 @@ def stats(
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size,
-        ratios=ratio,
         decode_rows=decode_rows,
         masks=mask,
     )

@@ -22,7 +22,6 @@ from podrt.cli._variants import (
     JsonOption,
     MaskOption,
     PageSizeOption,
-    RatioOption,
     select,
 )
 from podrt.cli.cache import disk_cache
@@ -49,7 +48,6 @@ def warmup(
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
-    ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
     preset: Annotated[
@@ -73,7 +71,6 @@ def warmup(
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size or _PAGE_SIZES[preset],
-        ratios=ratio,
         decode_rows=decode_rows,
         masks=mask,
     )

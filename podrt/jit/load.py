@@ -56,6 +56,8 @@ class LoadedKernel:
         CUDA device number.
     attributes : KernelAttributes
         Registers, local memory and limits.
+    function : int
+        ``CUfunction`` as a number, with all shared memory allowed.
     """
 
     def __init__(self, build: Build, device_id: int) -> None:
@@ -65,6 +67,7 @@ class LoadedKernel:
             module = self._cuda.function.Module()
             module.load(build.cubin)
             self._function: Any = module.get_function(build.source.entry)
+            self.function: int = self._function.ptr
             self.attributes = _opt_in_to_smem(self._cuda, self._function.ptr, device_id)
 
     def __call__(

@@ -1,9 +1,11 @@
 """From a batch to work items; pure NumPy."""
 
-from podrt.plan.planner import Tiling, is_decode, make_plan
+from podrt.plan.planner import is_decode, make_plan, most_decode_tokens
+from podrt.plan.tiling import DEFAULT_PARTIAL_BYTES, Tiling, partial_rows_within
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, Plan, WorkList, keys_of
 
 __all__ = [
+    "DEFAULT_PARTIAL_BYTES",
     "WORK_ITEM",
     "WORK_ITEM_FIELDS",
     "Plan",
@@ -12,4 +14,6 @@ __all__ = [
     "is_decode",
     "keys_of",
     "make_plan",
+    "most_decode_tokens",
+    "partial_rows_within",
 ]

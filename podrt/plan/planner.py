@@ -2,82 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan.split import (
-    Side,
-    Splits,
-    split_for_waves,
-    split_keys,
-    split_to_end_together,
-    split_to_fill_waves,
-    taper,
-)
-from podrt.plan.work import WORK_ITEM, Plan, WorkList
+from podrt.plan.cut import Cut, Side, num_partials
+from podrt.plan.end_together import split_to_end_together
+from podrt.plan.items import SideItems, lay_out, request_rows
+from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
+from podrt.plan.tiles import Tiles, tiles_of
+from podrt.plan.tiling import Tiling
+from podrt.plan.work import WORK_ITEM, Plan
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
-
-Ints = npt.NDArray[np.int64]
+from podrt.spec.mask import Mask
 
 #: Prefill is split as finely as allowed when it would leave more than this share of the GPU idle.
 MAX_IDLE_PREFILL = 0.2
 
-
-@dataclass(frozen=True)
-class Tiling:
-    """What the planner must know of the kernel and the GPU.
-
-    Attributes
-    ----------
-    prefill_rows, decode_rows : int
-        Packed query rows of a tile.
-    prefill_kv_tile, decode_kv_tile : int
-        Keys of one step; splits are cut at multiples of it.
-    prefill_slots, decode_slots : int
-        Units of each side that run at once when the other side has none.
-    min_prefill_keys, min_decode_keys : int
-        No piece of a split is to be shorter: starting and merging it costs more than it saves.
-    prefill_waves : int or None
-        Prefill that leaves slots idle is split into at most that many times `prefill_slots`:
-        POD-Attention section 4.2.4 found two waves to be the most that pays, beyond which splits
-        only add memory traffic. None splits without that limit, as if there were no decode.
-    decode_piece_keys, fused_piece_keys : int
-        Decode is split so that all slots end together, into pieces of at most so many keys when it
-        is alone, and beside prefill.
-    taper_decode : bool
-        Beside prefill, what is handed out last of decode is split finer: lanes of unlike speed do
-        not end together by themselves.
-    """
-
-    prefill_rows: int
-    decode_rows: int
-    prefill_kv_tile: int
-    decode_kv_tile: int
-    prefill_slots: int
-    decode_slots: int
-    min_prefill_keys: int
-    min_decode_keys: int
-    prefill_waves: int | None
-    decode_piece_keys: int
-    fused_piece_keys: int
-    taper_decode: bool
+_NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 
 
-@dataclass(frozen=True)
-class _Tiles:
-    """Tiles of one side: the request of each, its first packed row and the keys that it sees."""
-
-    request: Ints
-    row_begin: Ints
-    keys: Ints
-
-
-def make_plan(
-    batch: HybridBatch, tiling: Tiling, *, num_kv_heads: int, group: int, causal: bool
-) -> Plan:
+def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     """Plan a batch.
 
     Parameters
@@ -86,112 +31,119 @@ def make_plan(
         Lengths and page geometry.
     tiling : Tiling
         Tiles and parallelism of the kernel.
-    num_kv_heads, group : int
-        KV heads, and query heads per KV head.
-    causal : bool
-        Bottom-right aligned causal mask.
+    spec : AttentionSpec
+        The attention layer: its heads and mask.
     """
-    decoding = is_decode(batch.q_lens, group, tiling.decode_rows)
-    prefill = _tiles(batch, ~decoding, tiling.prefill_rows, group, causal)
-    decode = _tiles(batch, decoding, tiling.decode_rows, group, causal)
-    decode_fills_gpu = len(decode.keys) * num_kv_heads >= tiling.decode_slots
-    decode_splits = _split_decode(
-        decode.keys, num_kv_heads, tiling, beside_prefill=len(prefill.keys) > 0
-    )
-    prefill_splits = _split_prefill(prefill.keys, num_kv_heads, tiling, decode_fills_gpu)
-    prefill_merges = int(prefill_splits.is_split.sum())
-    prefill_rows = int(prefill_splits.partials.sum()) * tiling.prefill_rows
-    decode_rows = int(decode_splits.partials.sum()) * tiling.decode_rows
+    prefill, decode = _sides(batch, tiling, spec.group, spec.mask)
+    prefill_cut, decode_cut = _cuts(prefill, decode, tiling, spec.num_kv_heads)
+    rows = request_rows(batch)
+    prefill_items = decode_items = _NO_ITEMS
+    if prefill is not None:
+        prefill_items = lay_out(rows, prefill, prefill_cut, tile_rows=tiling.prefill_rows)
+    if decode is not None:
+        decode_items = lay_out(
+            rows,
+            decode,
+            decode_cut,
+            tile_rows=tiling.decode_rows,
+            first_merge=prefill_items.num_merges,
+            first_partial_row=prefill_items.partial_rows,
+        )
     return Plan(
-        prefill=_items(batch, prefill, prefill_splits, tiling.prefill_rows, 0, 0),
-        decode=_items(
-            batch, decode, decode_splits, tiling.decode_rows, prefill_merges, prefill_rows
-        ),
-        num_kv_heads=num_kv_heads,
-        group=group,
+        prefill=prefill_items.items,
+        decode=decode_items.items,
+        spec=spec,
         prefill_rows=tiling.prefill_rows,
         decode_rows=tiling.decode_rows,
-        num_merges=prefill_merges + int(decode_splits.is_split.sum()),
-        partial_rows=prefill_rows + decode_rows,
-        causal=causal,
+        num_merges=prefill_items.num_merges + decode_items.num_merges,
+        partial_rows=prefill_items.partial_rows + decode_items.partial_rows,
+        prefill_keys=prefill.total if prefill is not None else 0,
+        decode_keys=decode.total if decode is not None else 0,
     )
 
 
 def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> npt.NDArray[np.bool_]:
     """Tell which requests are decodes: one token, or few enough to share one decode tile."""
-    rows: Ints = q_lens.astype(np.int64) * group
-    decoding: npt.NDArray[np.bool_] = (q_lens == 1) | (rows <= decode_rows)
+    decoding: npt.NDArray[np.bool_] = q_lens <= most_decode_tokens(group, decode_rows)
     return decoding
 
 
-def _split_decode(keys: Ints, num_kv_heads: int, tiling: Tiling, *, beside_prefill: bool) -> Splits:
-    side = Side(tiling.decode_kv_tile, tiling.min_decode_keys, num_kv_heads, tiling.decode_slots)
-    max_keys = tiling.fused_piece_keys if beside_prefill else tiling.decode_piece_keys
-    splits = split_to_end_together(keys, side, max_keys=max_keys)
-    return taper(splits, keys, side) if tiling.taper_decode and beside_prefill else splits
+def most_decode_tokens(group: int, decode_rows: int) -> int:
+    """Return the most query tokens of a decode."""
+    return max(1, decode_rows // group)
 
 
-def _split_prefill(keys: Ints, num_kv_heads: int, tiling: Tiling, decode_fills_gpu: bool) -> Splits:
-    side = Side(tiling.prefill_kv_tile, tiling.min_prefill_keys, num_kv_heads, tiling.prefill_slots)
-    if tiling.prefill_waves is None:
-        return split_for_waves(keys, side)
+def _sides(
+    batch: HybridBatch, tiling: Tiling, group: int, mask: Mask
+) -> tuple[Tiles | None, Tiles | None]:
+    """Return the tiles of prefill and decode, None for a side without any."""
+    q_lens = batch.q_lens
+    is_small = is_decode(q_lens, group, tiling.decode_rows)
+    large = (~is_small).nonzero()[0]
+    is_small &= q_lens > 0
+    small = is_small.nonzero()[0]
+    prefill = decode = None
+    if len(large):
+        rows, kv_tile = tiling.prefill_rows, tiling.prefill_kv_tile
+        prefill = tiles_of(large, q_lens, batch.kv_lens, rows, kv_tile, group, mask, False)
+    if len(small):
+        rows, kv_tile = tiling.decode_rows, tiling.decode_kv_tile
+        fits = group <= rows
+        decode = tiles_of(small, q_lens, batch.kv_lens, rows, kv_tile, group, mask, fits)
+    return prefill, decode
+
+
+def _cuts(
+    prefill: Tiles | None, decode: Tiles | None, tiling: Tiling, num_kv_heads: int
+) -> tuple[Cut | None, Cut | None]:
+    """Return the cuts of both sides, within the bound on partial results that they share."""
+    decode_fills_gpu = decode is not None and len(decode) * num_kv_heads >= tiling.decode_slots
+    beside_prefill = prefill is not None
+
+    def cut_prefill(max_partials: int | None = None) -> Cut | None:
+        if prefill is None:
+            return None
+        side = Side(tiling.min_prefill_keys, num_kv_heads, tiling.prefill_slots, max_partials)
+        return _cut_prefill(prefill, side, tiling.prefill_waves, decode_fills_gpu)
+
+    def cut_decode(max_partials: int | None = None) -> Cut | None:
+        if decode is None:
+            return None
+        side = Side(tiling.min_decode_keys, num_kv_heads, tiling.decode_slots, max_partials)
+        return _cut_decode(decode, side, tiling, beside_prefill)
+
+    prefill_cut, decode_cut = cut_prefill(), cut_decode()
+    most = tiling.max_partial_rows
+    if most is None:
+        return prefill_cut, decode_cut
+    prefill_rows = num_partials(prefill_cut) * tiling.prefill_rows
+    decode_rows = num_partials(decode_cut) * tiling.decode_rows
+    if prefill_rows + decode_rows <= most:
+        return prefill_cut, decode_cut
+    # Half for each side, and what the other leaves of its own.
+    prefill_most = max(most // 2, most - decode_rows)
+    decode_most = max(most - most // 2, most - prefill_rows)
+    if prefill_rows > prefill_most:
+        prefill_cut = cut_prefill(prefill_most // tiling.prefill_rows)
+    if decode_rows > decode_most:
+        decode_cut = cut_decode(decode_most // tiling.decode_rows)
+    return prefill_cut, decode_cut
+
+
+def _cut_decode(decode: Tiles, side: Side, tiling: Tiling, beside_prefill: bool) -> Cut | None:
+    if not beside_prefill:
+        return split_to_end_together(decode, side, max_keys=tiling.decode_piece_keys)
+    cut = split_to_end_together(decode, side, max_keys=tiling.fused_piece_keys)
+    return taper(decode, side, cut) if tiling.taper_decode else cut
+
+
+def _cut_prefill(
+    prefill: Tiles, side: Side, waves: int | None, decode_fills_gpu: bool
+) -> Cut | None:
+    if waves is None:
+        return split_for_waves(prefill, side)
     if decode_fills_gpu:  # it keeps busy what prefill leaves idle
-        return split_keys(keys, side, max_items=len(keys))
-    if len(keys) * num_kv_heads < (1 - MAX_IDLE_PREFILL) * side.slots:
-        max_items = tiling.prefill_waves * side.slots // num_kv_heads
-        return split_keys(keys, side, max_items=max_items)
-    return split_to_fill_waves(keys, side)
-
-
-def _tiles(
-    batch: HybridBatch, chosen: npt.NDArray[np.bool_], rows: int, group: int, causal: bool
-) -> _Tiles:
-    requests = np.flatnonzero(chosen & (batch.q_lens > 0))
-    num_rows = batch.q_lens[requests].astype(np.int64) * group
-    request, index = _expand(requests, -(-num_rows // rows))
-    row_begin = index * rows
-    q_len, kv_len = batch.q_lens[request].astype(np.int64), batch.kv_lens[request].astype(np.int64)
-    keys = kv_len
-    if causal:
-        end_token = (row_begin + rows - 1) // group + 1  # beyond q_len in the last tile
-        keys = np.clip(kv_len - q_len + end_token, 0, kv_len)
-    return _Tiles(request, row_begin, keys)
-
-
-def _items(
-    batch: HybridBatch,
-    tiles: _Tiles,
-    splits: Splits,
-    rows: int,
-    first_merge: int,
-    first_partial_row: int,
-) -> WorkList:
-    """Lay out the work items of one side, longest first."""
-    split_rows = splits.partials * rows
-    columns: dict[str, npt.NDArray[Any]] = {
-        "request": tiles.request,
-        "page_begin": batch.page_begin[tiles.request],
-        "q_begin": batch.qo_indptr[tiles.request],
-        "q_len": batch.q_lens[tiles.request],
-        "kv_len": batch.kv_lens[tiles.request],
-        "row_begin": tiles.row_begin,
-        "num_splits": splits.counts,
-        "partial_row": first_partial_row + np.cumsum(split_rows) - split_rows,
-        "merge": first_merge + np.cumsum(splits.is_split) - splits.is_split,
-    }
-    tile, split = _expand(np.arange(len(tiles.keys)), splits.counts)
-    items: np.ndarray[Any, Any] = np.empty(len(tile), WORK_ITEM)
-    for name, column in columns.items():
-        items[name] = column[tile]
-    items["split"] = split
-    items["kv_begin"] = split * splits.lengths[tile]
-    items["kv_end"] = np.minimum((split + 1) * splits.lengths[tile], tiles.keys[tile])
-    longest_first = np.argsort(items["kv_begin"] - items["kv_end"], kind="stable")
-    return items[longest_first]
-
-
-def _expand(values: npt.NDArray[Any], counts: Ints) -> tuple[Ints, Ints]:
-    """Repeat every value `counts` times; also number the repetitions from 0."""
-    starts = np.cumsum(counts) - counts
-    index = np.arange(int(counts.sum())) - np.repeat(starts, counts)
-    return np.repeat(values, counts), index
+        return None
+    if len(prefill) * side.units_per_tile < (1 - MAX_IDLE_PREFILL) * side.slots:
+        return split_keys(prefill, side, max_items=waves * side.slots // side.units_per_tile)
+    return split_to_fill_waves(prefill, side)

@@ -98,11 +98,7 @@ def _sees(
     rows: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], q_len: int, kv_len: int, plan: Plan
 ) -> npt.NDArray[np.bool_]:
     """Whether packed row and key meet, ``[rows, keys]``."""
-    if not plan.causal:
-        return np.ones((len(rows), len(keys)), np.bool_)
-    last_key = kv_len - q_len + rows // plan.group
-    seen: npt.NDArray[np.bool_] = keys <= last_key[:, None]
-    return seen
+    return plan.mask.sees(rows // plan.group, keys, q_len, kv_len)
 
 
 def _request(where: str, item: Any, batch: HybridBatch) -> int:
@@ -201,9 +197,7 @@ def _require_cut_once(
     owner = np.repeat(np.arange(len(rectangles)), last - first)
     block = np.concatenate([np.arange(*span) for span in zip(first, last, strict=True)])
     last_rows = edges[1:] - 1
-    seen = np.full(len(last_rows), kv_len)
-    if plan.causal:
-        seen = np.clip(kv_len - q_len + last_rows // plan.group + 1, 0, kv_len)
+    _, seen = plan.mask.key_range(last_rows // plan.group, q_len, kv_len)
     begin, end = np.minimum(rectangles[owner, 2:].T, seen[block])
     some = begin < end
     # Pieces by block and first key, with an empty one at the end of what the block sees.

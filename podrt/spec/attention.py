@@ -1,24 +1,48 @@
-"""`Layer`: what is fixed for an attention layer, checked once."""
+"""`AttentionSpec`: what is fixed for an attention layer, checked once."""
 
 from __future__ import annotations
 
 import math
 import operator
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from podrt.errors import UnsupportedConfigError
+from podrt.spec.mask import Mask
 from podrt.spec.types import HEAD_DIMS, DType
 
 KvLayout = Literal["NHD", "HND"]
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Shape of an attention layer.
+class KernelSpec:
+    """What a kernel is compiled for; the variants of every family answer to it.
+
+    Attributes
+    ----------
+    head_dim : int
+        Elements of a head.
+    dtype : {"bfloat16", "float16"}
+        Element type of q, the caches and the output.
+    mask : Mask
+        Which keys a token sees.
+    page_size : int or None
+        Tokens of a page; None is a contiguous cache.
+    """
+
+    head_dim: int
+    dtype: DType
+    mask: Mask
+    page_size: int | None
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """An attention layer: what plans, variants, tensors and the reference must agree on.
 
     Attributes
     ----------
@@ -26,32 +50,37 @@ class Layer:
         Heads, and the size of each.
     dtype : {"bfloat16", "float16"}
         Element type.
+    mask : Mask
+        Which keys a token sees.
+    sm_scale : float
+        Factor on the scores before the softmax.
     page_size : int or None
         Tokens of a page; None is a contiguous cache.
     kv_layout : {"NHD", "HND"}
         Order of tokens and heads in the caches.
-    causal : bool
-        Bottom-right aligned causal mask.
-    sm_scale : float
-        Factor on the scores before the softmax.
     """
 
     num_qo_heads: int
     num_kv_heads: int
     head_dim: int
     dtype: DType
+    mask: Mask
+    sm_scale: float
     page_size: int | None
     kv_layout: KvLayout
-    causal: bool
-    sm_scale: float
 
     @property
     def group(self) -> int:
         """Query heads per KV head."""
         return self.num_qo_heads // self.num_kv_heads
 
+    @cached_property
+    def kernel(self) -> KernelSpec:
+        """What its kernels are compiled for."""
+        return KernelSpec(self.head_dim, self.dtype, self.mask, self.page_size)
 
-def make_layer(
+
+def make_spec(
     num_qo_heads: int,
     num_kv_heads: int,
     head_dim: int,
@@ -60,7 +89,7 @@ def make_layer(
     dtype: Any,
     causal: bool,
     sm_scale: float | None,
-) -> Layer:
+) -> AttentionSpec:
     """Check the arguments of `podrt.HybridAttention` and gather them; errors as there."""
     # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.
     if kv_layout not in get_args(KvLayout):
@@ -78,15 +107,15 @@ def make_layer(
         page_size = _positive_int("page_size", page_size)
     if not isinstance(causal, bool | np.bool_):
         raise TypeError(f"causal={causal!r}: expected True or False")
-    return Layer(
+    return AttentionSpec(
         num_qo_heads,
         num_kv_heads,
         head_dim,
         _dtype_name(dtype),
+        Mask(bool(causal)),
+        _checked_scale(sm_scale, head_dim),
         page_size,
         kv_layout,  # type: ignore[arg-type]
-        bool(causal),
-        _checked_scale(sm_scale, head_dim),
     )
 
 

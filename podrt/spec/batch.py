@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,12 @@ class HybridBatch:
     kv_lens: Int32Array
     page_begin: Int32Array
     page_size: int | None = None
+
+    @classmethod
+    def empty(cls, page_size: int | None = None) -> HybridBatch:
+        """Batch of no requests."""
+        none = _frozen(np.zeros(0, np.int32))
+        return cls(_frozen(np.zeros(1, np.int32)), none, none, page_size)
 
     @classmethod
     def contiguous(cls, qo_indptr: Int32Array, kv_lens: Int32Array) -> HybridBatch:
@@ -93,8 +100,10 @@ class HybridBatch:
                 f"block_table has a row stride of {row_stride} elements over {requests} rows; "
                 f"offsets must be between 0 and {_INT32_MAX}"
             )
-        _require_room(kv_lens, np.full(requests, shape[1]), page_size, "block_table")
-        page_begin = (np.arange(requests, dtype=np.int64) * row_stride).astype(np.int32)
+        if requests and int(np.maximum.reduce(kv_lens)) > shape[1] * page_size:
+            _refuse_room(kv_lens, np.full(requests, shape[1]), page_size, "block_table")
+        page_begin = np.arange(requests, dtype=np.int32)
+        page_begin *= row_stride if requests > 1 else 0
         return cls(qo_indptr, kv_lens, _frozen(page_begin), page_size)
 
     @classmethod
@@ -133,7 +142,9 @@ class HybridBatch:
                 f"kv_indices has {num_kv_indices} entries; kv_indptr ends at {kv_indptr[-1]}, "
                 "so it needs at least that many"
             )
-        _require_room(kv_lens, np.diff(kv_indptr), page_size, "kv_indptr")
+        pages = kv_indptr[1:] - kv_indptr[:-1]
+        if np.logical_or.reduce(kv_lens > np.multiply(pages, page_size, dtype=np.int64)):
+            _refuse_room(kv_lens, pages, page_size, "kv_indptr")
         return cls(qo_indptr, kv_lens, _frozen(kv_indptr[:-1]), page_size)
 
     @property
@@ -144,7 +155,7 @@ class HybridBatch:
     @cached_property
     def q_lens(self) -> Int32Array:
         """Query tokens of every request, int32 ``[requests]``."""
-        return _frozen(np.diff(self.qo_indptr))
+        return _frozen(self.qo_indptr[1:] - self.qo_indptr[:-1])
 
     @cached_property
     def total_tokens(self) -> int:
@@ -189,7 +200,7 @@ class HybridBatch:
 
 def _lengths(qo_indptr: Int32Array, kv_lens: Int32Array) -> tuple[Int32Array, Int32Array]:
     kv_lens = _int32_vector(kv_lens, "kv_lens")
-    if (kv_lens < 0).any():
+    if len(kv_lens) and np.minimum.reduce(kv_lens) < 0:
         at = int(np.argmax(kv_lens < 0))
         raise ValueError(f"kv_lens[{at}] is {kv_lens[at]}; lengths must be 0 or more")
     return _indptr(qo_indptr, "qo_indptr", len(kv_lens)), kv_lens
@@ -204,9 +215,9 @@ def _indptr(array: Int32Array, name: str, requests: int) -> Int32Array:
         )
     if indptr[0] != 0:
         raise ValueError(f"{name}[0] is {indptr[0]}; it must be 0")
-    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
-    if falls.size:
-        at = int(falls[0])
+    falls = indptr[1:] < indptr[:-1]
+    if np.logical_or.reduce(falls):
+        at = int(np.argmax(falls))
         raise ValueError(
             f"{name} falls from {indptr[at]} at {at} to {indptr[at + 1]} at {at + 1}; "
             "it must not decrease"
@@ -235,11 +246,10 @@ def _require_page_size(page_size: int) -> None:
         raise ValueError(f"page_size is {page_size}; it must be at least 1")
 
 
-def _require_room(kv_lens: Int32Array, pages: Int32Array, page_size: int, name: str) -> None:
+def _refuse_room(kv_lens: Int32Array, pages: Int32Array, page_size: int, name: str) -> NoReturn:
     room = pages.astype(np.int64) * page_size
-    if (kv_lens > room).any():
-        at = int(np.argmax(kv_lens > room))
-        raise ValueError(
-            f"kv_lens[{at}] is {kv_lens[at]}; {name} gives request {at} {pages[at]} pages of "
-            f"{page_size} tokens, room for {room[at]}"
-        )
+    at = int(np.argmax(kv_lens > room))
+    raise ValueError(
+        f"kv_lens[{at}] is {kv_lens[at]}; {name} gives request {at} {pages[at]} pages of "
+        f"{page_size} tokens, room for {room[at]}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.checks import require_dtype, require_rank, require_unit_stride
 from podrt.tensors.host import host_array, to_numpy
+from podrt.tensors.likeness import Address, address_if_like
 from podrt.tensors.view import TensorView, view
 
 Int32Array = npt.NDArray[np.int32]
@@ -40,6 +42,15 @@ class PageTable:
         if self.host_values is not None or self.tensor.shape[0] < 2:
             return self.tensor.shape[1]
         return self.tensor.strides[0]
+
+    def is_at(self, values: Any) -> bool:
+        """Whether this is what reading `values` would give: the same memory, laid out the same."""
+        return self._address is not None and self._address(values) == self.tensor.pointer != 0
+
+    @cached_property
+    def _address(self) -> Address | None:
+        on_gpu = self.tensor.device is not None and self.kv_indptr is None
+        return address_if_like(self.tensor.owner) if on_gpu else None
 
     def flat(self) -> Int32Array:
         """Return the page numbers on the host, laid out as the kernel sees them."""

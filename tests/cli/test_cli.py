@@ -8,10 +8,9 @@ import pytest
 from cli_support import HOPPER, SMALL, SMALL_PAGED, run, run_json, small_paged
 
 from podrt import cli
-from podrt.cli._variants import parse_page_size, parse_ratio, select
+from podrt.cli._variants import parse_page_size, select
 from podrt.cli.explore import shorten
 from podrt.errors import DeviceError
-from podrt.explore.stats import role_registers
 from podrt.jit import find_nvdisasm
 from podrt.kernels.hopper.presets import hopper_variant
 
@@ -59,11 +58,9 @@ def test_list_prints_one_name_a_line():
 
 
 def test_list_filters_combine():
-    rows = run_json("explore", "list", "--arch", "sm_86", "--form", "pod", "--ratio", "1:2")
+    rows = run_json("explore", "list", "--arch", "sm_86", "--form", "pod", "--head-dim", "64")
     assert rows
-    assert {(r["arch"], r["form"], r["prefill_share"], r["decode_share"]) for r in rows} == {
-        ("sm_86", "pod", 1, 2)
-    }
+    assert {(r["arch"], r["form"], r["head_dim"]) for r in rows} == {("sm_86", "pod", 64)}
 
 
 def test_page_sizes_beyond_the_default_ones():
@@ -83,8 +80,6 @@ def test_all_architectures():
     [
         (["--head-dim", "96"], "head_dim=96: no variant has it; there are 128, 256, 64"),
         (["--arch", "sm_75"], "sm_75"),
-        (["--ratio", "half"], "ratio='half': must be PREFILL:DECODE"),
-        (["--ratio", "1:3"], "ratio=1:3: no variant has it; there are 1:1, "),
         (["--decode-rows", "64"], "decode_rows=64: no variant has it; there are 16, 32, 8, none"),
         (["--family", "hopper", "--arch", "sm_80"], "family=hopper: no variant has it"),
         (["--page-size", "big"], "page-size='big'"),
@@ -205,11 +200,11 @@ def test_stats_of_hopper_state_the_registers_of_every_role(monkeypatch):
     ],
 )
 def test_roles_are_those_of_the_form(form, roles):
-    assert list(role_registers(hopper_variant(form, "bfloat16", 64))) == roles
+    assert list(hopper_variant(form, "bfloat16", 64).role_registers) == roles
 
 
 def test_portable_kernels_have_no_roles():
-    assert role_registers(small_paged()[0]) == {}
+    assert small_paged()[0].role_registers == {}
 
 
 def test_stats_fit_in_80_columns(monkeypatch):
@@ -220,12 +215,12 @@ def test_stats_fit_in_80_columns(monkeypatch):
 
 
 def test_main_prints_an_error_without_a_traceback(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["podrt", "explore", "list", "--ratio", "[half]"])
+    monkeypatch.setattr("sys.argv", ["podrt", "explore", "list", "--page-size", "[big]"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ratio='[half]'")
+    assert captured.err.startswith("error: page-size='[big]'")
     assert "Traceback" not in captured.err
 
 
@@ -260,6 +255,5 @@ def test_shorten_keeps_only_what_differs():
 
 
 def test_parsers():
-    assert parse_ratio("1:3") == (1, 3)
     assert parse_page_size("none") is None
     assert parse_page_size("16") == 16

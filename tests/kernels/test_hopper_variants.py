@@ -18,7 +18,6 @@ from podrt.jit import Build, cache_key
 from podrt.kernels.hopper.config import DECODE_ROWS, HEAD_DIMS, HopperConfig
 from podrt.kernels.hopper.host import source_of
 from podrt.kernels.hopper.presets import (
-    LONG_UNIT_KEYS,
     PAGE_SIZES,
     default_hopper_variants,
     hopper_variant,
@@ -87,14 +86,6 @@ def of_other_values() -> list[HopperConfig]:
     ]
 
 
-def test_choice_covers_every_value() -> None:
-    configs = of_other_values()
-    assert {config.page_size for config in configs} == {None, 16, 32, 64, 128, 256}
-    assert {(config.form, config.causal) for config in configs} == {
-        (form, causal) for form in FORMS for causal in (True, False)
-    }
-
-
 @pytest.mark.parametrize("half", [0, 1])
 def test_other_values_compile_without_spills(half: int) -> None:
     build_clean(of_other_values()[half::2])
@@ -136,16 +127,16 @@ def test_prefill_does_not_depend_on_decode_rows() -> None:
     assert len(prefills) == 1
 
 
-def test_long_units_get_large_tiles() -> None:
+def test_large_tiles_are_of_prefill_alone_at_128() -> None:
     tiles = {
-        (head_dim, keys): hopper_variant("prefill", "float16", head_dim, unit_keys=keys).kv_tile
+        (head_dim, large): hopper_variant("prefill", "float16", head_dim, large_tile=large).kv_tile
         for head_dim in HEAD_DIMS
-        for keys in (0, LONG_UNIT_KEYS - 1, LONG_UNIT_KEYS)
+        for large in (False, True)
     }
-    assert {large for large, tile in tiles.items() if tile > 128} == {(128, LONG_UNIT_KEYS)}
+    assert {which for which, tile in tiles.items() if tile > 128} == {(128, True)}
     for form in ("pod", "decode"):
-        short, long = (hopper_variant(form, "float16", 128, unit_keys=k) for k in (0, 10**6))
-        assert short == long
+        small, large = (hopper_variant(form, "float16", 128, large_tile=t) for t in (False, True))
+        assert small == large
 
 
 @pytest.mark.parametrize(

@@ -5,29 +5,44 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from podrt.kernels.hopper.host import tiling_of
-from podrt.kernels.hopper.presets import hopper_variant
-from podrt.plan import Plan, make_plan
-from podrt.policy.sm_allocation import decode_only_sms, prefill_only_sms, shares_of_sms
+from podrt.gpu.nominal import H100
+from podrt.plan import Plan
+from podrt.policy.calibration import calibration_of
+from podrt.policy.policies import Policy
+from podrt.policy.schedule import schedule
+from podrt.policy.sm_allocation import SmAllocation
+from podrt.spec.attention import make_spec
 from podrt.spec.batch import HybridBatch
 
 NUM_SMS = 132
 H100_GBS, H200_GBS = 3352.0, 4917.0
 
 
-def plan_of(prefill: tuple[int, int] | tuple[()], decodes: int, kv_len: int) -> Plan:
-    """32 query and 8 KV heads of 128; `prefill` is a chunk and its keys."""
-    requests = [prefill] * bool(prefill) + [(1, kv_len)] * decodes
-    q_lens, kv_lens = zip(*requests, strict=True)
+def unshared(
+    q_lens: list[int], kv_lens: list[int], num_kv_heads: int, group: int, *, causal: bool = True
+) -> Plan:
+    """Plan heads of 128 without sharing the SMs."""
     batch = HybridBatch.contiguous(
         np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
     )
-    tiling = tiling_of(hopper_variant("pod", "bfloat16", 128), 4, NUM_SMS)
-    return make_plan(batch, tiling, num_kv_heads=8, group=4, causal=True)
+    heads = num_kv_heads * group, num_kv_heads
+    layer = make_spec(*heads, 128, None, "NHD", "bfloat16", causal, None)
+    return schedule(batch, layer, H100, Policy(family="hopper", decode_only_sms=0)).plan
+
+
+def plan_of(prefill: tuple[int, int] | tuple[()], decodes: int, kv_len: int) -> Plan:
+    """32 query and 8 KV heads; `prefill` is a chunk and its keys."""
+    requests = [prefill] * bool(prefill) + [(1, kv_len)] * decodes
+    q_lens, kv_lens = zip(*requests, strict=True)
+    return unshared(list(q_lens), list(kv_lens), 8, 4)
+
+
+def allocation(memory_gbs: float) -> SmAllocation:
+    return SmAllocation(128, NUM_SMS, memory_gbs, calibration_of(H100).sm_sharing)
 
 
 def chosen(plan: Plan, memory_gbs: float = H200_GBS) -> int:
-    return decode_only_sms(plan, head_dim=128, num_sms=NUM_SMS, memory_gbs=memory_gbs)
+    return allocation(memory_gbs).decode_only_sms(plan)
 
 
 def test_a_lone_side_needs_none() -> None:
@@ -65,17 +80,13 @@ def test_prefill_is_not_made_to_outlast_decode() -> None:
 
 
 def kept_for_prefill(plan: Plan, memory_gbs: float = H200_GBS) -> int:
-    return prefill_only_sms(plan, head_dim=128, num_sms=NUM_SMS, memory_gbs=memory_gbs)
+    return allocation(memory_gbs).prefill_only_sms(plan)
 
 
 def one_head_plan(decodes: int, *, causal: bool = True) -> Plan:
     """128 prefill tiles of 14352 to 16384 keys, or all of 16384, and decodes of 8192 keys."""
     q_lens, kv_lens = [2048] + [1] * decodes, [16384] + [8192] * decodes
-    batch = HybridBatch.contiguous(
-        np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
-    )
-    tiling = tiling_of(hopper_variant("pod", "bfloat16", 128), 8, NUM_SMS)
-    return make_plan(batch, tiling, num_kv_heads=1, group=8, causal=causal)
+    return unshared(q_lens, kv_lens, 1, 8, causal=causal)
 
 
 def test_longest_tiles_are_left_alone_while_the_other_sms_can_decode() -> None:
@@ -95,14 +106,19 @@ def test_no_sms_are_kept_for_more_tiles_than_they_have_or_for_a_lone_side() -> N
 
 
 def test_sms_are_kept_for_one_side_at_most() -> None:
-    gpu = {"head_dim": 128, "num_sms": NUM_SMS, "memory_gbs": H200_GBS}
-    for plan in (one_head_plan(128), plan_of((2048, 16384), 150, 16384)):
-        shares = shares_of_sms(plan, **gpu)  # type: ignore[arg-type]
-        assert shares == (chosen(plan), kept_for_prefill(plan))
-        assert sorted(shares)[0] == 0 < max(shares)
+    decode_only, prefill_only = allocation(H200_GBS).shares(plan_of((2048, 16384), 150, 16384))
+    assert decode_only > 0 == prefill_only
+    decode_only, prefill_only = allocation(H200_GBS).shares(one_head_plan(128))
+    assert decode_only == 0 < prefill_only
 
 
 @pytest.mark.parametrize("memory_gbs", [0.0, -1.0, float("nan")])
 def test_memory_without_bandwidth_is_refused(memory_gbs: float) -> None:
     with pytest.raises(ValueError, match=f"memory_gbs={memory_gbs}: must be greater than 0"):
-        shares_of_sms(one_head_plan(8), head_dim=128, num_sms=NUM_SMS, memory_gbs=memory_gbs)
+        allocation(memory_gbs)
+
+
+def test_prefill_that_sees_no_key_needs_no_sms() -> None:
+    plan = unshared([512, 1], [0, 8192], 8, 4)
+    assert allocation(H100_GBS).shares(plan) == (0, 0)
+    assert chosen(plan) == kept_for_prefill(plan) == 0

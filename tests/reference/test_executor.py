@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spec_support import spec_of
 
-from podrt.plan.work import WORK_ITEM, Plan
+from podrt.plan.work import WORK_ITEM, Plan, keys_of
 from podrt.reference import (
     check_plan,
     coverage,
@@ -46,16 +47,17 @@ def cut(
                 items[side].append((*head, begin, end, split, *merge))
             if len(begins) > 1:
                 merges, partial_row = merges + 1, partial_row + len(begins) * ROWS[side]
+    prefill, decode = (np.array(items[side], WORK_ITEM) for side in ("prefill", "decode"))
     return Plan(
-        np.array(items["prefill"], WORK_ITEM),
-        np.array(items["decode"], WORK_ITEM),
-        kv_heads,
-        group,
+        prefill,
+        decode,
+        spec_of(kv_heads, group, causal),
         ROWS["prefill"],
         ROWS["decode"],
         merges,
         partial_row,
-        causal,
+        prefill_keys=int(keys_of(prefill).sum()),
+        decode_keys=int(keys_of(decode).sum()),
     )
 
 

@@ -1,4 +1,4 @@
-"""`make_layer`: every argument of an attention layer is checked once, by name."""
+"""`make_spec`: every argument of an attention layer is checked once, by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from podrt.errors import UnsupportedConfigError
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.mask import Mask
 
 ARGUMENTS: dict[str, Any] = {
     "num_qo_heads": 32,
@@ -26,8 +27,8 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def layer_of(**changes: Any) -> Layer:
-    return make_layer(**(ARGUMENTS | changes))
+def layer_of(**changes: Any) -> AttentionSpec:
+    return make_spec(**(ARGUMENTS | changes))
 
 
 def test_defaults_and_group() -> None:
@@ -47,7 +48,7 @@ def test_sizes_may_be_integers_of_numpy(integer: type[np.integer[Any]]) -> None:
 
 
 def test_causal_may_be_a_bool_of_numpy() -> None:
-    assert layer_of(causal=np.bool_(False)).causal is False
+    assert layer_of(causal=np.bool_(False)).mask == Mask(causal=False)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1, np.float32(0.25), 1e-30, 2.3e38, 1e-38])

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
-
 from podrt.jit import KernelSource, render
 from podrt.kernels.arguments import (
     BUFFERS,
-    COUNTS,
+    HEADS,
     OUTPUT_STRIDES,
-    WORK_ITEM_STRUCT,
-    buffer_arguments,
+    PLAN_STRUCTS,
 )
-from podrt.kernels.hopper.config import DECODE_KEYS, PREFILL_ROWS, HopperConfig
-from podrt.kernels.hopper.maps import cache_maps, query_map
-from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
+from podrt.kernels.hopper.config import HopperConfig
+from podrt.kernels.structs import Field, render_struct, struct_dtype
 from podrt.kernels.variant import NUM_TICKETS
-from podrt.plan import Plan, Tiling
-
-if TYPE_CHECKING:
-    from podrt.runtime.workspace import Workspace
-    from podrt.tensors.run_tensors import RunTensors
-
-#: Most keys of a piece of a decode, alone and beside prefill, where lanes are of unlike speed:
-#: short enough for SMs to end together, long enough for starting and merging it not to count
-#: (`design/hopper-kernel.md`).
-DECODE_PIECE_KEYS, FUSED_PIECE_KEYS = 8192, 4096
+from podrt.plan import Plan
 
 #: Arguments of every kernel of the family, in memory order. Strides are in elements.
 PARAMS = (
@@ -43,10 +26,8 @@ PARAMS = (
     Field("int", "q_stride_token", ""),
     Field("int", "q_stride_head", ""),
     *OUTPUT_STRIDES,
-    *COUNTS,
+    *HEADS,
     Field("int", "tile_tokens", "tokens of a prefill tile: 128 / group, rounded down"),
-    Field("int", "decode_only_ctas", "first CTAs: no prefill before decode has run out"),
-    Field("int", "prefill_only_ctas", "next CTAs: no decode before prefill has run out"),
     Field("int", "k_head_blocks", "blocks of 64 columns from a KV head to the next"),
     Field("int", "v_head_blocks", ""),
     Field("float", "scale_log2", "sm_scale * log2(e)"),
@@ -63,35 +44,10 @@ def source_of(config: HopperConfig) -> KernelSource:
             "config": config,
             "num_tickets": NUM_TICKETS,
             "params_struct": render_struct("Params", PARAMS, align=_ALIGN),
-            "work_item_struct": WORK_ITEM_STRUCT,
+            "plan_structs": PLAN_STRUCTS,
         },
     )
     return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
-
-
-def tiling_of(config: HopperConfig, group: int, num_sms: int) -> Tiling:
-    """Return what the planner must know of a variant on a GPU of `num_sms` SMs."""
-    return Tiling(
-        prefill_rows=tile_tokens(group) * group,
-        decode_rows=config.decode_rows,
-        # Splits begin where a bulk copy can, whatever the form that runs the plan.
-        prefill_kv_tile=math.lcm(config.kv_tile, DECODE_KEYS),
-        decode_kv_tile=DECODE_KEYS * config.decode_tiles,
-        prefill_slots=num_sms,
-        # Two of an SM's three decode lanes are enough to fill the memory bus.
-        decode_slots=2 * num_sms,
-        min_prefill_keys=1024,
-        min_decode_keys=384,
-        prefill_waves=1,
-        decode_piece_keys=DECODE_PIECE_KEYS,
-        fused_piece_keys=FUSED_PIECE_KEYS,
-        taper_decode=True,
-    )
-
-
-def tile_tokens(group: int) -> int:
-    """Tokens of a prefill tile, whose rows are all query heads of a KV head for each of them."""
-    return PREFILL_ROWS // group
 
 
 def num_ctas(config: HopperConfig, plan: Plan, num_sms: int) -> int:
@@ -99,35 +55,3 @@ def num_ctas(config: HopperConfig, plan: Plan, num_sms: int) -> int:
     prefill = plan.num_prefill_units if config.has_prefill else 0
     decode = plan.num_decode_units if config.has_decode else 0
     return min(prefill + decode, num_sms)
-
-
-def params_of(
-    config: HopperConfig,
-    plan: Plan,
-    tensors: RunTensors,
-    workspace: Workspace,
-    page_table: int,
-    sm_scale: float,
-) -> npt.NDArray[np.void]:
-    """Return the argument block of a launch."""
-    q = tensors.q
-    keys, values = (cache_maps(cache, config) for cache in (tensors.k_cache, tensors.v_cache))
-    tokens = tile_tokens(plan.group)
-    return fill_struct(
-        PARAMS_DTYPE,
-        q_map=query_map(q, group=plan.group, tokens=tokens, dtype=config.dtype),
-        prefill_k_map=keys.prefill,
-        prefill_v_map=values.prefill,
-        decode_k_map=keys.decode,
-        decode_v_map=values.decode,
-        q=q.pointer,
-        q_stride_token=q.strides[0],
-        q_stride_head=q.strides[1],
-        tile_tokens=tokens,
-        decode_only_ctas=plan.decode_only_ctas,
-        prefill_only_ctas=plan.prefill_only_ctas,
-        k_head_blocks=keys.head_blocks,
-        v_head_blocks=values.head_blocks,
-        scale_log2=sm_scale * math.log2(math.e),
-        **buffer_arguments(plan, tensors, workspace, page_table),
-    )

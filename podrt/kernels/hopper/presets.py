@@ -46,11 +46,11 @@ _DECODE_SLOTS = {
     ("decode", 64, 128): 8,
     ("decode", 128, 128): 4,
 }
-#: Keys of a prefill tile without decode, by head_dim: of units with few keys and, from
-#: `LONG_UNIT_KEYS` in the mean, with many. With larger tiles queries are read from shared memory
-#: less often, and a unit takes longer to begin and to end (`design/hopper-kernel.md`).
-_PREFILL_TILES = {64: (128,), 128: (128, 176)}
-LONG_UNIT_KEYS = 4096
+#: Keys of a prefill tile without decode, by head_dim, and the larger one if there is any. With
+#: larger tiles queries are read from shared memory less often, and a unit takes longer to begin and
+#: to end (`design/hopper-kernel.md`).
+_PREFILL_TILES = {64: 128, 128: 128}
+_LARGE_PREFILL_TILES = {128: 176}
 #: Page sizes of the default set; None is a contiguous cache.
 PAGE_SIZES = (None, 16)
 
@@ -68,9 +68,9 @@ def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None)
     return None
 
 
-def has_large_tile(head_dim: int, unit_keys: float) -> bool:
-    """Tell whether prefill alone has larger tiles for units of so many keys in the mean."""
-    return len(_PREFILL_TILES[head_dim]) > 1 and unit_keys >= LONG_UNIT_KEYS
+def has_large_tile(head_dim: int) -> bool:
+    """Tell whether prefill alone has a larger tile too, for units of many keys."""
+    return head_dim in _LARGE_PREFILL_TILES
 
 
 def hopper_variant(
@@ -79,17 +79,19 @@ def hopper_variant(
     head_dim: int,
     *,
     decode_rows: int = 8,
-    unit_keys: float = 0,
+    large_tile: bool = False,
     page_size: int | None = None,
     causal: bool = True,
 ) -> HopperConfig:
-    """Return the default variant for a job; `unit_keys` is the mean of prefill's units."""
+    """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     if form == "pod":
         budget = _PODS[head_dim, decode_rows]
     elif form == "decode":
         budget = _Pod(128, 40, 216, 232)
     else:
-        tile = _PREFILL_TILES[head_dim][int(has_large_tile(head_dim, unit_keys))]
+        tile = _PREFILL_TILES[head_dim]
+        if large_tile:
+            tile = _LARGE_PREFILL_TILES.get(head_dim, tile)
         budget = _Pod(tile, 40, 56, 232)
     return HopperConfig(
         form=form,
@@ -111,12 +113,12 @@ def default_hopper_variants(
     decode_rows: Iterable[int] = DECODE_ROWS,
     page_sizes: Iterable[int | None] = PAGE_SIZES,
 ) -> list[HopperConfig]:
-    """Return the causal variants that the dispatcher may pick, as the filters allow."""
+    """Return the causal variants that a schedule may pick, as the filters allow."""
     forms, decode_rows = tuple(forms), tuple(decode_rows)
     page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
     found = [
         hopper_variant(
-            form, dtype, head_dim, decode_rows=rows, unit_keys=unit_keys, page_size=page_size
+            form, dtype, head_dim, decode_rows=rows, large_tile=large, page_size=page_size
         )
         for head_dim in head_dims
         if head_dim in HEAD_DIMS
@@ -125,6 +127,6 @@ def default_hopper_variants(
         if page_size is None or page_size in TMA_PAGE_SIZES
         for form in forms
         for rows in (decode_rows if form != "prefill" else DECODE_ROWS[:1])
-        for unit_keys in (0, LONG_UNIT_KEYS)
+        for large in (False, True)
     ]
-    return list(dict.fromkeys(found))  # most do not depend on unit_keys
+    return list(dict.fromkeys(found))  # most have no larger tile

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from podrt.cli._building import build_all
-from podrt.cli._check import expected_of
-from podrt.cli._variants import FALLBACK_ARCH
+from podrt.gpu.nominal import H100
+from podrt.jit import Build
 from podrt.kernels.families import Variant, all_default_variants
-from podrt.kernels.portable.presets import RATIOS
-from podrt.plan import make_plan
-from podrt.policy.dispatch import Policy, base_variant, parse_policy, tiling_of
+from podrt.policy.policies import Policy, parse_policy
+from podrt.policy.schedule import Schedule, schedule
 from podrt.reference import check_plan, execute_plan, flat_page_table
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.workloads.chunked_prefill import Request, hybrid_steps
 from podrt.workloads.random_batch import Geometry, Workload, make_workload
 
@@ -27,8 +25,8 @@ DRY_RUN_TOLERANCE = 1e-9
 _MAX_PROMPT_TOKENS = 1000
 _BUDGET = 64
 _MAX_KV_TOKENS = 4096
-#: SMs of the GPU that is planned for, an H100.
-_NUM_SMS = 132
+#: The GPU that is compiled and planned for.
+_GPU = H100
 
 
 @dataclass(frozen=True)
@@ -63,32 +61,51 @@ class DryRun:
 
 
 def dry_run(
-    requests: Sequence[Request], geometry: Geometry, policy: str, rng: np.random.Generator
+    requests: Sequence[Request],
+    geometry: Geometry,
+    policy: str,
+    rng: np.random.Generator,
+    *,
+    build_all: Callable[[Sequence[Variant], str], list[Build]],
 ) -> DryRun:
     """Compile the variants of `geometry`, and walk the plans of a small batch of the trace.
 
     Both is done for every kernel family that `policy` may choose, on one GPU or another.
+
+    Parameters
+    ----------
+    requests : sequence of Request
+        The trace.
+    geometry : Geometry
+        Shape of the layer.
+    policy : str
+        As of `podrt.HybridAttention`.
+    rng : Generator
+        Source of the tensors.
+    build_all : callable
+        Compiles variants, with words that say what for.
     """
-    layer, parsed = geometry.layer(), parse_policy(policy)
+    layer, parsed = geometry.spec(), parse_policy(policy)
     short = [replace(r, prompt_tokens=min(r.prompt_tokens, _MAX_PROMPT_TOKENS)) for r in requests]
     (step,) = hybrid_steps(short, budget=_BUDGET, max_kv_tokens=_MAX_KV_TOKENS, count=1)
     work = make_workload(step, geometry, rng)
-    bases = _bases(work, layer, parsed)
+    schedules = _schedules(work, layer, parsed)
     configs = all_default_variants(
-        FALLBACK_ARCH,
-        families=[base.family for base in bases],
+        _GPU.arch.name,
+        families=[each.base.family for each in schedules],
         dtypes=[geometry.dtype],
         head_dims=[geometry.head_dim],
         page_sizes=[geometry.page_size],
-        ratios=RATIOS if parsed.ratio is None else [parsed.ratio],
     )
-    builds = build_all(configs, f"compiling for {FALLBACK_ARCH}")
-    expected = expected_of(work)
+    builds = build_all(configs, f"compiling for {_GPU.arch.name}")
+    expected = work.expected()
     # NumPy's max keeps a NaN, which is never within tolerance.
-    error = float(np.max([expected.error_of(_walk(base, work, layer)) for base in bases]))
+    error = float(
+        np.max([expected.error_of(_walk(each, work)[expected.rows]) for each in schedules])
+    )
     return DryRun(
-        arch=FALLBACK_ARCH,
-        families=tuple(base.family for base in bases),
+        arch=_GPU.arch.name,
+        families=tuple(each.base.family for each in schedules),
         variants=len(configs),
         compiled=sum(build.origin == "compiled" for build in builds),
         prefills=step.num_prefills,
@@ -99,30 +116,23 @@ def dry_run(
     )
 
 
-def _bases(work: Workload, layer: Layer, policy: Policy) -> list[Variant]:
-    """Return the fused variant of every family that the policy may choose for the batch.
+def _schedules(work: Workload, layer: AttentionSpec, policy: Policy) -> list[Schedule]:
+    """Schedule the batch as on a GPU, once for every family that the policy may choose.
 
     ``"auto"`` takes the Hopper family only where it can, so what it takes elsewhere counts too.
     """
     policies = [policy]
     if policy.family == "auto":
         policies.append(replace(policy, family="portable"))
-    found = [base_variant(work.batch, layer, each, arch=FALLBACK_ARCH) for each in policies]
-    return list({base.family: base for base in found}.values())
+    found = [schedule(work.batch, layer, _GPU, each) for each in policies]
+    return list({each.base.family: each for each in found}.values())
 
 
-def _walk(base: Variant, work: Workload, layer: Layer) -> npt.NDArray[np.float64]:
-    """Plan as on a GPU and execute; raises ValueError if any pair is not computed exactly once."""
-    plan = make_plan(
-        work.batch,
-        tiling_of(base, _NUM_SMS, layer.group),
-        num_kv_heads=layer.num_kv_heads,
-        group=layer.group,
-        causal=layer.causal,
-    )
-    check_plan(plan, work.batch)
+def _walk(scheduled: Schedule, work: Workload) -> npt.NDArray[np.float64]:
+    """Execute the plan; raises ValueError if any pair is not computed exactly once."""
+    check_plan(scheduled.plan, work.batch)
     out, _ = execute_plan(
-        plan,
+        scheduled.plan,
         work.q,
         work.k_cache,
         work.v_cache,

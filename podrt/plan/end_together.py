@@ -1,0 +1,112 @@
+"""Splitting decodes so that all slots end together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.plan.cut import Cut, Side, cut_at, cut_steps, limit_for, limit_within, piece_keys
+from podrt.plan.tiles import RADIX_LIMIT, Tiles
+
+#: By what the limit that fills the slots once is multiplied or divided; what starting a unit and
+#: merging one more split of a tile cost, in keys; how near to the best end is near enough.
+_FACTORS, _START_KEYS, _SPLIT_KEYS, _NEAR_BEST = (1, 2, 3, 4, 6, 8, 12, 16), 128, 8, 1.08
+#: Tiles times limits that are tried in one go at first.
+_BLOCK = 256
+
+
+def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | None:
+    """Cut tiles into pieces with which the slots end together: the longest that nearly do best.
+
+    Where lengths differ, the longest requests are what the others would wait for. How soon a cut
+    ends is estimated as its waves of units, longest first, with something for starting a unit and
+    for merging the tile with the most pieces.
+
+    Parameters
+    ----------
+    tiles : Tiles
+        Tiles to cut.
+    side : Side
+        What they are cut for.
+    max_keys : int
+        No limit of a piece above this is tried, but to keep `side.max_partials`.
+    """
+    limits = _candidates(tiles, side, max_keys)
+    ends: list[float] = []
+    # With many tiles the first limit is often good enough; few are soon tried with all limits.
+    chosen, block = 0, max(1, _BLOCK // len(tiles))
+    while len(ends) < len(limits):
+        ends += _ends(tiles, side, limits[len(ends) : len(ends) + block])
+        near_best = min(ends) * _NEAR_BEST
+        chosen = next(i for i, end in enumerate(ends) if end <= near_best)
+        # No later limit changes the choice once it is near the best that any of them can reach.
+        if ends[chosen] <= _earliest_end(tiles, side, limits[len(ends) :]) * _NEAR_BEST:
+            break
+        block *= 4
+    return cut_at(tiles, limits[chosen])
+
+
+def _candidates(tiles: Tiles, side: Side, max_keys: int) -> list[int]:
+    """Return the limits to try, in KV tiles, falling."""
+    one_wave = limit_for(tiles, side, side.slots // side.units_per_tile)
+    most = -(-max_keys // tiles.kv_tile)
+    least = min(-(-side.min_keys // tiles.kv_tile), most)
+    if side.max_partials is not None:
+        least = max(least, limit_within(tiles, side.max_partials))
+        most = max(least, most)
+    whole = tiles.longest_steps
+    least, most = min(least, whole), min(most, whole)
+    wanted = [one_wave * factor for factor in reversed(_FACTORS)]
+    wanted += [-(-one_wave // factor) for factor in _FACTORS[1:]]
+    clipped = [most if limit > most else least if limit < least else limit for limit in wanted]
+    return list(dict.fromkeys(clipped))
+
+
+def _earliest_end(tiles: Tiles, side: Side, limits: list[int]) -> float:
+    """Return an end, in keys, that no cut by any of the falling `limits` comes before."""
+    if not limits:
+        return math.inf
+    longest, kv_tile, whole = tiles.longest, tiles.kv_tile, tiles.longest_steps
+    # Shorter limits make shorter pieces, but no fewer of them and no fewer splits.
+    fewest_pieces = max(len(tiles), -(-tiles.total // (limits[0] * kv_tile)))
+    waves = -(-fewest_pieces * side.units_per_tile // side.slots)
+    splits = -(-whole // limits[0])
+    merging = _SPLIT_KEYS * splits if splits > 1 else 0
+    shortest_piece = min(longest, -(-whole // -(-whole // limits[-1])) * kv_tile)
+    share_of_slot = tiles.total * side.units_per_tile / side.slots
+    return max(share_of_slot, shortest_piece) + _START_KEYS * waves + merging
+
+
+def _ends(tiles: Tiles, side: Side, limits: list[int]) -> list[float]:
+    """Return when the last slot ends, in keys, with each of the falling `limits`."""
+    whole = tiles.longest_steps
+    if limits[0] >= whole:
+        end = _waves_end(tiles.keys[tiles.order()], side)
+        return [end, *_ends(tiles, side, limits[1:])] if len(limits) > 1 else [end]
+    counts, lengths = cut_steps(tiles.steps, np.array(limits, np.float64)[:, None])
+    pieces = piece_keys(tiles, lengths)
+    has_radix = limits[0] * tiles.kv_tile < RADIX_LIMIT
+    if has_radix:
+        pieces = pieces.astype(np.uint16)
+    ends = []
+    for limit, keys, repeats in zip(limits, pieces, counts.astype(np.intp), strict=True):
+        handed_out = keys.repeat(repeats)
+        handed_out.sort(kind="stable" if has_radix else None)
+        merging = _SPLIT_KEYS * -(-whole // limit)
+        ends.append(_waves_end(handed_out[::-1], side) + merging)
+    return ends
+
+
+def _waves_end(pieces: npt.NDArray[Any], side: Side) -> float:
+    """Return when the units of `pieces`, longest first, end that are taken in waves, in keys."""
+    slots, units = side.slots, side.units_per_tile
+    if slots % units:
+        firsts = np.arange(0, len(pieces) * units, slots)
+        firsts //= units
+        waves = pieces[firsts]
+    else:
+        waves = pieces[:: slots // units]
+    return float(np.add.reduce(waves)) + _START_KEYS * len(waves)

@@ -1,0 +1,133 @@
+"""`Tiles` of one side of a batch: their rows and the keys that they see.
+
+Whole numbers are kept as float64, which is exact below 2**53: NumPy divides and rounds floats
+several times faster than integers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.spec.mask import Mask
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+
+#: NumPy sorts 16-bit numbers by radix, ten times faster than others.
+RADIX_LIMIT = 2**16
+
+
+class Tiles:
+    """At least one tile, in the order of the requests.
+
+    Attributes
+    ----------
+    request : int array [tiles]
+        The request that each tile is of.
+    keys : float64 array [tiles]
+        Keys that each tile sees; 0 is fine.
+    kv_tile : int
+        Keys of one step.
+    row_begin : float64 array [tiles] or None
+        First packed row of each tile; None where all are 0.
+    steps : float64 array [tiles]
+        KV tiles of each tile, at least 1.
+    longest, total : int
+        Keys of the longest tile, at least 1, and of all.
+    """
+
+    __slots__ = ("_order", "keys", "kv_tile", "longest", "request", "row_begin", "steps", "total")
+
+    def __init__(
+        self,
+        request: Indices,
+        keys: Floats,
+        kv_tile: int,
+        row_begin: Floats | None = None,
+    ) -> None:
+        self.request, self.row_begin = request, row_begin
+        self.keys, self.kv_tile = keys, kv_tile
+        steps = keys / kv_tile
+        np.ceil(steps, steps)
+        np.maximum(steps, 1.0, out=steps)
+        self.steps = steps
+        self.longest = int(np.maximum.reduce(keys)) or 1
+        self.total = int(np.add.reduce(keys))
+        self._order: Indices | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def longest_steps(self) -> int:
+        """KV tiles of the longest tile; pieces of at most so many leave every tile whole."""
+        return -(-self.longest // self.kv_tile)
+
+    def order(self) -> Indices:
+        """Return the indices of the tiles, longest first."""
+        if self._order is None:
+            self._order = longest_first(self.keys, self.longest)
+        return self._order
+
+
+def longest_first(keys: Floats, longest: int) -> Indices:
+    """Return the stable order of whole numbers from 0 to `longest`, largest first."""
+    shortfall = longest - keys
+    if longest < RADIX_LIMIT:
+        return shortfall.astype(np.uint16).argsort(kind="stable")
+    return shortfall.argsort(kind="stable")
+
+
+def tiles_of(
+    requests: Indices,
+    q_lens: npt.NDArray[Any],
+    kv_lens: npt.NDArray[Any],
+    tile_rows: int,
+    kv_tile: int,
+    group: int,
+    mask: Mask,
+    one_each: bool,
+) -> Tiles:
+    """Tile some requests of a batch.
+
+    Parameters
+    ----------
+    requests : int array [chosen]
+        Requests to tile, at least one, each with query tokens.
+    q_lens, kv_lens : int32 arrays [requests of the batch]
+        Their query tokens and keys.
+    tile_rows : int
+        Packed query rows of a tile.
+    kv_tile : int
+        Keys of one step.
+    group : int
+        Query heads per KV head.
+    mask : Mask
+        Which keys a token sees.
+    one_each : bool
+        Each request is known to fit into one tile.
+    """
+    kv_len = kv_lens[requests].astype(np.float64)
+    if one_each:
+        return Tiles(requests, kv_len, kv_tile)
+    q_len = q_lens[requests].astype(np.float64)
+    counts = q_len * group
+    counts /= tile_rows
+    np.ceil(counts, counts)
+    num_tiles = int(np.add.reduce(counts))
+    if num_tiles == len(requests):
+        return Tiles(requests, kv_len, kv_tile)
+    repeats = counts.astype(np.intp)
+    firsts = np.add.accumulate(counts)
+    firsts -= counts
+    row_begin = np.arange(num_tiles, dtype=np.float64)
+    row_begin -= firsts.repeat(repeats)
+    row_begin *= tile_rows
+    last_token = row_begin + (tile_rows - 1)  # beyond q_len in the last tile
+    last_token /= group
+    np.floor(last_token, last_token)
+    _, keys = mask.key_range(last_token, q_len.repeat(repeats), kv_len.repeat(repeats))
+    return Tiles(requests.repeat(repeats), keys, kv_tile, row_begin)

@@ -1,0 +1,67 @@
+"""`Tiling`: what the planner must know of a kernel and a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Memory of `partial_o` that a plan may ask for unless told otherwise.
+DEFAULT_PARTIAL_BYTES = 64 * 2**20
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What the planner must know of the kernel and the GPU.
+
+    Attributes
+    ----------
+    prefill_rows, decode_rows : int
+        Packed query rows of a tile.
+    prefill_kv_tile, decode_kv_tile : int
+        Keys of one step; splits are cut at multiples of it.
+    prefill_slots, decode_slots : int
+        Units of each side that run at once when the other side has none.
+    min_prefill_keys, min_decode_keys : int
+        No piece of a split is to be shorter: starting and merging it costs more than it saves.
+    prefill_waves : int or None
+        Prefill that leaves slots idle is split into at most that many times `prefill_slots`:
+        POD-Attention section 4.2.4 found two waves to be the most that pays, beyond which splits
+        only add memory traffic. None splits without that limit, as if there were no decode.
+    decode_piece_keys, fused_piece_keys : int
+        Decode is split so that all slots end together, into pieces of at most so many keys when it
+        is alone, and beside prefill.
+    taper_decode : bool
+        Beside prefill, what is handed out last of decode is split finer: lanes of unlike speed do
+        not end together by themselves.
+    max_partial_rows : int or None
+        Most rows of partial results, per KV head (`Plan.partial_rows`): where the rules above would
+        need more, splits are coarser. Tiles in one piece need none, so any number can be kept.
+        None sets no bound.
+    """
+
+    prefill_rows: int
+    decode_rows: int
+    prefill_kv_tile: int
+    decode_kv_tile: int
+    prefill_slots: int
+    decode_slots: int
+    min_prefill_keys: int
+    min_decode_keys: int
+    prefill_waves: int | None
+    decode_piece_keys: int
+    fused_piece_keys: int
+    taper_decode: bool
+    max_partial_rows: int | None = None
+
+
+def partial_rows_within(num_bytes: int, num_kv_heads: int, head_dim: int) -> int:
+    """Return how many rows of partial outputs, per KV head, fit into so much memory.
+
+    Parameters
+    ----------
+    num_bytes : int
+        Bytes of `partial_o`, float32 ``[rows, num_kv_heads, head_dim]``.
+    num_kv_heads, head_dim : int
+        KV heads, and elements of a head.
+    """
+    return num_bytes // (num_kv_heads * head_dim * _FLOAT_BYTES)

@@ -1,0 +1,104 @@
+"""What is decided for the Hopper family: decode tile, one launch or two, shares of the SMs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from podrt.gpu.device import DeviceInfo
+from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
+from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
+from podrt.kernels.variant import Form
+from podrt.plan import Plan
+from podrt.policy.calibration import calibration_of
+from podrt.policy.policies import Policy
+from podrt.policy.sm_allocation import SmAllocation
+from podrt.spec.attention import AttentionSpec
+from podrt.spec.batch import HybridBatch
+
+#: Building a variant checks it, which takes longer than planning a small batch.
+_variant = lru_cache(maxsize=1024)(hopper_variant)
+
+
+class HopperChoices:
+    """The Hopper family's `podrt.policy.schedule.Choices`."""
+
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
+        calibration = calibration_of(gpu)
+        self.cuts = calibration.hopper_cuts
+        self._spec, self._policy = spec, policy
+        self._form = calibration.fused_form
+        self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
+
+    def decode_rows(self, batch: HybridBatch) -> int:
+        """Return the rows of the smallest tile that holds nearly all requests of few rows whole."""
+        q_lens, group = batch.q_lens, self._spec.group
+        # One token is a decode whatever the group; its tile may have more rows than the largest.
+        decodes = _count_up_to(q_lens, max(DECODE_ROWS[-1] // group, 1))
+        for rows in DECODE_ROWS[:-1]:
+            held = _count_up_to(q_lens, rows // group)
+            if rows >= group and held >= self._form.covered_decodes * decodes:
+                return rows
+        return DECODE_ROWS[-1]
+
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
+        needed = tokens * self._spec.group
+        return next((rows for rows in DECODE_ROWS if rows >= needed), DECODE_ROWS[-1])
+
+    def variants(self, decode_rows: int) -> tuple[HopperConfig, ...]:
+        """Return the kernels of all forms and plans."""
+        forms: tuple[Form, ...] = ("pod", "prefill", "decode")
+        large = self._build("prefill", decode_rows, large_tile=True)
+        found = [self._build(form, decode_rows, large_tile=False) for form in forms]
+        return tuple(dict.fromkeys([*found, large]))
+
+    def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> HopperConfig:
+        """Return the kernel of a form; prefill alone has larger tiles for long units."""
+        large_tile = form == "prefill" and plan is not None and self._has_long_units(plan)
+        return self._build(form, decode_rows, large_tile=large_tile)
+
+    def _build(self, form: Form, decode_rows: int, *, large_tile: bool) -> HopperConfig:
+        spec = self._spec
+        return _variant(
+            form,
+            spec.dtype,
+            spec.head_dim,
+            decode_rows=decode_rows,
+            large_tile=large_tile,
+            page_size=spec.page_size,
+            causal=spec.mask.causal,
+        )
+
+    def share(self, plan: Plan) -> Plan:
+        """Return the plan with the SMs of a fused launch shared between the sides."""
+        policy = self._policy
+        if policy.serial:
+            return plan
+        if policy.decode_only_sms is None:
+            decode_only, prefill_only = self._sms.shares(plan)
+        else:
+            decode_only, prefill_only = policy.decode_only_sms, policy.prefill_only_sms
+        if not (decode_only or prefill_only):
+            return plan
+        return replace(plan, decode_only_ctas=decode_only, prefill_only_ctas=prefill_only)
+
+    def are_better_apart(self, plan: Plan) -> bool:
+        """Whether decode is too little to be worth hiding behind a long prefill."""
+        if self._policy.family != "auto" or not has_large_tile(self._spec.head_dim):
+            return False
+        return (
+            plan.prefill_keys * plan.num_kv_heads >= self._form.long_prefill_keys
+            and plan.decode_keys <= self._form.not_worth_hiding * plan.prefill_keys
+            and self._has_long_units(plan)
+        )
+
+    def _has_long_units(self, plan: Plan) -> bool:
+        return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
+
+
+def _count_up_to(q_lens: np.ndarray[tuple[int], np.dtype[np.int32]], most: int) -> int:
+    """Return how many requests have tokens, and at most so many."""
+    return int(np.count_nonzero(q_lens <= most) - np.count_nonzero(q_lens == 0))

@@ -1,0 +1,200 @@
+"""From a batch to its `Schedule`: what is planned and which kernels run it, decided in one place.
+
+Attention, the dry run, the bench and the explorer all come here, so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from podrt.errors import UnsupportedConfigError
+from podrt.gpu.device import DeviceInfo
+from podrt.kernels.families import FAMILIES, Variant, family_of
+from podrt.kernels.variant import Form, TileGeometry
+from podrt.plan import Plan, Tiling, make_plan
+from podrt.policy.calibration import Cuts
+from podrt.policy.hopper import HopperChoices
+from podrt.policy.policies import Policy
+from podrt.policy.portable import PortableChoices
+from podrt.spec.attention import AttentionSpec
+from podrt.spec.batch import HybridBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """What is launched for a batch.
+
+    Attributes
+    ----------
+    plan : Plan
+        Work items of both sides, and how SMs are shared between them.
+    variants : tuple of Variant
+        The kernels to launch, in order: one, two where the sides run apart, none for no work.
+    base : Variant
+        The fused variant that the plan was made for, whatever runs it.
+    tiling : Tiling
+        What the planner was told of it.
+    """
+
+    plan: Plan
+    variants: tuple[Variant, ...]
+    base: Variant
+    tiling: Tiling
+
+
+class Choices(Protocol):
+    """What the policy of one kernel family decides, for a layer, a GPU and a `Policy`."""
+
+    cuts: Cuts
+
+    def decode_rows(self, batch: HybridBatch) -> int:
+        """Return the packed query rows of the decode tile that suits a batch."""
+
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
+
+    def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> Variant:
+        """Return the kernel of a form, for a plan or for planning."""
+
+    def variants(self, decode_rows: int) -> tuple[Variant, ...]:
+        """Return the kernels of all forms and plans."""
+
+    def share(self, plan: Plan) -> Plan:
+        """Return the plan with its sides' shares of a fused launch."""
+
+    def are_better_apart(self, plan: Plan) -> bool:
+        """Whether both sides run sooner in a launch each."""
+
+
+class Scheduler:
+    """Schedules the batches of one layer on one GPU; keeps what does not depend on the batch.
+
+    Parameters
+    ----------
+    spec : AttentionSpec
+        The attention layer.
+    gpu : DeviceInfo
+        The GPU, which need not be there.
+    policy : Policy
+        What the caller fixes.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        The policy asks for the Hopper family, which cannot serve this layer or GPU.
+    """
+
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
+        self.spec, self.gpu, self.policy = spec, gpu, policy
+        self._choices = _choices_for(spec, gpu, policy)
+        self._bases: dict[int, tuple[Variant, Tiling]] = {}
+
+    def schedule(self, batch: HybridBatch, *, decode_rows: int | None = None) -> Schedule:
+        """Plan a batch and choose its kernels.
+
+        Parameters
+        ----------
+        batch : HybridBatch
+            Lengths and page geometry.
+        decode_rows : int, optional
+            Packed query rows of a decode tile, where the family has several; None follows the
+            batch.
+        """
+        rows = self._choices.decode_rows(batch) if decode_rows is None else decode_rows
+        base, tiling = self._base(rows)
+        plan = make_plan(batch, tiling, self.spec)
+        plan = self._choices.share(plan)
+        variants = tuple(self._choices.variant(form, rows, plan) for form in self._forms(plan))
+        return Schedule(plan, variants, base, tiling)
+
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of a decode tile in which requests of so many tokens are decodes."""
+        return self._choices.decode_rows_for(tokens)
+
+    def tiling(self, decode_rows: int) -> Tiling:
+        """Return what the planner is told of the fused kernel with that decode tile."""
+        return self._base(decode_rows)[1]
+
+    def captured(self, decode_rows: int, *, decodes_only: bool = False) -> tuple[Variant, ...]:
+        """Return the kernels that compute any batch, or any batch of decodes alone, in order."""
+        forms: tuple[Form, ...] = ("prefill", "decode") if self.policy.serial else ("pod",)
+        if decodes_only:
+            forms = ("decode",)
+        return tuple(self._choices.variant(form, decode_rows) for form in forms)
+
+    def variants(self, decode_rows: int) -> tuple[Variant, ...]:
+        """Return all kernels that batches may be run with, given the decode tile."""
+        return self._choices.variants(decode_rows)
+
+    def _base(self, decode_rows: int) -> tuple[Variant, Tiling]:
+        found = self._bases.get(decode_rows)
+        if found is None:
+            base = self._choices.variant("pod", decode_rows)
+            base.require_spec(self.spec)
+            geometry = family_of(base).geometry_of(base, self.spec.group, self.gpu.num_sms)
+            found = self._bases[decode_rows] = (
+                base,
+                tiling_for(geometry, self._choices.cuts, self.policy),
+            )
+        return found
+
+    def _forms(self, plan: Plan) -> tuple[Form, ...]:
+        """Return the forms to launch; a side that is alone gets the kernel of its own form."""
+        has_prefill, has_decode = len(plan.prefill) > 0, len(plan.decode) > 0
+        if has_prefill and has_decode:
+            apart = self.policy.serial or self._choices.are_better_apart(plan)
+            return ("prefill", "decode") if apart else ("pod",)
+        if has_prefill:
+            return ("prefill",)
+        return ("decode",) if has_decode else ()
+
+
+def schedule(
+    batch: HybridBatch,
+    spec: AttentionSpec,
+    gpu: DeviceInfo,
+    policy: Policy,
+    *,
+    decode_rows: int | None = None,
+) -> Schedule:
+    """Plan a batch and choose its kernels; `Scheduler` has the parameters and errors."""
+    return _scheduler(spec, gpu, policy).schedule(batch, decode_rows=decode_rows)
+
+
+_scheduler = lru_cache(maxsize=256)(Scheduler)
+
+
+def tiling_for(geometry: TileGeometry, cuts: Cuts, policy: Policy) -> Tiling:
+    """Return what the planner must know: the tiles, and how far their keys are cut."""
+    return Tiling(
+        **geometry._asdict(),
+        min_prefill_keys=cuts.min_prefill_keys,
+        min_decode_keys=cuts.min_decode_keys,
+        prefill_waves=cuts.prefill_waves if policy.limit_splits else None,
+        decode_piece_keys=cuts.decode_piece_keys,
+        # One launch after the other: nothing is beside decode.
+        fused_piece_keys=cuts.decode_piece_keys if policy.serial else cuts.fused_piece_keys,
+        taper_decode=cuts.taper_decode and not policy.serial,
+    )
+
+
+#: By family, the preferred one first.
+_CHOICES: dict[str, Callable[[AttentionSpec, DeviceInfo, Policy], Choices]] = {
+    "hopper": HopperChoices,
+    "portable": PortableChoices,
+}
+
+
+def _choices_for(spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> Choices:
+    names = list(_CHOICES) if policy.family == "auto" else [policy.family]
+    obstacles = {name: FAMILIES[name].why_unsupported(spec, gpu.arch.name) for name in names}
+    for name, obstacle in obstacles.items():
+        if obstacle is None:
+            return _CHOICES[name](spec, gpu, policy)
+    raise UnsupportedConfigError(
+        f'policy="{policy.family}": the {policy.family.capitalize()} family cannot serve this '
+        f'layer: {obstacles[policy.family]}; use policy="auto" or "portable"'
+    )
