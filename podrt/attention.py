@@ -355,9 +355,12 @@ class HybridAttention:
             and last.is_at(block_table)
         ):
             return last
-        table = read_page_table(self.layer.page_size, block_table, kv_indptr, kv_indices)
-        self._table = table
-        return table
+        page_size, reserved = self.layer.page_size, self._session_ready().reservation
+        max_pages = reserved.limits.max_pages(page_size) if reserved else None
+        self._table = read_page_table(
+            page_size, block_table, kv_indptr, kv_indices, max_pages=max_pages
+        )
+        return self._table
 
     def _stream_of_plan(self, stream: Any, *tensors: TensorView | None) -> int | None:
         """Return the handle of the stream to copy a plan on; None if nothing tells."""

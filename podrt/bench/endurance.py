@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,8 +47,8 @@ LANES = 2
 NUM_PAGES = 1 << 15
 #: Steps that may be in flight on a stream.
 _IN_FLIGHT = 8
-#: Token budgets of the server, pass by pass over the trace: just within each graph's size.
-_BUDGETS = tuple(SIZES)
+#: Requests that the server takes in before it is idle and gets another token budget.
+_PASS_REQUESTS = 60
 
 
 @dataclass
@@ -83,35 +84,34 @@ class Record:
 
 
 def trace_steps(requests: Sequence[Request]) -> Iterator[HybridStep]:
-    """Yield the steps of a saturated server for ever: the trace again and again.
+    """Yield the steps of a saturated server for ever: a part of the trace after the other.
 
-    Requests that would grow beyond `MAX_KV_LEN` are left out.
+    Each part has a token budget of its own, just what one of the graphs holds. Requests that would
+    grow beyond `MAX_KV_LEN` are left out.
     """
     waiting = [replace(each, arrival_s=0.0) for each in requests if each.kv_tokens <= MAX_KV_LEN]
     if not waiting:
         raise ValueError(f"trace: every request grows beyond {MAX_KV_LEN} tokens; take another")
-    turn = 0
-    while True:
-        budget = _BUDGETS[turn % len(_BUDGETS)]
-        order = np.random.default_rng(turn).permutation(len(waiting))
-        shuffled = [waiting[number] for number in order]
-        yield from schedule(shuffled, budget, max_batch_size=MAX_REQUESTS)
-        turn += 1
+    for turn in count():
+        budget = SIZES[turn % len(SIZES)]
+        begin = turn * _PASS_REQUESTS % len(waiting)
+        batch = waiting[begin : begin + _PASS_REQUESTS]
+        yield from schedule(batch, budget, max_batch_size=MAX_REQUESTS)
 
 
 def serve(
     steps: Iterator[HybridStep],
     lanes: Sequence[ServingLane],
-    count: int,
+    num_steps: int,
     rng: np.random.Generator,
     *,
     check_every: int = CHECK_EVERY,
     deadline_s: float | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> Record:
-    """Serve `count` steps, or until ``time.monotonic()`` reaches `deadline_s`."""
+    """Serve `num_steps` steps, or until ``time.monotonic()`` reaches `deadline_s`."""
     record = Record()
-    while record.steps < count and (deadline_s is None or time.monotonic() < deadline_s):
+    while record.steps < num_steps and (deadline_s is None or time.monotonic() < deadline_s):
         step, number = next(steps), int(rng.integers(len(lanes)))
         record.steps += 1
         checked = record.steps % check_every == 0
