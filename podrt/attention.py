@@ -14,7 +14,7 @@ from podrt.runtime.driver import Driver
 from podrt.runtime.planned import Planned
 from podrt.runtime.reservation import Limits, room_for
 from podrt.runtime.session import Session
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.tensors.device_lengths import view_device_lengths
 from podrt.tensors.frameworks import Framework, framework_of
 from podrt.tensors.host import host_array
@@ -89,7 +89,7 @@ class HybridAttention:
         policy: str = "auto",
         device: int | None = None,
     ) -> None:
-        self.layer: Layer = make_layer(
+        self.layer: AttentionSpec = make_spec(
             num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
         )
         self.policy = parse_policy(policy)
@@ -355,9 +355,12 @@ class HybridAttention:
             and last.is_at(block_table)
         ):
             return last
-        table = read_page_table(self.layer.page_size, block_table, kv_indptr, kv_indices)
-        self._table = table
-        return table
+        page_size, reserved = self.layer.page_size, self._session_ready().reservation
+        max_pages = reserved.limits.max_pages(page_size) if reserved else None
+        self._table = read_page_table(
+            page_size, block_table, kv_indptr, kv_indices, max_pages=max_pages
+        )
+        return self._table
 
     def _stream_of_plan(self, stream: Any, *tensors: TensorView | None) -> int | None:
         """Return the handle of the stream to copy a plan on; None if nothing tells."""

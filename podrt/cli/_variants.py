@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +41,10 @@ DecodeRowsOption = Annotated[
     list[int] | None,
     typer.Option("--decode-rows", help="Query rows of a decode tile: 8, 16 or 32; repeatable."),
 ]
+MaskOption = Annotated[
+    list[str] | None,
+    typer.Option("--mask", help="causal (the default) or full (causal=False); repeatable."),
+]
 FamilyOption = Annotated[
     list[str] | None,
     typer.Option("--family", help="portable, or hopper (sm_90a alone); repeatable."),
@@ -66,10 +71,12 @@ def select(
     page_sizes: Sequence[str] | None = None,
     decode_rows: Sequence[int] | None = None,
     families: Sequence[str] | None = None,
+    masks: Sequence[str] | None = None,
 ) -> list[Variant]:
     """Return the default variants that pass every given filter; None lets everything pass.
 
-    Page sizes need not be among the default ones: variants are made for any that a family serves.
+    Of the masks, None lets the causal one pass alone. Page sizes need not be among the default
+    ones: variants are made for any that a family serves.
 
     Raises
     ------
@@ -88,21 +95,26 @@ def select(
     for field, allowed in filters.items():
         if allowed is not None:
             found = _keep(found, field, allowed)
-    return found
+    return [replace(v, causal=causal) for causal in _causals(masks) for v in found]
 
 
 def find(pattern: str, archs: Sequence[str] | None = None) -> Variant:
-    """Return the one default variant whose name is, or contains, `pattern`.
+    """Return the one default variant, of either mask, whose name is, or contains, `pattern`.
+
+    A part that a causal variant and its twin with the full mask share means the causal one.
 
     Raises
     ------
     ValueError
         No variant matches, or several do; the message lists some.
     """
-    variants = select(archs=archs or ["all"])
-    matches = [v for v in variants if v.name == pattern] or [
-        v for v in variants if pattern in v.name
-    ]
+    matches: list[Variant] = []
+    for mask in ("causal", "full"):
+        if not matches:
+            variants = select(archs=archs or ["all"], masks=[mask])
+            matches = [v for v in variants if v.name == pattern] or [
+                v for v in variants if pattern in v.name
+            ]
     if len(matches) == 1:
         return matches[0]
     if not matches:
@@ -127,6 +139,13 @@ def _archs(names: Sequence[str] | None) -> list[str]:
     if not names:
         return [detected_arch()]
     return list(ARCHS) if "all" in names else list(dict.fromkeys(names))
+
+
+def _causals(masks: Sequence[str] | None) -> list[bool]:
+    for mask in masks or ():
+        if mask not in ("causal", "full"):
+            raise ValueError(f"mask={mask!r}: allowed are causal, full")
+    return [mask == "causal" for mask in dict.fromkeys(masks or ("causal",))]
 
 
 def _decode_rows_of(config: Variant) -> int | None:

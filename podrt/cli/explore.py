@@ -20,6 +20,7 @@ from podrt.cli._variants import (
     FormOption,
     HeadDimOption,
     JsonOption,
+    MaskOption,
     PageSizeOption,
     find,
     select,
@@ -47,6 +48,7 @@ def list_variants(
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
     decode_rows: DecodeRowsOption = None,
+    mask: MaskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the names of the variants that pass every filter; a name states all parameters.
@@ -61,6 +63,7 @@ def list_variants(
         head_dims=head_dim,
         page_sizes=page_size,
         decode_rows=decode_rows,
+        masks=mask,
     )
     if as_json:
         print_json([_described(config) for config in configs])
@@ -103,6 +106,7 @@ def stats(
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
     decode_rows: DecodeRowsOption = None,
+    mask: MaskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile variants and show registers, shared memory, spills and CTAs per SM.
@@ -119,6 +123,7 @@ def stats(
         head_dims=head_dim,
         page_sizes=page_size,
         decode_rows=decode_rows,
+        masks=mask,
     )
     rows = [stats_of(*pair) for pair in zip(configs, build_all(configs), strict=True)]
     if as_json:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from podrt.kernels.structs import Field, packer, render_struct, struct_dtype
 from podrt.plan import WORK_ITEM_FIELDS, Plan
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.view import TensorView
 
@@ -98,7 +98,7 @@ class Buffers(NamedTuple):
     merge_counters: int
 
 
-def shared_arguments(spec: Layer, tensors: RunTensors, buffers: Buffers) -> dict[str, Any]:
+def shared_arguments(spec: AttentionSpec, tensors: RunTensors, buffers: Buffers) -> dict[str, Any]:
     """Return the arguments that do not change between launches and that every family has."""
     q, out = short_strides(tensors.q), short_strides(tensors.out)
     lse = short_strides(tensors.lse) if tensors.lse is not None else (0, 0)

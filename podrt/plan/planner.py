@@ -12,7 +12,9 @@ from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, t
 from podrt.plan.tiles import Tiles, tiles_of
 from podrt.plan.tiling import Tiling
 from podrt.plan.work import WORK_ITEM, Plan
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
 
 #: Prefill is split as finely as allowed when it would leave more than this share of the GPU idle.
 MAX_IDLE_PREFILL = 0.2
@@ -20,9 +22,7 @@ MAX_IDLE_PREFILL = 0.2
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 
 
-def make_plan(
-    batch: HybridBatch, tiling: Tiling, *, num_kv_heads: int, group: int, causal: bool
-) -> Plan:
+def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     """Plan a batch.
 
     Parameters
@@ -31,13 +31,11 @@ def make_plan(
         Lengths and page geometry.
     tiling : Tiling
         Tiles and parallelism of the kernel.
-    num_kv_heads, group : int
-        KV heads, and query heads per KV head.
-    causal : bool
-        Bottom-right aligned causal mask.
+    spec : AttentionSpec
+        The attention layer: its heads and mask.
     """
-    prefill, decode = _sides(batch, tiling, group, causal)
-    prefill_cut, decode_cut = _cuts(prefill, decode, tiling, num_kv_heads)
+    prefill, decode = _sides(batch, tiling, spec.group, spec.mask)
+    prefill_cut, decode_cut = _cuts(prefill, decode, tiling, spec.num_kv_heads)
     rows = request_rows(batch)
     prefill_items = decode_items = _NO_ITEMS
     if prefill is not None:
@@ -54,13 +52,11 @@ def make_plan(
     return Plan(
         prefill=prefill_items.items,
         decode=decode_items.items,
-        num_kv_heads=num_kv_heads,
-        group=group,
+        spec=spec,
         prefill_rows=tiling.prefill_rows,
         decode_rows=tiling.decode_rows,
         num_merges=prefill_items.num_merges + decode_items.num_merges,
         partial_rows=prefill_items.partial_rows + decode_items.partial_rows,
-        causal=causal,
         prefill_keys=prefill.total if prefill is not None else 0,
         decode_keys=decode.total if decode is not None else 0,
     )
@@ -78,7 +74,7 @@ def most_decode_tokens(group: int, decode_rows: int) -> int:
 
 
 def _sides(
-    batch: HybridBatch, tiling: Tiling, group: int, causal: bool
+    batch: HybridBatch, tiling: Tiling, group: int, mask: Mask
 ) -> tuple[Tiles | None, Tiles | None]:
     """Return the tiles of prefill and decode, None for a side without any."""
     q_lens = batch.q_lens
@@ -89,11 +85,11 @@ def _sides(
     prefill = decode = None
     if len(large):
         rows, kv_tile = tiling.prefill_rows, tiling.prefill_kv_tile
-        prefill = tiles_of(large, q_lens, batch.kv_lens, rows, kv_tile, group, causal, False)
+        prefill = tiles_of(large, q_lens, batch.kv_lens, rows, kv_tile, group, mask, False)
     if len(small):
         rows, kv_tile = tiling.decode_rows, tiling.decode_kv_tile
         fits = group <= rows
-        decode = tiles_of(small, q_lens, batch.kv_lens, rows, kv_tile, group, causal, fits)
+        decode = tiles_of(small, q_lens, batch.kv_lens, rows, kv_tile, group, mask, fits)
     return prefill, decode
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from podrt.spec.mask import Mask
+
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
@@ -86,7 +88,7 @@ def tiles_of(
     tile_rows: int,
     kv_tile: int,
     group: int,
-    causal: bool,
+    mask: Mask,
     one_each: bool,
 ) -> Tiles:
     """Tile some requests of a batch.
@@ -103,8 +105,8 @@ def tiles_of(
         Keys of one step.
     group : int
         Query heads per KV head.
-    causal : bool
-        Bottom-right aligned causal mask.
+    mask : Mask
+        Which keys a token sees.
     one_each : bool
         Each request is known to fit into one tile.
     """
@@ -124,14 +126,8 @@ def tiles_of(
     row_begin = np.arange(num_tiles, dtype=np.float64)
     row_begin -= firsts.repeat(repeats)
     row_begin *= tile_rows
-    keys = kv_len.repeat(repeats)
-    if causal:
-        end_token = row_begin + (tile_rows - 1)  # one before it, and beyond q_len in the last tile
-        end_token /= group
-        np.floor(end_token, end_token)
-        kv_len -= q_len
-        kv_len += 1.0
-        end_token += kv_len.repeat(repeats)
-        np.maximum(end_token, 0.0, out=end_token)
-        np.minimum(keys, end_token, out=keys)
+    last_token = row_begin + (tile_rows - 1)  # beyond q_len in the last tile
+    last_token /= group
+    np.floor(last_token, last_token)
+    _, keys = mask.key_range(last_token, q_len.repeat(repeats), kv_len.repeat(repeats))
     return Tiles(requests.repeat(repeats), keys, kv_tile, row_begin)

@@ -10,13 +10,12 @@ import numpy as np
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
-from podrt.kernels.hopper.tiles import geometry_of
-from podrt.kernels.variant import Form, TileGeometry
-from podrt.plan import Plan, keys_of
+from podrt.kernels.variant import Form
+from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.sm_allocation import SmAllocation
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
 #: Building a variant checks it, which takes longer than planning a small batch.
@@ -26,10 +25,10 @@ _variant = lru_cache(maxsize=1024)(hopper_variant)
 class HopperChoices:
     """The Hopper family's `podrt.policy.schedule.Choices`."""
 
-    def __init__(self, spec: Layer, gpu: DeviceInfo, policy: Policy) -> None:
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         calibration = calibration_of(gpu)
         self.cuts = calibration.hopper_cuts
-        self._spec, self._policy, self._num_sms = spec, policy, gpu.num_sms
+        self._spec, self._policy = spec, policy
         self._form = calibration.fused_form
         self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
 
@@ -70,12 +69,8 @@ class HopperChoices:
             decode_rows=decode_rows,
             large_tile=large_tile,
             page_size=spec.page_size,
-            causal=spec.causal,
+            causal=spec.mask.causal,
         )
-
-    def geometry(self, base: HopperConfig) -> TileGeometry:
-        """Return the tiles of a variant on this GPU."""
-        return geometry_of(base, self._spec.group, self._num_sms)
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan with the SMs of a fused launch shared between the sides."""
@@ -94,15 +89,14 @@ class HopperChoices:
         """Whether decode is too little to be worth hiding behind a long prefill."""
         if self._policy.family != "auto" or not has_large_tile(self._spec.head_dim):
             return False
-        prefill, decode = (int(keys_of(items).sum()) for items in (plan.prefill, plan.decode))
         return (
-            prefill * plan.num_kv_heads >= self._form.long_prefill_keys
-            and decode <= self._form.not_worth_hiding * prefill
+            plan.prefill_keys * plan.num_kv_heads >= self._form.long_prefill_keys
+            and plan.decode_keys <= self._form.not_worth_hiding * plan.prefill_keys
             and self._has_long_units(plan)
         )
 
     def _has_long_units(self, plan: Plan) -> bool:
-        return float(keys_of(plan.prefill).mean()) >= self._form.long_unit_keys
+        return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
 
 
 def _count_up_to(q_lens: np.ndarray[tuple[int], np.dtype[np.int32]], most: int) -> int:

@@ -5,21 +5,21 @@ Attention, the dry run, the bench and the explorer all come here, so that they c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
-from podrt.kernels.families import Variant
-from podrt.kernels.hopper.presets import why_unsupported
+from podrt.kernels.families import FAMILIES, Variant, family_of
 from podrt.kernels.variant import Form, TileGeometry
 from podrt.plan import Plan, Tiling, make_plan
 from podrt.policy.calibration import Cuts
 from podrt.policy.hopper import HopperChoices
 from podrt.policy.policies import Policy
 from podrt.policy.portable import PortableChoices
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
 
@@ -62,9 +62,6 @@ class Choices(Protocol):
     def variants(self, decode_rows: int) -> tuple[Variant, ...]:
         """Return the kernels of all forms and plans."""
 
-    def geometry(self, base: Any) -> TileGeometry:
-        """Return the tiles of one of the family's variants on the GPU."""
-
     def share(self, plan: Plan) -> Plan:
         """Return the plan with its sides' shares of a fused launch."""
 
@@ -77,7 +74,7 @@ class Scheduler:
 
     Parameters
     ----------
-    spec : Layer
+    spec : AttentionSpec
         The attention layer.
     gpu : DeviceInfo
         The GPU, which need not be there.
@@ -90,7 +87,7 @@ class Scheduler:
         The policy asks for the Hopper family, which cannot serve this layer or GPU.
     """
 
-    def __init__(self, spec: Layer, gpu: DeviceInfo, policy: Policy) -> None:
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self.spec, self.gpu, self.policy = spec, gpu, policy
         self._choices = _choices_for(spec, gpu, policy)
         self._bases: dict[int, tuple[Variant, Tiling]] = {}
@@ -108,14 +105,7 @@ class Scheduler:
         """
         rows = self._choices.decode_rows(batch) if decode_rows is None else decode_rows
         base, tiling = self._base(rows)
-        spec = self.spec
-        plan = make_plan(
-            batch,
-            tiling,
-            num_kv_heads=spec.num_kv_heads,
-            group=spec.group,
-            causal=spec.causal,
-        )
+        plan = make_plan(batch, tiling, self.spec)
         plan = self._choices.share(plan)
         variants = tuple(self._choices.variant(form, rows, plan) for form in self._forms(plan))
         return Schedule(plan, variants, base, tiling)
@@ -143,7 +133,8 @@ class Scheduler:
         found = self._bases.get(decode_rows)
         if found is None:
             base = self._choices.variant("pod", decode_rows)
-            geometry = self._choices.geometry(base)
+            base.require_spec(self.spec)
+            geometry = family_of(base).geometry_of(base, self.spec.group, self.gpu.num_sms)
             found = self._bases[decode_rows] = (
                 base,
                 tiling_for(geometry, self._choices.cuts, self.policy),
@@ -163,7 +154,7 @@ class Scheduler:
 
 def schedule(
     batch: HybridBatch,
-    spec: Layer,
+    spec: AttentionSpec,
     gpu: DeviceInfo,
     policy: Policy,
     *,
@@ -190,13 +181,20 @@ def tiling_for(geometry: TileGeometry, cuts: Cuts, policy: Policy) -> Tiling:
     )
 
 
-def _choices_for(spec: Layer, gpu: DeviceInfo, policy: Policy) -> Choices:
-    obstacle = why_unsupported(gpu.arch.name, spec.head_dim, spec.group, spec.page_size)
-    if policy.family == "hopper" and obstacle:
-        raise UnsupportedConfigError(
-            f'policy="hopper": the Hopper family cannot serve this layer: {obstacle}; '
-            'use policy="auto" or "portable"'
-        )
-    if policy.family == "portable" or obstacle:
-        return PortableChoices(spec, gpu, policy)
-    return HopperChoices(spec, gpu, policy)
+#: By family, the preferred one first.
+_CHOICES: dict[str, Callable[[AttentionSpec, DeviceInfo, Policy], Choices]] = {
+    "hopper": HopperChoices,
+    "portable": PortableChoices,
+}
+
+
+def _choices_for(spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> Choices:
+    names = list(_CHOICES) if policy.family == "auto" else [policy.family]
+    obstacles = {name: FAMILIES[name].why_unsupported(spec, gpu.arch.name) for name in names}
+    for name, obstacle in obstacles.items():
+        if obstacle is None:
+            return _CHOICES[name](spec, gpu, policy)
+    raise UnsupportedConfigError(
+        f'policy="{policy.family}": the {policy.family.capitalize()} family cannot serve this '
+        f'layer: {obstacles[policy.family]}; use policy="auto" or "portable"'
+    )

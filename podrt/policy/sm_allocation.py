@@ -13,6 +13,7 @@ meanwhile.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,11 @@ class SmAllocation:
         Nominal bandwidth of its memory, in GB/s.
     speeds : SmSharing
         What one of its SMs reaches.
+
+    Raises
+    ------
+    ValueError
+        `memory_gbs` is not greater than 0.
     """
 
     head_dim: int
@@ -45,56 +51,81 @@ class SmAllocation:
     memory_gbs: float
     speeds: SmSharing
 
+    def __post_init__(self) -> None:
+        if not self.memory_gbs > 0:
+            raise ValueError(f"memory_gbs={self.memory_gbs}: must be greater than 0")
+
     def shares(self, plan: Plan) -> tuple[int, int]:
         """Return `decode_only_sms` and `prefill_only_sms`; one of them is 0."""
-        if not (len(plan.prefill) and len(plan.decode)):
+        if not (plan.prefill_keys and plan.decode_keys):
             return 0, 0
         decode_only = self.decode_only_sms(plan)
         return (decode_only, 0) if decode_only else (0, self.prefill_only_sms(plan))
 
     def decode_only_sms(self, plan: Plan) -> int:
         """Return how many SMs should take no prefill before decode has run out."""
-        speeds = self.speeds
+        if not (plan.prefill_keys and plan.decode_keys):
+            return 0
+        speeds, num_sms, heads = self.speeds, self.num_sms, plan.num_kv_heads
         read_gbs = speeds.read_efficiency * self.memory_gbs
         decode_us = self._decode_bytes(plan) / read_gbs / 1e3
-        if decode_us == 0:
-            return 0
-        unit_us = self._prefill_unit_us(plan)
-        ratio = _waves_us(unit_us, self.num_sms) / decode_us
-        share = float(np.interp(ratio, speeds.time_ratios, speeds.best_shares))
-        chosen = int(min(share * self.num_sms, read_gbs / speeds.decode_gbs_per_sm))
-        most_us = speeds.most_prefill * decode_us
-        while chosen and _waves_us(unit_us, self.num_sms - chosen) > most_us:
-            chosen -= 1
-        return chosen
+        keys, us_per_key = keys_of(plan.prefill), self._us_per_prefill_key(plan)
+        ratio = _waves_keys(keys, heads, num_sms) * us_per_key / decode_us
+        share = _interpolated(ratio, speeds.time_ratios, speeds.best_shares)
+        wanted = int(min(share * num_sms, read_gbs / speeds.decode_gbs_per_sm))
+        most_keys = speeds.most_prefill * decode_us / us_per_key
+
+        def are_enough(sms: int) -> bool:
+            return _waves_keys(keys, heads, sms) <= most_keys
+
+        left = num_sms - wanted
+        if wanted and not are_enough(left):  # prefill takes longer the fewer SMs are left for it
+            left += bisect_left(range(left, num_sms), True, key=are_enough)
+        return num_sms - left
 
     def prefill_only_sms(self, plan: Plan) -> int:
         """Return how many SMs, those with the longest tiles, take no decode before prefill ends."""
-        speeds = self.speeds
-        decode_mb = self._decode_bytes(plan) / 1e6
-        if decode_mb == 0 or not 0 < plan.num_prefill_units <= self.num_sms:
+        speeds, num_sms, num_units = self.speeds, self.num_sms, plan.num_prefill_units
+        if not (plan.prefill_keys and plan.decode_keys) or num_units > num_sms:
             return 0
-        unit_us = self._prefill_unit_us(plan) * speeds.fused_slowdown
+        us_per_key = self._us_per_prefill_key(plan) * speeds.fused_slowdown
+        unit_us = keys_of(plan.prefill).repeat(plan.num_kv_heads) * us_per_key
+        longest_us = float(unit_us[0])
+        decode_mb = self._decode_bytes(plan) / 1e6
         bus_gbs = speeds.beside_bus_share * speeds.read_efficiency * self.memory_gbs
-        mb_per_sm = min(speeds.beside_gbs_per_sm, bus_gbs / self.num_sms) * unit_us[0] / 1e3
-        most = min(int(self.num_sms - decode_mb / mb_per_sm), len(unit_us) - 1)
+        mb_per_sm = min(speeds.beside_gbs_per_sm, bus_gbs / num_sms) * longest_us / 1e3
+        most = min(int(num_sms - decode_mb / mb_per_sm), num_units - 1)
         if most <= 0:
             return 0
-        numbers = np.arange(most + 1)
-        beside_us = speeds.us_per_decoded_mb * decode_mb / (self.num_sms - numbers)
-        return int(np.argmin(np.maximum(unit_us[numbers] + beside_us, unit_us[0])))
+        beside_us = (
+            speeds.us_per_decoded_mb * decode_mb / np.arange(num_sms, num_sms - most - 1, -1)
+        )
+        beside_us += unit_us[: most + 1]
+        return int(np.maximum(beside_us, longest_us).argmin())
 
-    def _prefill_unit_us(self, plan: Plan) -> npt.NDArray[np.float64]:
-        """Return the time of every prefill unit alone, longest first, as they are taken."""
-        keys = np.repeat(keys_of(plan.prefill), plan.num_kv_heads).astype(np.float64)
+    def _us_per_prefill_key(self, plan: Plan) -> float:
+        """Return the time of a prefill unit alone for each of its keys."""
         flops_per_key = 4.0 * self.head_dim * plan.prefill_rows
-        return keys * (flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6)
+        return flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6
 
-    def _decode_bytes(self, plan: Plan) -> float:
-        keys = float(keys_of(plan.decode).sum())
-        return 2 * keys * plan.num_kv_heads * self.head_dim * _ELEMENT_BYTES
+    def _decode_bytes(self, plan: Plan) -> int:
+        return 2 * plan.decode_keys * plan.num_kv_heads * self.head_dim * _ELEMENT_BYTES
 
 
-def _waves_us(unit_us: npt.NDArray[np.float64], num_sms: int) -> float:
-    """Return the time of units in waves on so many SMs: the longest of each wave."""
-    return float(unit_us[::num_sms].sum())
+def _waves_keys(keys: npt.NDArray[np.int64], units_per_item: int, num_sms: int) -> int:
+    """Return the keys of units in waves on so many SMs: the longest of each wave."""
+    num_units = len(keys) * units_per_item
+    if num_units <= num_sms:
+        return int(keys[0])
+    firsts = np.arange(0, num_units, num_sms)
+    firsts //= units_per_item
+    return int(np.add.reduce(keys[firsts]))
+
+
+def _interpolated(x: float, xs: tuple[float, ...], ys: tuple[float, ...]) -> float:
+    """Return what `numpy.interp` does, without its microseconds for small tables."""
+    at = bisect_right(xs, x)
+    if at in (0, len(xs)):
+        return ys[0] if at == 0 else ys[-1]
+    slope = (ys[at] - ys[at - 1]) / (xs[at] - xs[at - 1])
+    return slope * (x - xs[at - 1]) + ys[at - 1]

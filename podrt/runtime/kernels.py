@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from podrt.jit import Build, LoadedKernel, build, load
+from podrt.jit import Build, LoadedKernel, build, load, on_reset
 from podrt.kernels.families import Variant, source_of
 
 _loaded: dict[tuple[Variant, int], LoadedKernel] = {}
+on_reset(_loaded.clear)
 
 
 def compile_variant(config: Variant) -> Build:

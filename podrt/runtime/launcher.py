@@ -12,7 +12,7 @@ from podrt.kernels.arguments import Buffers
 from podrt.kernels.families import Variant, argument_block
 from podrt.runtime.driver import Driver
 from podrt.runtime.kernels import load_kernel
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.view import TensorView
 
@@ -78,10 +78,11 @@ class Launcher:
         self,
         driver: Driver,
         variant: Variant,
-        spec: Layer,
+        spec: AttentionSpec,
         tensors: RunTensors,
         buffers: Buffers,
     ) -> None:
+        variant.require_spec(spec)
         kernel = load_kernel(variant, driver.ordinal)
         self._launch = driver.launch
         self._function = kernel.function

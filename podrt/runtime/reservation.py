@@ -11,6 +11,7 @@ from podrt.runtime.planned import Launches, plan_bytes
 from podrt.runtime.scratch import scratch_bytes
 from podrt.runtime.workspace import Workspace
 from podrt.spec.batch import HybridBatch
+from podrt.tensors.page_table import PageTable
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,16 @@ class Limits:
         """Return the pages of the longest request; 0 for a contiguous cache."""
         return 0 if page_size is None else -(-self.max_kv_len // page_size)
 
-    def require(self, batch: HybridBatch) -> None:
-        """Raise ValueError unless the batch is within the limits."""
+    def require(self, batch: HybridBatch, table: PageTable | None) -> None:
+        """Raise ValueError unless the batch and its page table are within the limits."""
+        most_entries = self.max_requests * self.max_pages(batch.page_size)
+        entries = 0 if table is None or table.host_values is None else len(table.host_values)
+        if table is not None and entries > most_entries:
+            raise ValueError(
+                f"{table.tensor.name}: has {entries} entries in host memory, expected at most the "
+                f"{most_entries} pages of max_requests and max_kv_len; pass no more than the "
+                "requests need"
+            )
         for name, got, most in (
             ("max_requests", batch.num_requests, self.max_requests),
             ("max_tokens", batch.total_tokens, self.max_tokens),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from podrt.kernels.families import Variant, full_grid, grid_of
+from podrt.kernels.families import Variant, full_grid, grid_of, why_unreadable
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
 from podrt.runtime.kernels import load_kernel
@@ -53,7 +54,7 @@ class Session:
         """Plan a batch and make sure of its kernels; what was planned before stays in place."""
         reserved = self.reservation
         if reserved is not None:
-            reserved.limits.require(batch)
+            reserved.limits.require(batch, table)
         schedule = self.scheduler.schedule(
             batch, decode_rows=reserved.decode_rows if reserved else None
         )
@@ -100,7 +101,8 @@ class Session:
         self, planned: Planned, tensors: RunTensors, stream: int, *, decodes_only: bool
     ) -> None:
         """Enqueue a run of the planned batch whose tensors have been checked."""
-        launches, reserved = planned.launches, self.reservation
+        planned, reserved = self._readable(planned, tensors), self.reservation
+        launches = planned.launches
         if reserved is not None and self.driver.is_capturing(stream):
             launches = reserved.launches(decodes_only=decodes_only)
         if not launches:
@@ -128,6 +130,25 @@ class Session:
                 "workspace_bytes() with the same limits"
             )
         return Memory(scratch.pointer, scratch.shape[0], scratch.owner)
+
+    def _readable(self, planned: Planned, tensors: RunTensors) -> Planned:
+        """Return the plan, or one for the portable family if only that can read the tensors."""
+        reasons = (why_unreadable(variant, tensors) for variant in self._all_variants(planned))
+        reason = next(filter(None, reasons), None)
+        if reason is None:
+            return planned
+        policy = self.scheduler.policy
+        if policy.family != "auto" or self.reservation is not None:
+            raise ValueError(f'{reason}; pass another tensor, or use policy="portable"')
+        self.scheduler = Scheduler(
+            self._spec, self.scheduler.gpu, replace(policy, family="portable")
+        )
+        self.planned = self.plan(planned.batch, planned.page_table, planned.device_kv_lens)
+        return self.planned
+
+    def _all_variants(self, planned: Planned) -> tuple[Variant, ...]:
+        captured = self.reservation.captured if self.reservation else ()
+        return planned.variants + tuple(variant for variant, _ in captured)
 
     def _launches(self, schedule: Schedule) -> Launches:
         for variant in schedule.variants:

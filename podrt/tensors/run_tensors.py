@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.checks import (
     require_alignment,
@@ -64,7 +64,7 @@ class RunTensors:
 
 
 def view_tensors(
-    layer: Layer,
+    layer: AttentionSpec,
     batch: HybridBatch,
     stream: int,
     q: Any,
@@ -126,7 +126,9 @@ def require_kernel_can_read(tensors: RunTensors, device: int) -> None:
         _require_short_strides(tensors.lse, heads_axis=-1)
 
 
-def _check_q(q: TensorView, layer: Layer, batch: HybridBatch, may_have_more_rows: bool) -> None:
+def _check_q(
+    q: TensorView, layer: AttentionSpec, batch: HybridBatch, may_have_more_rows: bool
+) -> None:
     require_rank(q, 3, _Q_LAYOUT)
     tokens = batch.total_tokens
     if may_have_more_rows:
@@ -137,7 +139,7 @@ def _check_q(q: TensorView, layer: Layer, batch: HybridBatch, may_have_more_rows
     require_dtype(q, layer.dtype)
 
 
-def _nhd(cache: TensorView, layer: Layer, batch: HybridBatch) -> TensorView:
+def _nhd(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) -> TensorView:
     """Put tokens before heads."""
     tokens = "length" if batch.page_size is None else "page_size"
     first = "requests" if batch.page_size is None else "pages"
@@ -149,7 +151,7 @@ def _nhd(cache: TensorView, layer: Layer, batch: HybridBatch) -> TensorView:
     return replace(cache, shape=(a, length, heads, d), strides=(sa, s_length, s_heads, sd))
 
 
-def _check_cache(cache: TensorView, layer: Layer, batch: HybridBatch) -> None:
+def _check_cache(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) -> None:
     batch.require_cache(cache.shape, cache.name)
     if cache.shape[2:] != (layer.num_kv_heads, layer.head_dim):
         raise ValueError(

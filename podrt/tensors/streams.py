@@ -48,16 +48,6 @@ def resolve_stream(stream: object, like: object = None) -> int:
     )
 
 
-def is_capturing(handle: int) -> bool:
-    """Return whether the stream is being captured into a CUDA graph.
-
-    The legacy default stream never is: CUDA refuses to capture it.
-    """
-    if handle in LEGACY_STREAMS:
-        return False
-    return bool(cupy_stream(handle).is_capturing())
-
-
 def cupy_stream(handle: int) -> Any:
     """Return the stream as a CuPy stream, which does not own it."""
     return load_cupy().cuda.Stream.from_external(_Handle(handle))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from spec_support import spec_of
 
 from podrt.errors import CompileError
 from podrt.jit import KernelSource, compile_source
@@ -81,13 +82,13 @@ def empty_plan(**changes: Any) -> Plan:
     plan = Plan(
         prefill=none,
         decode=none,
-        num_kv_heads=2,
-        group=4,
+        spec=spec_of(2, 4),
         prefill_rows=128,
         decode_rows=16,
         num_merges=0,
         partial_rows=0,
-        causal=True,
+        prefill_keys=0,
+        decode_keys=0,
     )
     return dataclasses.replace(plan, **changes)
 

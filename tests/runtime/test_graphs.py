@@ -1,4 +1,4 @@
-"""Graphs of reserved objects, rehearsed without a GPU: whatever is planned, the launch is the same."""
+"""Graphs of reserved objects, rehearsed without a GPU: one launch, whatever is planned."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ def random_batch(rng: np.random.Generator, *, decodes: bool | None = None) -> tu
     return np.cumsum([0, *q_lens]).astype(np.int32), kv_lens.astype(np.int32)
 
 
-def capture(
-    gpu: FakeGpu, attention: podrt.HybridAttention, rows: int = 320, **options: Any
-) -> int:
+def capture(gpu: FakeGpu, attention: podrt.HybridAttention, rows: int = 320, **options: Any) -> int:
     number = len(gpu.graphs) + 1
     gpu.capturing[7] = number
     attention.run(**tensors(rows), stream=7, **options)
@@ -194,7 +192,7 @@ def test_wide_page_tables_in_host_memory_are_cut_to_the_limit(gpu: FakeGpu) -> N
     attention = reserved()
     graph = capture(gpu, attention)
     pages = np.arange(12 * 1000, dtype=np.int32).reshape(12, 1000) % NUM_PAGES
-    attention.plan(np.arange(13), [3000] * 12, block_table=pages, stream=7)
+    attention.plan(list(range(13)), [3000] * 12, block_table=pages, stream=7)
     launch = replayed(gpu, graph)
     table = int(launch.header["page_table"])
     for item in launch.decode:
@@ -239,7 +237,7 @@ def test_exact_lengths_are_read_on_the_gpu(gpu: FakeGpu) -> None:
     assert replayed(gpu, graph).header["kv_lens"] == 1 << 44
     with pytest.raises(ValueError, match="device_kv_lens: has 12 entries, expected at least 13"):
         attention.plan(
-            np.arange(14), [5] * 13, block_table=table_of(13), device_kv_lens=lengths, stream=7
+            list(range(14)), [5] * 13, block_table=table_of(13), device_kv_lens=lengths, stream=7
         )
 
 
@@ -259,7 +257,7 @@ def test_objects_of_a_stream_share_a_workspace(gpu: FakeGpu) -> None:
     assert first["counters"] == second["counters"] == 1 << 46
     assert first["merge_counters"] == second["merge_counters"]
     assert first["plan"] != second["plan"]
-    with pytest.raises(ValueError, match=f"workspace: has 99 bytes, expected at least the {nbytes}"):
+    with pytest.raises(ValueError, match=f"has 99 bytes, expected at least the {nbytes}"):
         attention.reserve(**LIMITS, workspace=TorchTensor((99,), 1 << 46, "torch.uint8"))
     with pytest.raises(TypeError, match="workspace: got dtype float16, expected uint8"):
         attention.reserve(**LIMITS, workspace=TorchTensor((nbytes,), 1 << 46))

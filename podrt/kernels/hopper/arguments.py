@@ -11,7 +11,7 @@ from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.host import PARAMS
 from podrt.kernels.hopper.maps import QueryMaps, cache_maps
 from podrt.kernels.hopper.tiles import tile_tokens
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 
 #: Tensor maps, q, out and lse.
@@ -30,7 +30,7 @@ class HopperArguments:
     """
 
     def __init__(
-        self, config: HopperConfig, spec: Layer, tensors: RunTensors, buffers: Buffers
+        self, config: HopperConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
     ) -> None:
         tokens = tile_tokens(spec.group)
         described = tensors.described()

@@ -150,6 +150,16 @@ class HopperConfig(VariantForm):
         return max(self.launch_registers, prefill, decode)
 
     @property
+    def role_registers(self) -> dict[str, int]:
+        """Registers of a thread by role, once the roles have shared them out."""
+        registers = {"producer": self.producer_registers}
+        if self.has_decode:
+            registers["decode"] = self.decode_registers
+        if self.has_prefill:
+            registers["prefill"] = self.prefill_registers
+        return registers
+
+    @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of the CTA."""
         return shared_memory.smem_bytes(self)

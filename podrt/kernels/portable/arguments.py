@@ -8,7 +8,7 @@ from podrt.kernels.argument_block import ArgumentBlock
 from podrt.kernels.arguments import Buffers, shared_arguments, short_strides
 from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.portable.host import PARAMS
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 
 #: q, k, v, out and lse.
@@ -19,7 +19,7 @@ class PortableArguments:
     """Arguments in which a launch changes addresses."""
 
     def __init__(
-        self, config: KernelConfig, spec: Layer, tensors: RunTensors, buffers: Buffers
+        self, config: KernelConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
     ) -> None:
         strides = {
             f"{name}_stride_{axis}": stride

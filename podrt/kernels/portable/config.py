@@ -90,6 +90,11 @@ class KernelConfig(VariantForm):
         return "portable"
 
     @property
+    def decode_rows(self) -> int:
+        """Packed query rows of a decode tile."""
+        return self.decode.rows
+
+    @property
     def threads(self) -> int:
         """Threads of one CTA."""
         return self.warps * _WARP
