@@ -9,10 +9,10 @@ from podrt.kernels.hopper.config import (
     DECODE_ROWS,
     HEAD_DIMS,
     HOPPER_ARCH,
-    PREFILL_ROWS,
     HopperConfig,
 )
 from podrt.kernels.hopper.config import PAGE_SIZES as TMA_PAGE_SIZES
+from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
 from podrt.kernels.variant import Form
 from podrt.spec.types import DType
 
