@@ -8,6 +8,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -58,7 +59,7 @@ def findings() -> list[Finding]:
             Finding("podrt", "ok", __version__),
             _driver(),
             _cupy(install),
-            _cupy_folder(),  # before CuPy is imported
+            *_cupy_folder(),  # before CuPy is imported
             _gpu(),
             _cuda_core(install),
             _nvrtc(install),
@@ -115,17 +116,17 @@ def _cupy(install: str) -> Finding:
     return Finding("CuPy", "ok", detail)
 
 
-def _cupy_folder() -> Finding:
+def _cupy_folder() -> list[Finding]:
     named = os.environ.get(cupy_folder.VARIABLE)
     fix = f"set {cupy_folder.VARIABLE} to a folder that can be written"
-    if named is not None:
-        if is_writable(Path(named).absolute()):
-            return Finding("CuPy folder", "ok", named)
-        return Finding("CuPy folder", "missing", f"{named} cannot be written", fix)
-    if cupy_folder.default_is_usable():
-        return Finding("CuPy folder", "ok", "in the home folder")
+    if find_spec("cupy") is None:
+        return []
+    if named is not None and not is_writable(Path(named).absolute()):
+        return [Finding("CuPy folder", "missing", f"{named} cannot be written", fix)]
+    if named is not None or cupy_folder.default_is_usable():
+        return [Finding("CuPy folder", "ok", named or "in the home folder")]
     detail = "none in the home folder: CuPy's own kernels are kept for one process only"
-    return Finding("CuPy folder", "optional", detail, fix)
+    return [Finding("CuPy folder", "optional", detail, fix)]
 
 
 def _gpu() -> Finding:

@@ -8,22 +8,24 @@ import sys
 import tempfile
 import warnings
 from atexit import register
+from importlib.util import find_spec
 
 VARIABLE = "CUPY_CACHE_DIR"
 
 
 def default_is_usable() -> bool:
-    """Whether CuPy could make the folder that it takes by default; nothing is made to find out.
+    """Make the folder that CuPy takes by default, as CuPy would; False if it cannot be written.
 
-    Without a home that would be a folder called ``~`` in the working folder.
+    Without a home it would be one called ``~`` in the working folder, which is not made.
     """
-    home = os.path.expanduser("~")
-    if not os.path.isabs(home):
+    folder = os.path.expanduser("~/.cupy/kernel_cache")
+    if not os.path.isabs(folder):
         return False
-    folder = os.path.join(home, ".cupy", "kernel_cache")
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def ensure_cupy_folder() -> None:
@@ -34,7 +36,9 @@ def ensure_cupy_folder() -> None:
     OSError
         No temporary folder can be made either.
     """
-    if "cupy" in sys.modules or VARIABLE in os.environ or default_is_usable():
+    if "cupy" in sys.modules or VARIABLE in os.environ or find_spec("cupy") is None:
+        return
+    if default_is_usable():
         return
     folder = tempfile.mkdtemp(prefix="podrt-cupy-")
     register(shutil.rmtree, folder, ignore_errors=True)

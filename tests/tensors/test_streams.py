@@ -92,5 +92,3 @@ def test_impossible_handles_are_refused(handle):
 def test_unknown_protocol_version_is_refused():
     with pytest.raises(ValueError, match="version 3"):
         resolve_stream(ProtocolStream(version=3))
-
-
