@@ -9,9 +9,9 @@ import pytest
 from cli_support import HOPPER, SMALL, SMALL_PAGED, run, run_json, small_paged
 
 from podrt import jit, knobs
-from podrt.cli._variants import select
 from podrt.cli.cache import format_age
 from podrt.errors import PodrtError, UnsupportedConfigError
+from podrt.explore.select import select
 from podrt.gpu.arch import get_arch
 from podrt.gpu.nominal import H100
 from podrt.policy.policies import parse_policy
