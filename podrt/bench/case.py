@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from podrt.spec.attention import AttentionSpec, make_spec
-from podrt.spec.types import DType
+from podrt.spec.types import ELEMENT_BYTES, DType
 from podrt.workloads.accuracy import Window, windows_at_ends
 
 Side = Literal["both", "prefill", "decode"]
-
-_ELEMENT_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class Case:
         rows = sum(
             2 * q * self.num_qo_heads + 2 * kv * self.num_kv_heads for q, kv in self._requests(side)
         )
-        return rows * self.head_dim * _ELEMENT_BYTES
+        return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
 
     def _requests(self, side: Side) -> Iterable[tuple[int, int]]:
         requests, prefills = self.lengths, len(self.prefill)

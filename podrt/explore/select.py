@@ -10,7 +10,7 @@ from podrt.errors import PodrtError
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
-from podrt.kernels.family import PAGE_SIZES
+from podrt.kernels.variant import DEFAULT_PAGE_SIZES
 
 #: Compiled for when there is no GPU to ask.
 FALLBACK_ARCH = "sm_90a"
@@ -45,7 +45,9 @@ def select(
     ValueError
         A filter's value is malformed or unknown, or nothing passes all filters.
     """
-    sizes = PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
+    sizes = (
+        DEFAULT_PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
+    )
     found = [v for arch in _archs(archs) for v in all_default_variants(arch, page_sizes=sizes)]
     filters: dict[str, Sequence[Any] | None] = {
         "family": families,
