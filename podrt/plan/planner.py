@@ -101,53 +101,52 @@ def _cuts(
     prefill: Tiles | None, decode: Tiles | None, tiling: Tiling, num_kv_heads: int
 ) -> tuple[Cut | None, Cut | None]:
     """Return the cuts of both sides, within the bound on partial results that they share."""
-    decode_fills_gpu = decode is not None and len(decode) * num_kv_heads >= tiling.decode_slots
-    beside_prefill = prefill is not None
-
-    def cut_prefill(max_partials: int | None = None) -> Cut | None:
-        if prefill is None:
-            return None
-        side = Side(tiling.min_prefill_keys, num_kv_heads, tiling.prefill_slots, max_partials)
-        return _cut_prefill(prefill, side, tiling.prefill_waves, decode_fills_gpu)
-
-    def cut_decode(max_partials: int | None = None) -> Cut | None:
-        if decode is None:
-            return None
-        side = Side(tiling.min_decode_keys, num_kv_heads, tiling.decode_slots, max_partials)
-        return _cut_decode(decode, side, tiling, beside_prefill)
-
-    prefill_cut, decode_cut = cut_prefill(), cut_decode()
+    prefill_side = Side(tiling.min_prefill_keys, num_kv_heads, tiling.prefill_slots)
+    decode_side = Side(tiling.min_decode_keys, num_kv_heads, tiling.decode_slots)
+    prefill_cut = _cut_prefill(prefill, prefill_side, tiling, decode)
+    decode_cut = _cut_decode(decode, decode_side, tiling, prefill)
     most = tiling.max_partial_rows
-    if most is None:
+    if most is None or prefill_cut is decode_cut is None:
         return prefill_cut, decode_cut
     prefill_rows = num_partials(prefill_cut) * tiling.prefill_rows
     decode_rows = num_partials(decode_cut) * tiling.decode_rows
     if prefill_rows + decode_rows <= most:
         return prefill_cut, decode_cut
-    # Half for each side, and what the other leaves of its own.
-    prefill_most = max(most // 2, most - decode_rows)
-    decode_most = max(most - most // 2, most - prefill_rows)
+    # Each side may have half, and what the other leaves of its own.
+    prefill_most, decode_most = (
+        max(most // 2, most - decode_rows),
+        most - min(most // 2, prefill_rows),
+    )
     if prefill_rows > prefill_most:
-        prefill_cut = cut_prefill(prefill_most // tiling.prefill_rows)
+        prefill_side = prefill_side._replace(max_partials=prefill_most // tiling.prefill_rows)
+        prefill_cut = _cut_prefill(prefill, prefill_side, tiling, decode)
     if decode_rows > decode_most:
-        decode_cut = cut_decode(decode_most // tiling.decode_rows)
+        decode_side = decode_side._replace(max_partials=decode_most // tiling.decode_rows)
+        decode_cut = _cut_decode(decode, decode_side, tiling, prefill)
     return prefill_cut, decode_cut
 
 
-def _cut_decode(decode: Tiles, side: Side, tiling: Tiling, beside_prefill: bool) -> Cut | None:
-    if not beside_prefill:
+def _cut_decode(
+    decode: Tiles | None, side: Side, tiling: Tiling, prefill: Tiles | None
+) -> Cut | None:
+    if decode is None:
+        return None
+    if prefill is None:
         return split_to_end_together(decode, side, max_keys=tiling.decode_piece_keys)
     cut = split_to_end_together(decode, side, max_keys=tiling.fused_piece_keys)
     return taper(decode, side, cut) if tiling.taper_decode else cut
 
 
 def _cut_prefill(
-    prefill: Tiles, side: Side, waves: int | None, decode_fills_gpu: bool
+    prefill: Tiles | None, side: Side, tiling: Tiling, decode: Tiles | None
 ) -> Cut | None:
+    if prefill is None:
+        return None
+    units, waves = side.units_per_tile, tiling.prefill_waves
     if waves is None:
         return split_for_waves(prefill, side)
-    if decode_fills_gpu:  # it keeps busy what prefill leaves idle
-        return None
-    if len(prefill) * side.units_per_tile < (1 - MAX_IDLE_PREFILL) * side.slots:
-        return split_keys(prefill, side, max_items=waves * side.slots // side.units_per_tile)
+    if decode is not None and len(decode) * units >= tiling.decode_slots:
+        return None  # decode keeps busy what prefill leaves idle
+    if len(prefill) * units < (1 - MAX_IDLE_PREFILL) * side.slots:
+        return split_keys(prefill, side, max_items=waves * side.slots // units)
     return split_to_fill_waves(prefill, side)

@@ -48,10 +48,9 @@ class Tiles:
     ) -> None:
         self.request, self.row_begin = request, row_begin
         self.keys, self.kv_tile = keys, kv_tile
-        steps = keys / kv_tile
+        self.steps = steps = keys / kv_tile
         np.ceil(steps, steps)
         np.maximum(steps, 1.0, out=steps)
-        self.steps = steps
         self.longest = int(np.maximum.reduce(keys)) or 1
         self.total = int(np.add.reduce(keys))
         self._order: Indices | None = None
@@ -108,6 +107,8 @@ def tiles_of(
     one_each : bool
         Each request is known to fit into one tile.
     """
+    if len(requests) == 1:
+        return _tiles_of_one(requests, q_lens, kv_lens, tile_rows, kv_tile, group, causal)
     kv_len = kv_lens[requests].astype(np.float64)
     if one_each:
         return Tiles(requests, kv_len, kv_tile)
@@ -126,12 +127,40 @@ def tiles_of(
     row_begin *= tile_rows
     keys = kv_len.repeat(repeats)
     if causal:
-        end_token = row_begin + (tile_rows - 1)  # one before it, and beyond q_len in the last tile
-        end_token /= group
-        np.floor(end_token, end_token)
-        kv_len -= q_len
-        kv_len += 1.0
-        end_token += kv_len.repeat(repeats)
-        np.maximum(end_token, 0.0, out=end_token)
-        np.minimum(keys, end_token, out=keys)
+        reach = _reach(row_begin, tile_rows, group, (kv_len - q_len).repeat(repeats))
+        np.minimum(keys, reach, out=keys)
     return Tiles(requests.repeat(repeats), keys, kv_tile, row_begin)
+
+
+def _tiles_of_one(
+    requests: Indices,
+    q_lens: npt.NDArray[Any],
+    kv_lens: npt.NDArray[Any],
+    tile_rows: int,
+    kv_tile: int,
+    group: int,
+    causal: bool,
+) -> Tiles:
+    """Tile the one prefill that most batches have, at half the cost."""
+    q_len, kv_len = int(q_lens[requests[0]]), int(kv_lens[requests[0]])
+    num_tiles = -(-q_len * group // tile_rows)
+    row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
+    if causal:
+        keys = _reach(row_begin, tile_rows, group, kv_len - q_len)
+        np.minimum(keys, float(kv_len), out=keys)
+    else:
+        keys = np.full(num_tiles, float(kv_len))
+    return Tiles(requests.repeat(num_tiles), keys, kv_tile, row_begin)
+
+
+def _reach(row_begin: Floats, tile_rows: int, group: int, before: int | Floats) -> Floats:
+    """Return how many keys a full tile sees, given kv_len - q_len of its request.
+
+    The last tile of a request may have fewer rows, so that this is beyond the request's keys.
+    """
+    reach = row_begin + (tile_rows - 1)
+    reach /= group
+    np.floor(reach, reach)
+    reach += before + 1
+    np.maximum(reach, 0.0, out=reach)
+    return reach
