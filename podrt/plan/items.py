@@ -52,7 +52,6 @@ def lay_out(
     rows: Rows,
     tiles: Tiles,
     cut: Cut | None,
-    *,
     tile_rows: int,
     first_merge: int = 0,
     first_partial_row: int = 0,

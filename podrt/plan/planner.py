@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan.cut import Cut, Side, num_partials
+from podrt.plan.cut import Cut, Side
 from podrt.plan.end_together import split_to_end_together
-from podrt.plan.items import SideItems, lay_out, request_rows
+from podrt.plan.items import Rows, SideItems, lay_out, request_rows
 from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
 from podrt.plan.tiles import Tiles, tiles_of
 from podrt.plan.tiling import Tiling
@@ -36,33 +36,26 @@ def make_plan(
     causal : bool
         Bottom-right aligned causal mask.
     """
-    prefill, decode = _sides(batch, tiling, group, causal)
-    prefill_cut, decode_cut = _cuts(prefill, decode, tiling, num_kv_heads)
+    prefill, decode = _tiles(batch, tiling, group, causal)
     rows = request_rows(batch)
-    prefill_items = decode_items = _NO_ITEMS
-    if prefill is not None:
-        prefill_items = lay_out(rows, prefill, prefill_cut, tile_rows=tiling.prefill_rows)
-    if decode is not None:
-        decode_items = lay_out(
-            rows,
-            decode,
-            decode_cut,
-            tile_rows=tiling.decode_rows,
-            first_merge=prefill_items.num_merges,
-            first_partial_row=prefill_items.partial_rows,
-        )
+    cuts = _cuts(prefill, decode, tiling, num_kv_heads)
+    prefill_side, decode_side = _lay_out(rows, prefill, decode, tiling, cuts)
+    wanted = prefill_side.partial_rows, decode_side.partial_rows
+    if tiling.max_partial_rows is not None and sum(wanted) > tiling.max_partial_rows:
+        cuts = _cuts(prefill, decode, tiling, num_kv_heads, _shares(*wanted, tiling))
+        prefill_side, decode_side = _lay_out(rows, prefill, decode, tiling, cuts)
     return Plan(
-        prefill=prefill_items.items,
-        decode=decode_items.items,
+        prefill=prefill_side.items,
+        decode=decode_side.items,
         num_kv_heads=num_kv_heads,
         group=group,
         prefill_rows=tiling.prefill_rows,
         decode_rows=tiling.decode_rows,
-        num_merges=prefill_items.num_merges + decode_items.num_merges,
-        partial_rows=prefill_items.partial_rows + decode_items.partial_rows,
+        num_merges=prefill_side.num_merges + decode_side.num_merges,
+        partial_rows=prefill_side.partial_rows + decode_side.partial_rows,
         causal=causal,
-        prefill_keys=prefill.total if prefill is not None else 0,
-        decode_keys=decode.total if decode is not None else 0,
+        prefill_keys=0 if prefill is None else prefill.total,
+        decode_keys=0 if decode is None else decode.total,
     )
 
 
@@ -77,7 +70,7 @@ def most_decode_tokens(group: int, decode_rows: int) -> int:
     return max(1, decode_rows // group)
 
 
-def _sides(
+def _tiles(
     batch: HybridBatch, tiling: Tiling, group: int, causal: bool
 ) -> tuple[Tiles | None, Tiles | None]:
     """Return the tiles of prefill and decode, None for a side without any."""
@@ -98,32 +91,35 @@ def _sides(
 
 
 def _cuts(
-    prefill: Tiles | None, decode: Tiles | None, tiling: Tiling, num_kv_heads: int
+    prefill: Tiles | None,
+    decode: Tiles | None,
+    tiling: Tiling,
+    num_kv_heads: int,
+    max_partials: tuple[int | None, int | None] = (None, None),
 ) -> tuple[Cut | None, Cut | None]:
-    """Return the cuts of both sides, within the bound on partial results that they share."""
-    prefill_side = Side(tiling.min_prefill_keys, num_kv_heads, tiling.prefill_slots)
-    decode_side = Side(tiling.min_decode_keys, num_kv_heads, tiling.decode_slots)
-    prefill_cut = _cut_prefill(prefill, prefill_side, tiling, decode)
-    decode_cut = _cut_decode(decode, decode_side, tiling, prefill)
-    most = tiling.max_partial_rows
-    if most is None or prefill_cut is decode_cut is None:
-        return prefill_cut, decode_cut
-    prefill_rows = num_partials(prefill_cut) * tiling.prefill_rows
-    decode_rows = num_partials(decode_cut) * tiling.decode_rows
-    if prefill_rows + decode_rows <= most:
-        return prefill_cut, decode_cut
-    # Each side may have half, and what the other leaves of its own.
-    prefill_most, decode_most = (
-        max(most // 2, most - decode_rows),
-        most - min(most // 2, prefill_rows),
+    """Return the cuts of prefill and decode, with no more partial results than given for each."""
+    min_keys, slots = tiling.min_prefill_keys, tiling.prefill_slots
+    prefill_side = Side(min_keys, num_kv_heads, slots, max_partials[0])
+    min_keys, slots = tiling.min_decode_keys, tiling.decode_slots
+    decode_side = Side(min_keys, num_kv_heads, slots, max_partials[1])
+    return (
+        _cut_prefill(prefill, prefill_side, tiling, decode),
+        _cut_decode(decode, decode_side, tiling, prefill),
     )
-    if prefill_rows > prefill_most:
-        prefill_side = prefill_side._replace(max_partials=prefill_most // tiling.prefill_rows)
-        prefill_cut = _cut_prefill(prefill, prefill_side, tiling, decode)
-    if decode_rows > decode_most:
-        decode_side = decode_side._replace(max_partials=decode_most // tiling.decode_rows)
-        decode_cut = _cut_decode(decode, decode_side, tiling, prefill)
-    return prefill_cut, decode_cut
+
+
+def _shares(prefill_rows: int, decode_rows: int, tiling: Tiling) -> tuple[int | None, int | None]:
+    """Return the partial results that each side may have, None for as many as it wants.
+
+    Of too few rows each side may have half, and what the other leaves of its own.
+    """
+    most = tiling.max_partial_rows or 0
+    prefill_most = max(most // 2, most - decode_rows)
+    decode_most = most - min(most // 2, prefill_rows)
+    return (
+        prefill_most // tiling.prefill_rows if prefill_rows > prefill_most else None,
+        decode_most // tiling.decode_rows if decode_rows > decode_most else None,
+    )
 
 
 def _cut_decode(
@@ -150,3 +146,20 @@ def _cut_prefill(
     if len(prefill) * units < (1 - MAX_IDLE_PREFILL) * side.slots:
         return split_keys(prefill, side, max_items=waves * side.slots // units)
     return split_to_fill_waves(prefill, side)
+
+
+def _lay_out(
+    rows: Rows,
+    prefill: Tiles | None,
+    decode: Tiles | None,
+    tiling: Tiling,
+    cuts: tuple[Cut | None, Cut | None],
+) -> tuple[SideItems, SideItems]:
+    """Return the items of prefill and decode, which share merges and partial rows."""
+    prefill_items = decode_items = _NO_ITEMS
+    if prefill is not None:
+        prefill_items = lay_out(rows, prefill, cuts[0], tiling.prefill_rows)
+    if decode is not None:
+        _, merges, partial_rows = prefill_items
+        decode_items = lay_out(rows, decode, cuts[1], tiling.decode_rows, merges, partial_rows)
+    return prefill_items, decode_items
