@@ -23,13 +23,14 @@ lint: $(TEST_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # One process: GPU tests share the device.
 gpu-test: $(TEST_STAMP)
 	$(BIN)/pytest tests/gpu
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find podrt tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

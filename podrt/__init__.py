@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from podrt.functional import hybrid_attention
     from podrt.kernels.hopper.config import HopperConfig
     from podrt.kernels.portable.config import KernelConfig, Tile
-    from podrt.runtime.launch import compile_variant as compile
+    from podrt.runtime.kernels import compile_variant as compile
 
 #: Public name -> module that defines it, and the name there; imported on first use.
 _PUBLIC = {
@@ -32,7 +32,7 @@ _PUBLIC = {
     "PodrtError": ("podrt.errors", "PodrtError"),
     "Tile": ("podrt.kernels.portable.config", "Tile"),
     "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
-    "compile": ("podrt.runtime.launch", "compile_variant"),
+    "compile": ("podrt.runtime.kernels", "compile_variant"),
     "hybrid_attention": ("podrt.functional", "hybrid_attention"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import threading
 from typing import Any
 
 from podrt.gpu.device import DeviceInfo, current_device, device_info
@@ -10,34 +10,23 @@ from podrt.kernels.families import Variant
 from podrt.plan import Plan
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
-from podrt.runtime.launch import launch, load_kernel
-from podrt.runtime.workspace import Workspaces
-from podrt.spec.attention import Layer, make_layer
-from podrt.spec.batch import HybridBatch
+from podrt.runtime.driver import Driver
+from podrt.runtime.planned import Planned
+from podrt.runtime.reservation import Limits, room_for
+from podrt.runtime.session import Session
+from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.tensors.device_lengths import view_device_lengths
+from podrt.tensors.frameworks import Framework, framework_of
 from podrt.tensors.host import host_array
 from podrt.tensors.page_table import (
     PageTable,
     make_batch,
     read_page_table,
     require_on_device,
-    require_pages_exist,
 )
-from podrt.tensors.run_tensors import RunTensors, require_kernel_can_read, view_tensors
-from podrt.tensors.streams import resolve_stream
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """What `HybridAttention.plan` leaves for `HybridAttention.run`.
-
-    `checked_num_pages` holds the cache sizes against which the page table has been checked.
-    """
-
-    batch: HybridBatch
-    page_table: PageTable | None
-    plan: Plan
-    variants: tuple[Variant, ...]
-    checked_num_pages: set[int] = field(default_factory=set)
+from podrt.tensors.run_tensors import require_kernel_can_read, view_tensors
+from podrt.tensors.streams import current_stream_of, resolve_stream
+from podrt.tensors.view import TensorView, view
 
 
 class HybridAttention:
@@ -100,14 +89,15 @@ class HybridAttention:
         policy: str = "auto",
         device: int | None = None,
     ) -> None:
-        self.layer: Layer = make_layer(
+        self.layer: AttentionSpec = make_spec(
             num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
         )
         self.policy = parse_policy(policy)
         self._device = _checked_device(device)
-        self._scheduler: Scheduler | None = None
-        self._planned: _Planned | None = None
-        self._workspaces: Workspaces | None = None
+        self._lock = threading.RLock()
+        self._session: Session | None = None
+        self._framework: Framework | None = None  # of the last tensors, for the stream of a plan
+        self._table: PageTable | None = None  # the last one
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -127,8 +117,14 @@ class HybridAttention:
         block_table: Any = None,
         kv_indptr: Any = None,
         kv_indices: Any = None,
+        device_kv_lens: Any = None,
+        stream: Any = None,
     ) -> None:
         """Prepare for a batch; requests may be in any order, prefill and decode mixed.
+
+        Work lists are copied to the GPU in the order of `stream`, without waiting for it: runs and
+        graph replays that were enqueued there before still compute the batch before. All arguments
+        but those on the GPU have been read when this returns.
 
         Parameters
         ----------
@@ -141,34 +137,47 @@ class HybridAttention:
             Page numbers of every request. On a GPU it is read by the kernel at every run, so its
             values may change in place; in host memory it is copied now. Page numbers in host memory
             are checked against the cache by `run`. Those on a GPU cannot be checked without a copy:
-            one that is not a page of the cache reads memory that is not the cache's.
+            in place of one that is not a page of the cache, negative ones included, the Hopper
+            family takes keys and values of zero, and the portable family those of the cache's
+            nearest page.
         kv_indptr, kv_indices : int32 [requests + 1] and [at least kv_indptr[-1]], optional
             The page numbers as one list instead; kv_indices as block_table, kv_indptr as kv_lens.
+        device_kv_lens : int32 [requests], optional
+            Exact lengths on the GPU, read at every run, where `kv_lens` are upper bounds: a request
+            has ``min(kv_lens[i], device_kv_lens[i])`` keys. For speculative decoding, where the
+            host does not know yet how many tokens were accepted.
+        stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
+            The stream of the runs, or of the replays, to come. If None, the current stream of the
+            framework of the page table or `device_kv_lens`, where they lie on the GPU, else of the
+            last run's tensors.
 
         Raises
         ------
         ValueError, TypeError
-            An argument is malformed, or lengths and page table do not fit each other.
+            An argument is malformed, lengths and page table do not fit each other, or the batch is
+            beyond what was reserved. The batch planned before stays in place.
+        RuntimeError
+            `stream` is being captured into a graph.
         DeviceError
             There is no usable GPU.
         CompileError
             A kernel did not compile.
         """
-        device = self._device_info()
-        page_table = read_page_table(self.layer.page_size, block_table, kv_indptr, kv_indices)
-        require_on_device(page_table, device.ordinal)
-        batch = make_batch(
-            host_array(qo_indptr, "qo_indptr"),
-            host_array(kv_lens, "kv_lens"),
-            page_table,
-            self.layer.page_size,
-        )
-        if self._scheduler is None:
-            self._scheduler = Scheduler(self.layer, device, self.policy)
-        schedule = self._scheduler.schedule(batch)
-        for variant in schedule.variants:
-            load_kernel(variant, device.ordinal)  # compiles now rather than in the first run
-        self._planned = _Planned(batch, page_table, schedule.plan, schedule.variants)
+        with self._lock:
+            session = self._session_ready()
+            device = session.driver.ordinal
+            table = self._page_table(block_table, kv_indptr, kv_indices)
+            require_on_device(table, device)
+            batch = make_batch(
+                host_array(qo_indptr, "qo_indptr"),
+                host_array(kv_lens, "kv_lens"),
+                table,
+                self.layer.page_size,
+            )
+            lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
+            handle = self._stream_of_plan(stream, table.tensor if table else None, lengths)
+            with session.driver.current():
+                session.adopt(session.plan(batch, table, lengths), handle)
 
     def run(
         self,
@@ -179,6 +188,7 @@ class HybridAttention:
         out: Any = None,
         lse: Any = None,
         return_lse: bool = False,
+        decodes_only: bool = False,
         stream: Any = None,
     ) -> Any:
         """Launch attention of the planned batch; returns without waiting for the GPU.
@@ -186,7 +196,8 @@ class HybridAttention:
         Parameters
         ----------
         q : [total_tokens, num_qo_heads, head_dim]
-            Queries, any strides over tokens and heads.
+            Queries, any strides over tokens and heads. After `reserve` there may be more rows than
+            the batch has tokens; nothing is read or written for those.
         k_cache, v_cache : [B, L, Hkv, D] or [pages, page_size, Hkv, D]
             Caches (axes as `kv_layout` says), any strides but the last. What lies in slots that
             hold no key of the batch, NaN included, makes no difference.
@@ -197,6 +208,10 @@ class HybridAttention:
         return_lse : bool
             Return ``(out, lse)``: natural log of the sum of exp of the scaled scores, -inf for a
             row that sees no key (whose output is 0).
+        decodes_only : bool
+            After `reserve`: a graph that is being captured will only be replayed for batches of
+            decodes (`are_decodes`), for which there is a faster kernel. It must not be replayed for
+            others, whose prefills it would leave out. Makes no difference outside of captures.
         stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
             The current stream of the framework of `q` if None.
 
@@ -211,70 +226,189 @@ class HybridAttention:
             A tensor does not fit the plan, or a page number in host memory is not a page of the
             cache; nothing has been launched.
         RuntimeError
-            `plan` has not been called.
+            `plan` has not been called, or an output would have to be allocated while the stream is
+            being captured.
         """
-        planned = self._require_plan()
-        device = self._device_info()
-        handle = resolve_stream(stream, like=q)
+        with self._lock:
+            if self._session is not None and lse is None and not return_lse:
+                done = self._session.repeat(q, k_cache, v_cache, out, stream)
+                if done is not None:
+                    return done
+            self._require_plan()
+            with self._session_ready().driver.current():
+                return self._run((q, k_cache, v_cache), out, lse, return_lse, decodes_only, stream)
+
+    def workspace_bytes(
+        self, max_requests: int, max_tokens: int, max_kv_len: int, max_decode_tokens: int = 1
+    ) -> int:
+        """Return the bytes that `reserve` takes as `workspace`; allocates and compiles nothing.
+
+        Parameters
+        ----------
+        max_requests, max_tokens, max_kv_len, max_decode_tokens : int
+            As of `reserve`.
+        """
+        limits = Limits(max_requests, max_tokens, max_kv_len, max_decode_tokens)
+        with self._lock:
+            return room_for(limits, self._scheduler()).scratch_bytes
+
+    def reserve(
+        self,
+        max_requests: int,
+        max_tokens: int,
+        max_kv_len: int,
+        max_decode_tokens: int = 1,
+        *,
+        workspace: Any = None,
+        stream: Any = None,
+    ) -> None:
+        """Fix buffers and kernels, so that a graph captured once computes every batch to come.
+
+        After this, `run` may be captured, once for each number of rows of q: it records the same
+        launch whatever is planned, an empty batch included. Every later `plan` within the limits
+        makes replays compute the new batch; rows of `out` beyond it stay untouched. Ordinary runs
+        stay possible in between. Plans, runs and replays of one object must follow one another in
+        stream order.
+
+        Parameters
+        ----------
+        max_requests, max_tokens, max_kv_len : int
+            Most requests, query tokens of all together, and keys of one.
+        max_decode_tokens : int
+            Query tokens of a request that shall count as a decode: 1, or more for speculative
+            decoding.
+        workspace : uint8 [at least workspace_bytes(...)], optional
+            Memory on the GPU for counters and partial results, allocated if None. Objects whose
+            launches follow one another on one stream may share it, whatever their limits. It must
+            stay alive as long as this object and its graphs, and be written by nobody else.
+        stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
+            The stream of the replays, on which buffers are made ready. If None, the current stream
+            of the framework of `workspace`, else of the last run's tensors.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A limit or `workspace` makes no sense; the object stays as it was.
+        RuntimeError
+            `stream` is being captured.
+        DeviceError, CompileError
+            There is no usable GPU, or a kernel did not compile.
+        """
+        limits = Limits(max_requests, max_tokens, max_kv_len, max_decode_tokens)
+        with self._lock:
+            session = self._session_ready()
+            given = None if workspace is None else view(workspace, "workspace")
+            handle = self._stream_of_plan(stream, given) or 0
+            with session.driver.current():
+                session.reserve(limits, given, handle)
+
+    def are_decodes(self, q_len: int) -> bool:
+        """Return whether requests of so many query tokens count as decodes; after `reserve`."""
+        reserved = self._session.reservation if self._session else None
+        if reserved is None:
+            raise RuntimeError("are_decodes: depends on max_decode_tokens; call reserve() first")
+        return q_len <= max(1, reserved.decode_rows // self.layer.group)
+
+    def release_graphs(self) -> None:
+        """Give back what graphs captured without `reserve` read, once they are gone."""
+        with self._lock:
+            if self._session is not None:
+                self._session.workspaces.release_captured()
+
+    def _run(
+        self,
+        inputs: tuple[Any, Any, Any],
+        out: Any,
+        lse: Any,
+        return_lse: bool,
+        decodes_only: bool,
+        stream: Any,
+    ) -> Any:
+        """Run with all checks, on the GPU that is current."""
+        session, planned = self._session_ready(), self._require_plan()
+        handle = resolve_stream(stream, like=inputs[0])
+        if out is None or (return_lse and lse is None):
+            _require_outputs_last(inputs[0], is_captured=session.driver.is_capturing(handle))
         tensors = view_tensors(
             self.layer,
             planned.batch,
             handle,
-            q,
-            k_cache,
-            v_cache,
+            *inputs,
             out=out,
             lse=lse,
             return_lse=return_lse,
+            may_have_more_rows=session.reservation is not None,
         )
-        require_kernel_can_read(tensors, device.ordinal)
-        self._require_pages_exist(planned, tensors.k_cache.shape[0])
-        self._launch(planned, tensors, device, handle)
+        require_kernel_can_read(tensors, session.driver.ordinal)
+        planned.require_pages_exist(tensors.k_cache.shape[0])
+        self._framework = tensors.q.framework
+        session.run(planned, tensors, handle, decodes_only=decodes_only)
         return tensors.results(return_lse=return_lse, stream=handle)
 
-    def _launch(
-        self, planned: _Planned, tensors: RunTensors, device: DeviceInfo, stream: int
-    ) -> None:
-        if not planned.variants:
-            return
-        if self._workspaces is None:
-            self._workspaces = Workspaces(device.ordinal)
-        table = planned.page_table
-        workspace = self._workspaces.ready(
-            stream, planned.plan, self.layer.head_dim, table.host_values if table else None
+    def _page_table(self, block_table: Any, kv_indptr: Any, kv_indices: Any) -> PageTable | None:
+        """Read the page table, unless it is like the last one: a tensor on the GPU, used again."""
+        last = self._table
+        if (
+            last is not None
+            and kv_indptr is None
+            and kv_indices is None
+            and last.is_at(block_table)
+        ):
+            return last
+        page_size, reserved = self.layer.page_size, self._session_ready().reservation
+        max_pages = reserved.limits.max_pages(page_size) if reserved else None
+        self._table = read_page_table(
+            page_size, block_table, kv_indptr, kv_indices, max_pages=max_pages
         )
-        address = 0
-        if table is not None:
-            on_host = table.host_values is not None
-            address = workspace.page_table.data.ptr if on_host else table.tensor.pointer
-        for variant in planned.variants:
-            launch(
-                variant,
-                device=device.ordinal,
-                num_sms=device.num_sms,
-                stream=stream,
-                plan=planned.plan,
-                page_table=address,
-                tensors=tensors,
-                workspace=workspace,
-                sm_scale=self.layer.sm_scale,
+        return self._table
+
+    def _stream_of_plan(self, stream: Any, *tensors: TensorView | None) -> int | None:
+        """Return the handle of the stream to copy a plan on; None if nothing tells."""
+        handle = None
+        if stream is not None:
+            handle = resolve_stream(stream)
+        else:
+            on_gpu = (t.framework for t in tensors if t is not None and t.device is not None)
+            framework = next(on_gpu, self._framework)
+            if framework is not None:
+                handle = current_stream_of(framework, self._device_info().ordinal)
+        if handle is not None and self._session_ready().driver.is_capturing(handle):
+            raise RuntimeError(
+                "the stream is being captured into a CUDA graph, which would copy this very plan "
+                "at every replay: call plan() and reserve() before the capture, and run() inside it"
             )
+        return handle
 
-    def _require_pages_exist(self, planned: _Planned, num_pages: int) -> None:
-        table = planned.page_table
-        if table is not None and num_pages not in planned.checked_num_pages:
-            require_pages_exist(table, planned.batch, num_pages)
-            planned.checked_num_pages.add(num_pages)
-
-    def _require_plan(self) -> _Planned:
-        if self._planned is None:
+    def _require_plan(self) -> Planned:
+        planned = self._session.planned if self._session else None
+        if planned is None:
             raise RuntimeError("no batch is planned: call plan() first")
-        return self._planned
+        return planned
+
+    def _session_ready(self) -> Session:
+        if self._session is None:
+            scheduler = self._scheduler()
+            self._session = Session(Driver(scheduler.gpu.ordinal), scheduler)
+        return self._session
+
+    def _scheduler(self) -> Scheduler:
+        if self._session is not None:
+            return self._session.scheduler
+        return Scheduler(self.layer, self._device_info(), self.policy)
 
     def _device_info(self) -> DeviceInfo:
         if self._device is None:
             self._device = current_device().ordinal
         return device_info(self._device)
+
+
+def _require_outputs_last(q: Any, *, is_captured: bool) -> None:
+    """Refuse to allocate what a graph writes, but in PyTorch, whose graphs keep their memory."""
+    if is_captured and framework_of(q) != "torch":
+        raise RuntimeError(
+            "out: would be allocated while the stream is being captured, and freed under the "
+            "graph; allocate out (and lse) before the capture and pass them"
+        )
 
 
 def _checked_device(device: Any) -> int | None:

@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 from podrt.attention import HybridAttention
 from podrt.errors import UnsupportedConfigError
-from podrt.policy.dispatch import parse_policy
+from podrt.policy.policies import parse_policy
 from podrt.reference import reference_attention
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.types import DType
 from podrt.tensors.checks import require_dtype, require_rank
 from podrt.tensors.host import host_array, to_numpy
@@ -95,7 +95,7 @@ def hybrid_attention(
                 f"stream={stream!r}: orders work on a GPU, but this call computes on the host; "
                 "leave it out"
             )
-        layer = make_layer(**layer_arguments)
+        layer = make_spec(**layer_arguments)
         return _attend_on_host(layer, q, k_cache, v_cache, qo_indptr, kv_lens, tables, outputs)
     if on_host:
         raise ValueError(
@@ -108,7 +108,7 @@ def hybrid_attention(
 
 
 def _attend_on_host(
-    layer: Layer,
+    layer: AttentionSpec,
     q: Any,
     k_cache: Any,
     v_cache: Any,
@@ -121,7 +121,7 @@ def _attend_on_host(
 
     Parameters
     ----------
-    layer : Layer
+    layer : AttentionSpec
         What is fixed for the layer.
     q, k_cache, v_cache, qo_indptr, kv_lens
         As `podrt.hybrid_attention`.
@@ -158,7 +158,7 @@ def _attend_on_host(
         batch,
         page_table=table.flat() if table else None,
         page_size=layer.page_size,
-        causal=layer.causal,
+        causal=layer.mask.causal,
         sm_scale=layer.sm_scale,
     )
     to_numpy(tensors.out)[...] = out

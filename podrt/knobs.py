@@ -31,8 +31,8 @@ class Knob(Generic[T]):
     name : str
         Name in `scope`, for example ``"cache_dir"``.
     type_name : str
-        ``"path"`` or ``"bool"``.
-    default : Path, bool or None
+        ``"path"``, ``"int"`` or ``"bool"``.
+    default : Path, int, bool or None
         Value while the variable is unset or empty.
     meaning : str
         One line for people.
@@ -78,8 +78,15 @@ def _to_path(value: object) -> Path:
         raise ValueError("expected the path of a folder")
     try:
         return Path(value).expanduser().absolute()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # no home, or no working folder
         raise ValueError(f"expected the path of a folder ({error})") from None
+
+
+def _to_bytes(value: object) -> int:
+    text = str(value).strip()
+    if isinstance(value, bool) or not text.isdecimal():
+        raise ValueError("expected a whole number of bytes, such as 1073741824; 0 for no bound")
+    return int(text)
 
 
 cache_dir: Knob[Path | None] = Knob(
@@ -88,6 +95,13 @@ cache_dir: Knob[Path | None] = Knob(
     None,
     "folder of compiled kernels; unset: podrt's part of the user cache folder",
     _to_path,
+)
+cache_max_bytes = Knob(
+    "cache_max_bytes",
+    "int",
+    1 << 30,
+    "bytes that compiled kernels may take on disk; the least recently used go; 0: no bound",
+    _to_bytes,
 )
 disable_cache = Knob(
     "disable_cache", "bool", False, "keep compiled kernels in memory only", _to_bool
@@ -99,11 +113,23 @@ jit_lineinfo = Knob(
     "jit_lineinfo", "bool", False, "compile with source lines for profilers", _to_bool
 )
 jit_verbose = Knob(
-    "jit_verbose", "bool", False, 'log every compiled kernel at INFO on logger "podrt"', _to_bool
+    "jit_verbose",
+    "bool",
+    False,
+    'log every compiled kernel on logger "podrt", and the whole source of one that NVRTC refuses',
+    _to_bool,
 )
 
 _KNOBS: dict[str, Knob[Any]] = {
-    knob.name: knob for knob in (cache_dir, disable_cache, disable_jit, jit_lineinfo, jit_verbose)
+    knob.name: knob
+    for knob in (
+        cache_dir,
+        cache_max_bytes,
+        disable_cache,
+        disable_jit,
+        jit_lineinfo,
+        jit_verbose,
+    )
 }
 
 
@@ -116,6 +142,7 @@ class Overrides(TypedDict, total=False):
     """Knobs that `scope` takes; None means unset."""
 
     cache_dir: str | Path | None
+    cache_max_bytes: int | None
     disable_cache: bool | None
     disable_jit: bool | None
     jit_lineinfo: bool | None

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from attention_support import KV_LENS, QO_INDPTR, Batch
+from fake_gpu import FakeGpu, install
 
 import podrt
-from podrt import attention as attention_module
 from podrt.errors import DeviceError
 from podrt.gpu import device as device_module
-from podrt.gpu.arch import get_arch
-from podrt.gpu.device import DeviceInfo
+from podrt.runtime import planned as planned_module
 from podrt.tensors import page_table as page_table_module
 from podrt.tensors import run_tensors as run_tensors_module
 
@@ -183,30 +182,23 @@ def test_without_a_gpu_plan_says_what_is_missing(
 
 
 @pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A GPU to plan for; kernels that `plan` would load are listed instead."""
-    loaded: list[Any] = []
-    info = DeviceInfo(0, "NVIDIA H100", get_arch("sm_90a"), 132, 80 << 30, 50 << 20, 3352.0)
-    monkeypatch.setattr(attention_module, "current_device", lambda: info)
-    monkeypatch.setattr(attention_module, "device_info", lambda ordinal: info)
-    monkeypatch.setattr(
-        attention_module, "load_kernel", lambda config, device: loaded.append(config)
-    )
-    return loaded
+def hopper(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """A GPU to plan for, and to see launches of."""
+    return install(monkeypatch)
 
 
-def test_plan_loads_what_run_will_launch(hopper: list[Any]) -> None:
+def test_plan_loads_what_run_will_launch(hopper: FakeGpu) -> None:
     attention = podrt.HybridAttention(8, 2, 64, dtype="float16")
     attention.plan(QO_INDPTR, GOOD.kv_lens)
     assert [config.form for config in attention.variants] == ["pod"]
-    assert tuple(hopper) == attention.variants
+    assert tuple(hopper.functions) == attention.variants
     assert [config.family for config in attention.variants] == ["hopper"]
     assert attention.current_plan.num_kv_heads == 2
     # Requests of 1, 7 and 2 tokens share a decode tile; the one of 20 does not.
     assert set(attention.current_plan.decode["request"].tolist()) == {0, 3, 4}
 
 
-def test_planning_again_replaces_the_plan(hopper: list[Any]) -> None:
+def test_planning_again_replaces_the_plan(hopper: FakeGpu) -> None:
     attention = podrt.HybridAttention(8, 2, 64, page_size=16, policy="serial", causal=False)
     attention.plan(QO_INDPTR, GOOD.kv_lens, block_table=GOOD.block_table)
     assert [config.form for config in attention.variants] == ["prefill", "decode"]
@@ -229,7 +221,7 @@ def test_planning_again_replaces_the_plan(hopper: list[Any]) -> None:
     ],
 )
 def test_plan_checks_its_arguments_and_keeps_the_old_plan(
-    hopper: list[Any], changes: dict[str, Any], error: type[Exception], message: str
+    hopper: FakeGpu, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     arguments: dict[str, Any] = {
         "qo_indptr": [0, 1, 2],
@@ -259,32 +251,33 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, module: Any, names: set[str], device
 
 
 def test_page_table_on_another_gpu_is_refused(
-    hopper: list[Any], monkeypatch: pytest.MonkeyPatch
+    hopper: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu(monkeypatch, page_table_module, {"block_table"}, device=1)
     monkeypatch.setattr(page_table_module, "to_numpy", no_driver)
     attention = podrt.HybridAttention(8, 2, 64, page_size=16)
     with pytest.raises(ValueError, match="block_table: lies on cuda:1, expected cuda:0"):
         attention.plan(QO_INDPTR, GOOD.kv_lens, block_table=GOOD.block_table)
-    assert hopper == []
+    assert hopper.functions == []
 
 
 def test_run_checks_host_page_numbers_once_for_each_cache_size(
-    hopper: list[Any], monkeypatch: pytest.MonkeyPatch
+    hopper: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu(monkeypatch, run_tensors_module, {"q", "k_cache", "v_cache", "out"})
     checks: list[int] = []
-    real = attention_module.require_pages_exist
+    real = planned_module.require_pages_exist
 
     def counted(table: Any, batch: Any, num_pages: int) -> None:
         checks.append(num_pages)
         real(table, batch, num_pages)
 
-    monkeypatch.setattr(attention_module, "require_pages_exist", counted)
-    launched: list[Any] = []
-    monkeypatch.setattr(
-        podrt.HybridAttention, "_launch", lambda self, *given: launched.append(given)
-    )
+    monkeypatch.setattr(planned_module, "require_pages_exist", counted)
+
+    def num_launches() -> int:
+        hopper.finish()
+        return len(hopper.launches)
+
     attention = podrt.HybridAttention(8, 2, 64, page_size=16, dtype="float16")
     attention.plan(QO_INDPTR, GOOD.kv_lens, block_table=GOOD.block_table)
 
@@ -295,24 +288,24 @@ def test_run_checks_host_page_numbers_once_for_each_cache_size(
     all_pages = len(GOOD.k_pages)
     run(all_pages)
     run(all_pages)
-    assert (len(launched), checks) == (2, [all_pages])
+    assert (num_launches(), checks) == (2, [all_pages])
     needed = int(GOOD.ragged_pages["kv_indices"].max())
     with pytest.raises(ValueError, match=f"block_table: page .* less than {needed}, the pages of"):
         run(needed)
-    assert (len(launched), checks) == (2, [all_pages, needed])
+    assert (num_launches(), checks) == (2, [all_pages, needed])
     attention.plan(QO_INDPTR, GOOD.kv_lens, block_table=GOOD.block_table)
     run(all_pages)
     assert checks == [all_pages, needed, all_pages]
 
 
-def test_run_refuses_host_tensors(hopper: list[Any]) -> None:
+def test_run_refuses_host_tensors(hopper: FakeGpu) -> None:
     attention = podrt.HybridAttention(8, 2, 64, dtype="float16")
     attention.plan(QO_INDPTR, GOOD.kv_lens)
     with pytest.raises(ValueError, match="q: lies in host memory, expected a tensor on a CUDA GPU"):
         attention.run(GOOD.q, GOOD.k, GOOD.v)
 
 
-def test_run_checks_tensors_against_the_plan(hopper: list[Any]) -> None:
+def test_run_checks_tensors_against_the_plan(hopper: FakeGpu) -> None:
     attention = podrt.HybridAttention(8, 2, 64, dtype="float16")
     attention.plan(QO_INDPTR, GOOD.kv_lens)
     with pytest.raises(ValueError, match=re.escape("q: got shape (29, 8, 64), expected (30, 8,")):

@@ -58,6 +58,19 @@ def test_cache_dir_of_an_unknown_user_is_refused(monkeypatch):
         knobs.cache_dir()
 
 
+@pytest.mark.parametrize(("text", "value"), [("0", 0), (" 4096 ", 4096)])
+def test_cache_bound_is_a_number_of_bytes(monkeypatch, text, value):
+    monkeypatch.setenv("PODRT_CACHE_MAX_BYTES", text)
+    assert knobs.cache_max_bytes() == value
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "1GB", "yes"])
+def test_bad_cache_bound_names_variable_value_and_expected(monkeypatch, text):
+    monkeypatch.setenv("PODRT_CACHE_MAX_BYTES", text)
+    with pytest.raises(ValueError, match=rf"PODRT_CACHE_MAX_BYTES='{text}': expected a whole"):
+        knobs.cache_max_bytes()
+
+
 def test_scope_overrides_and_restores_also_after_an_error(monkeypatch):
     monkeypatch.setenv("PODRT_DISABLE_JIT", "1")
     with (
@@ -88,6 +101,7 @@ def test_list_describes_every_knob():
     described = {knob.variable: (knob.type_name, knob.default) for knob in knobs.list_knobs()}
     assert described == {
         "PODRT_CACHE_DIR": ("path", None),
+        "PODRT_CACHE_MAX_BYTES": ("int", 2**30),
         "PODRT_DISABLE_CACHE": ("bool", False),
         "PODRT_DISABLE_JIT": ("bool", False),
         "PODRT_JIT_LINEINFO": ("bool", False),

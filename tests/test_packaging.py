@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -69,6 +71,46 @@ def test_an_installed_wheel_finds_its_templates_and_suites(wheel, tmp_path):
     )
     package = tmp_path / "podrt"
     assert done.stdout.split() == [str(package / "templates"), str(package / "bench" / "suites")]
+
+
+def test_both_extras_want_a_cuda_core_that_heeds_byte_offsets():
+    """1.0 and 1.1 ignore them: q[2:6] gave the rows of q[0:4]."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extra in ("cuda12", "cuda13"):
+        assert "cuda-core>=1.2" in project["optional-dependencies"][extra]
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
+def test_compiles_from_a_folder_that_the_locale_cannot_spell(wheel, tmp_path, locale):
+    folder = tmp_path / "日本 ü"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    script = (
+        "from podrt.cli._variants import select; from podrt.kernels.families import source_of; "
+        "from podrt import jit; import podrt; "
+        "config = select(archs=['sm_80'], forms=['decode'], head_dims=[64])[0]; "
+        "print(ascii(podrt.__file__), len(jit.build(source_of(config)).cubin))"
+    )
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": os.fsencode(folder),
+        "PODRT_CACHE_DIR": os.fsencode(folder / "cache"),
+        "LC_ALL": locale,
+        # Python would help itself out otherwise.
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\\udc" in done.stdout
+    assert len(list((folder / "cache").iterdir())) == 1
 
 
 def _files(folder):

@@ -16,8 +16,8 @@ from podrt.gpu.arch import ARCHS
 from podrt.kernels.families import FAMILIES
 from podrt.kernels.hopper.config import DECODE_ROWS
 from podrt.kernels.hopper.config import PAGE_SIZES as HOPPER_PAGE_SIZES
-from podrt.kernels.portable.presets import RATIOS
 from podrt.policy.policies import parse_policy
+from podrt.policy.portable import RATIOS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,11 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.types import DType
+from podrt.workloads.accuracy import Window
 
 Side = Literal["both", "prefill", "decode"]
 
 _ELEMENT_BYTES = 2
+#: Rows checked at each end of a request.
+_WINDOW_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,49 @@ class Case:
     @property
     def q_lens(self) -> tuple[int, ...]:
         """Query tokens of every request."""
-        return tuple(q_len for q_len, _ in self.prefill) + (1,) * len(self.decode)
+        return tuple(q_len for q_len, _ in self.lengths)
 
     @property
     def kv_lens(self) -> tuple[int, ...]:
         """Keys of every request."""
-        return tuple(kv_len for _, kv_len in self.prefill) + self.decode
+        return tuple(kv_len for _, kv_len in self.lengths)
 
     @property
     def prefill_tokens(self) -> int:
         """Query tokens of the prefills, the first rows of q."""
         return sum(q_len for q_len, _ in self.prefill)
+
+    @property
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """``(q_len, kv_len)`` of every request."""
+        return self.prefill + tuple((1, kv_len) for kv_len in self.decode)
+
+    def checked_windows(self) -> list[Window]:
+        """Return what is checked: the ends of the first and the last request of each side."""
+        prefills, total = len(self.prefill), len(self.lengths)
+        sides = [side for side in ((0, prefills), (prefills, total)) if side[0] < side[1]]
+        windows = []
+        for request in sorted({request for begin, end in sides for request in (begin, end - 1)}):
+            q_len = self.lengths[request][0]
+            ends = [(0, _WINDOW_ROWS), (q_len - _WINDOW_ROWS, q_len)]
+            windows += [
+                Window(request, begin, end)
+                for begin, end in ([(0, q_len)] if q_len <= 2 * _WINDOW_ROWS else ends)
+            ]
+        return windows
+
+    def spec(self) -> AttentionSpec:
+        """Return the attention layer; raises as `podrt.HybridAttention`."""
+        return make_spec(
+            self.num_qo_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.page_size,
+            kv_layout="NHD",
+            dtype=self.dtype,
+            causal=True,
+            sm_scale=None,
+        )
 
     def flops(self, side: Side = "both") -> int:
         """Floating-point operations of causal attention: two products, two each per pair."""
@@ -88,8 +124,7 @@ class Case:
         return rows * self.head_dim * _ELEMENT_BYTES
 
     def _requests(self, side: Side) -> Iterable[tuple[int, int]]:
-        requests = list(zip(self.q_lens, self.kv_lens, strict=True))
-        prefills = len(self.prefill)
+        requests, prefills = self.lengths, len(self.prefill)
         return {"both": requests, "prefill": requests[:prefills], "decode": requests[prefills:]}[
             side
         ]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from podrt.attention import HybridAttention
 from podrt.bench.case import Case
+from podrt.bench.planned import planned_attention
 from podrt.bench.tensors import CaseTensors
 from podrt.bench.timing import Enqueue
 from podrt.gpu.device import load_cupy
@@ -71,26 +71,20 @@ def make_contender(name: str, tensors: CaseTensors) -> Contender:
 
 def _attention(tensors: CaseTensors, requests: slice, policy: str) -> Contender:
     """One planned `HybridAttention` over some of the case's requests."""
-    case, cupy = tensors.case, load_cupy()
-    attention = HybridAttention(
-        case.num_qo_heads,
-        case.num_kv_heads,
-        case.head_dim,
-        page_size=case.page_size,
-        dtype=case.dtype,
-        policy=policy,
-    )
+    case = tensors.case
     starts = np.concatenate(([0], np.cumsum(case.q_lens))).astype(np.int32)
     qo_indptr = starts[requests.start : requests.stop + 1]
     rows = slice(int(qo_indptr[0]), int(qo_indptr[-1]))
     caches: tuple[Any, ...] = (tensors.k_cache, tensors.v_cache)
-    page_table = {}
-    if tensors.block_table is None:
+    block_table = tensors.block_table
+    if block_table is None:
         caches = tuple(cache[requests] for cache in caches)
     else:
-        page_table = {"block_table": cupy.asarray(tensors.block_table[requests])}
+        block_table = block_table[requests]
     kv_lens = np.array(case.kv_lens[requests], np.int32)
-    attention.plan(qo_indptr - qo_indptr[0], kv_lens, **page_table)
+    attention = planned_attention(
+        case.spec(), policy, qo_indptr - qo_indptr[0], kv_lens, block_table
+    )
 
     def enqueue() -> None:
         attention.run(tensors.q[rows], *caches, out=tensors.out[rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 from datetime import UTC, datetime
@@ -41,6 +42,16 @@ def describe(device: DeviceInfo, peers: list[str]) -> dict[str, Any]:
 def with_ceilings(environment: dict[str, Any]) -> dict[str, Any]:
     """Measure the ceilings on CuPy's current stream."""
     return {**environment, "ceilings": measure_ceilings()}
+
+
+def cpu_model() -> str:
+    """Return the CPU's name, such as ``"Intel(R) Xeon(R) Platinum 8480C"``; its type if unknown."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def gpu_slug(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from podrt.bench.accuracy import Expected, expected_of, tolerance_of
 from podrt.bench.case import Case
 from podrt.bench.contenders import (
     DECODE_ALONE,
@@ -19,8 +18,9 @@ from podrt.bench.contenders import (
 from podrt.bench.floors import co_run_floor_us, fastest, oracle_us
 from podrt.bench.peers import error_text, peer_works
 from podrt.bench.results import Row, decode_summary
-from podrt.bench.tensors import CaseTensors, make_tensors
+from podrt.bench.tensors import CaseTensors, fetch, make_tensors
 from podrt.bench.timing import Timing, Work, capture_graph, time_all
+from podrt.workloads.accuracy import Expected, expected_of, tolerance_of
 
 
 @dataclass
@@ -59,7 +59,7 @@ def measure(case: Case, peers: list[str]) -> list[Row]:
         The case does not fit on the GPU.
     """
     tensors = make_tensors(case)
-    expected = expected_of(tensors)
+    expected = expected_of(tensors, case.checked_windows())
     attempts = {name: _attempt(name, tensors, expected) for name in names_for(case)}
     works, errors = peer_works(peers, tensors)
     peer_times = _PeerTimes({**dict.fromkeys(works), **dict.fromkeys(errors)}, errors)
@@ -90,7 +90,8 @@ def _attempt(name: str, tensors: CaseTensors, expected: Expected) -> _Attempt:
 def _error_of(contender: Contender, tensors: CaseTensors, expected: Expected) -> float:
     tensors.out.view("uint16").fill(0x7FFF)  # NaN in both element types
     contender.enqueue()
-    return expected.error_of(tensors.out, contender.requests)
+    mine = expected.of(contender.requests)
+    return mine.error_of(fetch(tensors.out, mine.rows))
 
 
 def _time(attempts: Mapping[str, _Attempt], works: dict[str, Work], peers: _PeerTimes) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from podrt.bench.contenders import AUTO, SERIAL, STREAMS
 from podrt.bench.results import Results
 from podrt.bench.summary import CaseSummary, summarise
+from podrt.errors import PodrtError
 
 #: Peers drawn beside podrt, where they were measured.
 _PEERS = ("fa3 serial", "flashinfer batch_pod")
@@ -39,7 +40,7 @@ def plot_figures(results: Results, folder: Path) -> tuple[list[Path], list[str]]
 
     Raises
     ------
-    RuntimeError
+    PodrtError
         There is no matplotlib; names the extra to install.
     """
     figure_class = _figure_class()
@@ -62,7 +63,7 @@ def _figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise RuntimeError("figures need matplotlib: pip install 'podrt[plot]'") from error
+        raise PodrtError("figures need matplotlib: pip install 'podrt[plot]'") from error
     return Figure
 
 

@@ -126,11 +126,16 @@ def decode_summary(kv_lens: Sequence[int]) -> list[int] | dict[str, int]:
 
 def save(results: Results, path: Path) -> None:
     """Write a file in one step: whoever reads it, or kills this process, finds it whole."""
+    write_whole(dumps(results), path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a text file in one step, its folder too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(dumps(results))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read

@@ -15,6 +15,7 @@ from podrt.errors import DeviceError
 from podrt.gpu.device import load_cupy
 from podrt.spec.types import DType
 from podrt.tensors.view import numpy_dtype
+from podrt.workloads.pages import shuffled_pages
 
 #: A contiguous cache has room for a multiple of this, so that it can be seen as pages too.
 ROOM_STEP = 16
@@ -46,6 +47,28 @@ class CaseTensors:
     out: Any
     block_table: npt.NDArray[np.int32] | None
 
+    @property
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """``(q_len, kv_len)`` of every request."""
+        return self.case.lengths
+
+    def read_q(self, begin: int, end: int) -> npt.NDArray[Any]:
+        """Return rows of q on the host."""
+        return self.q[begin:end].get()  # type: ignore[no-any-return]
+
+    def read_kv(self, request: int, num_keys: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return a request's first keys and values, ``[num_keys, num_kv_heads, head_dim]``."""
+        return self._keys(self.k_cache, request, num_keys), self._keys(
+            self.v_cache, request, num_keys
+        )
+
+    def _keys(self, cache: Any, request: int, num_keys: int) -> npt.NDArray[Any]:
+        if self.block_table is None or self.case.page_size is None:
+            rows: npt.NDArray[Any] = cache[request, :num_keys].get()
+            return rows
+        pages = self.block_table[request, : -(-num_keys // self.case.page_size)]
+        return fetch(cache, pages).reshape(-1, *cache.shape[2:])[:num_keys]
+
 
 def make_tensors(case: Case, seed: int = 0) -> CaseTensors:
     """Return normally distributed tensors.
@@ -56,7 +79,10 @@ def make_tensors(case: Case, seed: int = 0) -> CaseTensors:
         They do not fit in the free memory of the GPU.
     """
     cupy = load_cupy()
-    block_table, num_pages = shuffled_pages(case, np.random.default_rng(seed))
+    block_table, num_pages = None, 0
+    if case.page_size is not None:
+        rng = np.random.default_rng(seed)
+        block_table, num_pages = shuffled_pages(case.kv_lens, case.page_size, rng)
     kv_shape = (*_cache_rows(case, num_pages), case.num_kv_heads, case.head_dim)
     q_shape = (sum(case.q_lens), case.num_qo_heads, case.head_dim)
     _require_memory(case, 4 * (int(np.prod(kv_shape)) + int(np.prod(q_shape))))
@@ -65,20 +91,6 @@ def make_tensors(case: Case, seed: int = 0) -> CaseTensors:
         _normal(shape, case.dtype, random) for shape in (q_shape, kv_shape, kv_shape)
     )
     return CaseTensors(case, q, k_cache, v_cache, cupy.empty_like(q), block_table)
-
-
-def shuffled_pages(
-    case: Case, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.int32] | None, int]:
-    """Return a block table over pages in random order, and the number of pages."""
-    if case.page_size is None:
-        return None, 0
-    counts = -(-np.array(case.kv_lens) // case.page_size)
-    block_table = np.zeros((len(counts), int(counts.max())), np.int32)
-    owned = np.arange(block_table.shape[1]) < counts[:, None]
-    num_pages = int(counts.sum())
-    block_table[owned] = rng.permutation(num_pages)
-    return block_table, num_pages
 
 
 def fetch(array: Any, indices: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -47,11 +47,14 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; an error that names its cause is printed without a traceback."""
+    """Run the command line; an error that names its cause is printed without a traceback.
+
+    Those are podrt's own errors, values that it refuses, and files that cannot be used. All others
+    are faults of podrt, which a traceback helps to find.
+    """
     try:
         app()
-    except (PodrtError, ValueError, TypeError, RuntimeError, OSError) as error:
-        # Every error podrt raises on purpose is one of these and says what to do about it.
+    except (PodrtError, ValueError, OSError) as error:
         print_error(error)
         sys.exit(2)
 

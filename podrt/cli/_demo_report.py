@@ -8,12 +8,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from podrt.bench.accuracy import tolerance_of
-from podrt.cli._check import LSE_TOLERANCE
-from podrt.cli._dry_run import DRY_RUN_TOLERANCE, DryRun
-from podrt.cli._fused import Outcome
+from podrt.bench.fused import Outcome
 from podrt.cli._output import console, print_json, table
+from podrt.explore.dry_run import DRY_RUN_TOLERANCE, DryRun
 from podrt.gpu.device import DeviceInfo
+from podrt.workloads.accuracy import LSE_TOLERANCE, tolerance_of
 from podrt.workloads.random_batch import Geometry
 
 

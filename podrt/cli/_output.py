@@ -31,7 +31,7 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def print_error(error: Exception) -> None:
+def print_error(error: Exception | str) -> None:
     """Print an error to stderr, without markup: the text may hold source code."""
     console(stderr=True).print(f"error: {error}", style="red", markup=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -36,13 +37,13 @@ PageSizeOption = Annotated[
     list[str] | None,
     typer.Option("--page-size", help="Tokens of a page, or 'none' for contiguous; repeatable."),
 ]
-RatioOption = Annotated[
-    list[str] | None,
-    typer.Option("--ratio", help="Prefill:decode split such as 1:2; portable pod; repeatable."),
-]
 DecodeRowsOption = Annotated[
     list[int] | None,
     typer.Option("--decode-rows", help="Query rows of a decode tile: 8, 16 or 32; repeatable."),
+]
+MaskOption = Annotated[
+    list[str] | None,
+    typer.Option("--mask", help="causal (the default) or full (causal=False); repeatable."),
 ]
 FamilyOption = Annotated[
     list[str] | None,
@@ -68,13 +69,14 @@ def select(
     dtypes: Sequence[str] | None = None,
     head_dims: Sequence[int] | None = None,
     page_sizes: Sequence[str] | None = None,
-    ratios: Sequence[str] | None = None,
     decode_rows: Sequence[int] | None = None,
     families: Sequence[str] | None = None,
+    masks: Sequence[str] | None = None,
 ) -> list[Variant]:
     """Return the default variants that pass every given filter; None lets everything pass.
 
-    Page sizes need not be among the default ones: variants are made for any that a family serves.
+    Of the masks, None lets the causal one pass alone. Page sizes need not be among the default
+    ones: variants are made for any that a family serves.
 
     Raises
     ------
@@ -88,27 +90,31 @@ def select(
         "form": forms,
         "dtype": dtypes,
         "head_dim": head_dims,
-        "ratio": None if ratios is None else [parse_ratio(text) for text in ratios],
         "decode_rows": decode_rows,
     }
     for field, allowed in filters.items():
         if allowed is not None:
             found = _keep(found, field, allowed)
-    return found
+    return [replace(v, causal=causal) for causal in _causals(masks) for v in found]
 
 
 def find(pattern: str, archs: Sequence[str] | None = None) -> Variant:
-    """Return the one default variant whose name is, or contains, `pattern`.
+    """Return the one default variant, of either mask, whose name is, or contains, `pattern`.
+
+    A part that a causal variant and its twin with the full mask share means the causal one.
 
     Raises
     ------
     ValueError
         No variant matches, or several do; the message lists some.
     """
-    variants = select(archs=archs or ["all"])
-    matches = [v for v in variants if v.name == pattern] or [
-        v for v in variants if pattern in v.name
-    ]
+    matches: list[Variant] = []
+    for mask in ("causal", "full"):
+        if not matches:
+            variants = select(archs=archs or ["all"], masks=[mask])
+            matches = [v for v in variants if v.name == pattern] or [
+                v for v in variants if pattern in v.name
+            ]
     if len(matches) == 1:
         return matches[0]
     if not matches:
@@ -129,25 +135,17 @@ def parse_page_size(text: str) -> int | None:
     return int(text)
 
 
-def parse_ratio(text: str) -> tuple[int, int]:
-    """Return ``(prefill, decode)`` of a ratio such as ``"1:3"``."""
-    prefill, colon, decode = text.partition(":")
-    if not (colon and prefill.isdecimal() and decode.isdecimal()):
-        raise ValueError(f"ratio={text!r}: must be PREFILL:DECODE, for example 1:3")
-    return int(prefill), int(decode)
-
-
 def _archs(names: Sequence[str] | None) -> list[str]:
     if not names:
         return [detected_arch()]
     return list(ARCHS) if "all" in names else list(dict.fromkeys(names))
 
 
-def _ratio_of(config: Variant) -> tuple[int, int] | None:
-    """Return the split ratio of a portable fused kernel; other kernels have none."""
-    if isinstance(config, KernelConfig) and config.form == "pod":
-        return config.prefill_share, config.decode_share
-    return None
+def _causals(masks: Sequence[str] | None) -> list[bool]:
+    for mask in masks or ():
+        if mask not in ("causal", "full"):
+            raise ValueError(f"mask={mask!r}: allowed are causal, full")
+    return [mask == "causal" for mask in dict.fromkeys(masks or ("causal",))]
 
 
 def _decode_rows_of(config: Variant) -> int | None:
@@ -158,10 +156,7 @@ def _decode_rows_of(config: Variant) -> int | None:
 
 
 #: Filters that are not plain fields of a variant.
-_DERIVED: dict[str, Callable[[Variant], Any]] = {
-    "ratio": _ratio_of,
-    "decode_rows": _decode_rows_of,
-}
+_DERIVED: dict[str, Callable[[Variant], Any]] = {"decode_rows": _decode_rows_of}
 
 
 def _value(config: Variant, field: str) -> Any:
@@ -180,4 +175,4 @@ def _keep(variants: list[Variant], field: str, allowed: Sequence[Any]) -> list[V
 
 
 def _text(value: Any) -> str:
-    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+    return str(value).lower()

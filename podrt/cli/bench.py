@@ -15,6 +15,8 @@ import typer
 from podrt.bench import results as results_files
 from podrt.bench.compare import compare, comparison_lines, comparison_table
 from podrt.bench.environment import describe, gpu_slug, with_ceilings
+from podrt.bench.host import BARS_US, HOST_SUITE, host_environment, measure_host
+from podrt.bench.host_rows import host_table, replay_lines, save_host
 from podrt.bench.peers import parse_peers
 from podrt.bench.plot import plot_figures
 from podrt.bench.report import LEGEND, failure_lines, result_table
@@ -34,7 +36,10 @@ _INCOMPLETE = 3
 def bench(
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="paper, peers, traces, solo, or a TOML file; repeatable. Default: all."),
+        typer.Option(
+            help="paper, peers, traces, solo, or a TOML file; repeatable. Default: all of these. "
+            "host: time of plan, run and replays on the host's clock."
+        ),
     ] = None,
     only: Annotated[
         str | None, typer.Option(metavar="SUBSTRING", help="Only cases whose name has it.")
@@ -85,6 +90,11 @@ def bench(
         return
     if plot:
         _plot(_results_folder(out))
+        return
+    if suite and HOST_SUITE in suite:
+        if len(suite) > 1 or only or resume or list_cases:
+            raise ValueError(f"--suite {HOST_SUITE}: is measured alone and whole; give only --out")
+        _run_host(out)
         return
     chosen = [
         _narrowed(load_suite(name, full=full, trace_dir=trace_dir), only)
@@ -140,6 +150,18 @@ def _run(
             _show(suite, outcome, paths[suite.name])
             missing += len(outcome.missing)
     return _INCOMPLETE if missing else 0
+
+
+def _run_host(out: Path | None) -> None:
+    device = current_device()
+    path = (out or _RESULTS / gpu_slug(device.name)) / f"{HOST_SUITE}.json"
+    environment = {**host_environment(device), "command": shlex.join(["podrt", *sys.argv[1:]])}
+    rows = measure_host(lambda row: console(stderr=True).print(row, markup=False))
+    save_host(rows, environment, path)
+    printer = console()
+    printer.print(host_table(rows, BARS_US))
+    for line in (*replay_lines(rows), f"CPU: {environment['cpu']}.", f"Saved to {path}."):
+        printer.print(line, markup=False)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ app = typer.Typer(
 @app.command("list")
 def list_entries(as_json: JsonOption = False) -> None:
     """List the compiled kernels in the cache, with size and age."""
-    entries = _cache().list()
+    entries = disk_cache().list()
     if as_json:
         print_json([_as_dict(entry) for entry in entries])
         return
@@ -36,13 +36,13 @@ def list_entries(as_json: JsonOption = False) -> None:
 @app.command()
 def clear() -> None:
     """Delete every compiled kernel of this version of podrt."""
-    console().print(f"Deleted {_cache().clear()} kernels.")
+    console().print(f"Deleted {disk_cache().clear()} kernels.")
 
 
 @app.command()
 def path() -> None:
     """Print the cache folder (PODRT_CACHE_DIR overrides it)."""
-    typer.echo(_cache().path)
+    typer.echo(disk_cache().path)
 
 
 def format_age(age_s: float) -> str:
@@ -53,7 +53,8 @@ def format_age(age_s: float) -> str:
     return f"{age_s:.0f} s"
 
 
-def _cache() -> DiskCache:
+def disk_cache() -> DiskCache:
+    """Return the cache on disk; raises ValueError if there is none."""
     cache = open_cache()
     if cache is None:
         raise ValueError("the disk cache is off: unset PODRT_DISABLE_CACHE, or set PODRT_CACHE_DIR")

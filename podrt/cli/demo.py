@@ -8,11 +8,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from podrt.bench.fused import Outcome, baseline_of, compete
+from podrt.cli._building import build_all
 from podrt.cli._demo_report import report, report_dry_run
-from podrt.cli._dry_run import dry_run
-from podrt.cli._fused import Outcome, baseline_of, compete
 from podrt.cli._output import progress
 from podrt.errors import DeviceError
+from podrt.explore.dry_run import dry_run
 from podrt.gpu.device import current_device
 from podrt.spec.types import DType
 from podrt.workloads.chunked_prefill import Request, hybrid_steps, read_trace, sample_trace
@@ -63,7 +64,8 @@ def demo(
     try:
         device = current_device()
     except DeviceError as error:
-        result = dry_run(requests, geometry, policy, np.random.default_rng(_SEED))
+        rng = np.random.default_rng(_SEED)
+        result = dry_run(requests, geometry, policy, rng, build_all=build_all)
         report_dry_run(result, str(error), as_json)
         raise typer.Exit(0 if result.ok else 1) from None
     outcomes = _run(requests, geometry, policy, budget, max_kv_tokens, batches)

@@ -20,8 +20,8 @@ from podrt.cli._variants import (
     FormOption,
     HeadDimOption,
     JsonOption,
+    MaskOption,
     PageSizeOption,
-    RatioOption,
     find,
     select,
 )
@@ -47,13 +47,13 @@ def list_variants(
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
-    ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
+    mask: MaskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the names of the variants that pass every filter; a name states all parameters.
 
-    In a pipe: one name a line. Example: podrt explore list --form pod --head-dim 128 --ratio 1:1
+    In a pipe: one name a line. Example: podrt explore list --form pod --head-dim 128
     """
     configs = select(
         archs=arch,
@@ -62,8 +62,8 @@ def list_variants(
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size,
-        ratios=ratio,
         decode_rows=decode_rows,
+        masks=mask,
     )
     if as_json:
         print_json([_described(config) for config in configs])
@@ -105,8 +105,8 @@ def stats(
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
-    ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
+    mask: MaskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile variants and show registers, shared memory, spills and CTAs per SM.
@@ -122,8 +122,8 @@ def stats(
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size,
-        ratios=ratio,
         decode_rows=decode_rows,
+        masks=mask,
     )
     rows = [stats_of(*pair) for pair in zip(configs, build_all(configs), strict=True)]
     if as_json:

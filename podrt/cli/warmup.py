@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from podrt.cli._building import build_all
-from podrt.cli._output import console, print_json
+from podrt.cli._output import console, print_error, print_json
 from podrt.cli._variants import (
     ArchOption,
     DecodeRowsOption,
@@ -19,10 +20,14 @@ from podrt.cli._variants import (
     FormOption,
     HeadDimOption,
     JsonOption,
+    MaskOption,
     PageSizeOption,
-    RatioOption,
     select,
 )
+from podrt.cli.cache import disk_cache
+from podrt.errors import PodrtError
+from podrt.jit import DiskCache, recipe_of
+from podrt.kernels.families import Variant, source_of
 
 
 class Preset(StrEnum):
@@ -43,8 +48,8 @@ def warmup(
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
     page_size: PageSizeOption = None,
-    ratio: RatioOption = None,
     decode_rows: DecodeRowsOption = None,
+    mask: MaskOption = None,
     preset: Annotated[
         Preset,
         typer.Option(help="paged16: what a server with 16-token pages uses; all: every variant."),
@@ -55,6 +60,9 @@ def warmup(
 
     A preset says where to start and the filters narrow it; --page-size replaces the preset's. For
     an image of a server on Hopper: podrt warmup --arch sm_90a --dtype bfloat16 --head-dim 128
+
+    Exit code: 0 when all of them are in the cache, 1 when some could not be stored, 2 when none can
+    be.
     """
     configs = select(
         archs=arch,
@@ -63,12 +71,15 @@ def warmup(
         dtypes=dtype,
         head_dims=head_dim,
         page_sizes=page_size or _PAGE_SIZES[preset],
-        ratios=ratio,
         decode_rows=decode_rows,
+        masks=mask,
     )
+    cache = disk_cache()
+    _require_room(cache, configs)
     begin_s = time.perf_counter()
     builds = build_all(configs)
     elapsed_s = time.perf_counter() - begin_s
+    lost = [build.source.name for build in builds if not cache.holds(build.recipe)]
     origins = Counter("compiled" if b.origin == "compiled" else "cached" for b in builds)
     if as_json:
         print_json(
@@ -77,10 +88,29 @@ def warmup(
                 "cached": origins["cached"],
                 "elapsed_s": round(elapsed_s, 3),
                 "variants": [config.name for config in configs],
+                "not_stored": lost,
             }
         )
+    else:
+        console().print(
+            f"{len(builds)} variants: {origins['compiled']} compiled, {origins['cached']} "
+            f"already cached, in {elapsed_s:.1f} s"
+        )
+    if lost:
+        print_error(
+            f"{len(lost)} of {len(builds)} variants are not in {cache.path}: it cannot be written, "
+            "or PODRT_CACHE_MAX_BYTES is too small for all of them"
+        )
+        raise typer.Exit(1)
+
+
+def _require_room(cache: DiskCache, configs: Sequence[Variant]) -> None:
+    """Refuse before the first compilation what could not be stored after it."""
+    if cache.is_writable:
         return
-    console().print(
-        f"{len(builds)} variants: {origins['compiled']} compiled, {origins['cached']} "
-        f"already cached, in {elapsed_s:.1f} s"
-    )
+    missing = sum(not cache.holds(recipe_of(source_of(config))) for config in configs)
+    if missing:
+        raise PodrtError(
+            f"{cache.path} cannot be written, and {missing} of {len(configs)} variants are not "
+            "there: set PODRT_CACHE_DIR to a folder that can be written"
+        )

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from podrt.gpu.occupancy import occupancy
 from podrt.jit import Build
 from podrt.kernels.families import Variant
-from podrt.kernels.hopper.config import HopperConfig
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def stats_of(config: Variant, build: Build) -> VariantStats:
     return VariantStats(
         name=config.name,
         registers=resources.registers,
-        role_registers=role_registers(config),
+        role_registers=config.role_registers,
         smem_bytes=smem_bytes,
         spill_bytes=resources.spill_store_bytes + resources.spill_load_bytes,
         ctas_per_sm=resident.ctas_per_sm,
@@ -87,15 +86,3 @@ def stats_of(config: Variant, build: Build) -> VariantStats:
         cache=build.origin,
         key=build.key,
     )
-
-
-def role_registers(config: Variant) -> dict[str, int]:
-    """Return the registers of a thread by role; empty where the family has no such roles."""
-    if not isinstance(config, HopperConfig):
-        return {}
-    registers = {"producer": config.producer_registers}
-    if config.has_decode:
-        registers["decode"] = config.decode_registers
-    if config.has_prefill:
-        registers["prefill"] = config.prefill_registers
-    return registers

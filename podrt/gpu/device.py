@@ -8,9 +8,24 @@ from typing import Any
 
 from podrt.errors import DeviceError
 from podrt.gpu.arch import Arch, arch_of
+from podrt.gpu.cupy_folder import VARIABLE, ensure_cupy_folder
 
 #: cudaDevAttrMemoryClockRate (kHz) and cudaDevAttrGlobalMemoryBusWidth (bits)
 _MEMORY_ATTRIBUTES = (36, 37)
+
+#: Bandwidth of the memory of a usual GPU by compute capability, from its data sheet: A100 40GB,
+#: RTX 3090, Orin, L40S, H100 SXM, B200, B300, RTX 5090, GB10.
+_USUAL_MEMORY_GBS = {
+    (8, 0): 1555.0,
+    (8, 6): 936.0,
+    (8, 7): 204.0,
+    (8, 9): 864.0,
+    (9, 0): 3352.0,
+    (10, 0): 8000.0,
+    (10, 3): 8000.0,
+    (12, 0): 1792.0,
+    (12, 1): 273.0,
+}
 
 #: What to do about the CUDA errors of a machine that cannot run kernels.
 _ADVICE = {
@@ -37,7 +52,8 @@ class DeviceInfo:
     total_memory_bytes, l2_bytes : int
         Size of the device memory and of the L2 cache.
     memory_gbs : float
-        Bandwidth of the device memory by its clock and bus width, in GB/s.
+        Bandwidth of the device memory by its clock and bus width, in GB/s; where the driver does
+        not tell them, that of a usual GPU of the architecture.
     """
 
     ordinal: int
@@ -55,10 +71,16 @@ def load_cupy() -> Any:
     Raises
     ------
     DeviceError
-        CuPy is not installed, or cannot be imported.
+        CuPy is not installed, or cannot be imported, or has no folder for its own kernels.
     """
     try:
+        ensure_cupy_folder()
         import cupy
+    except OSError as error:
+        raise DeviceError(
+            f"CuPy cannot make a folder for its own kernels ({error}): set {VARIABLE} to a folder "
+            "that can be written"
+        ) from error
     except ImportError as error:
         raise DeviceError(
             f"work on a GPU needs CuPy ({error}): pip install 'podrt[cuda13]', "
@@ -93,19 +115,23 @@ def device_info(ordinal: int) -> DeviceInfo:
         properties = cupy.cuda.runtime.getDeviceProperties(ordinal)
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise _device_error(f"GPU {ordinal}", error) from error
+    arch = arch_of((properties["major"], properties["minor"]))
     return DeviceInfo(
         ordinal=ordinal,
         name=properties["name"].decode(),
-        arch=arch_of((properties["major"], properties["minor"])),
+        arch=arch,
         num_sms=properties["multiProcessorCount"],
         total_memory_bytes=properties["totalGlobalMem"],
         l2_bytes=properties["l2CacheSize"],
-        memory_gbs=_memory_gbs(ordinal),
+        memory_gbs=_memory_gbs(ordinal) or _USUAL_MEMORY_GBS[arch.compute_capability],
     )
 
 
 def _memory_gbs(ordinal: int) -> float:
-    """Return the bandwidth of a GPU's memory, which moves data on both edges of its clock."""
+    """Return the bandwidth of a GPU's memory, which moves data on both edges of its clock.
+
+    Virtual GPUs and those that share the CPU's memory may state a clock or a width of 0.
+    """
     attribute = load_cupy().cuda.runtime.deviceGetAttribute
     clock_khz, bus_bits = (attribute(number, ordinal) for number in _MEMORY_ATTRIBUTES)
     return float(2 * clock_khz * (bus_bits / 8) / 1e6)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from podrt.jit.key import Recipe
 from podrt.jit.source import KernelSource
 
 Origin = Literal["memory", "disk", "compiled"]
@@ -71,29 +72,33 @@ class Build:
 
     Attributes
     ----------
-    source : KernelSource
-        What was compiled.
-    key : str
-        Its cache key, 64 hexadecimal digits.
+    recipe : Recipe
+        What was compiled, and how.
     cubin : bytes
-        Machine code for ``source.arch``.
+        Machine code for the recipe's architecture.
     log : str
         NVRTC's and ptxas's log.
     resources : Resources
         Registers, shared memory and spills, read from `log`.
     compile_time_s : float
         Seconds that NVRTC took, when it did.
-    nvrtc_version : tuple of int
-        ``(major, minor)``.
     origin : {"memory", "disk", "compiled"}
         Where this `Build` came from.
     """
 
-    source: KernelSource
-    key: str
+    recipe: Recipe
     cubin: bytes = field(repr=False)
     log: str = field(repr=False)
     resources: Resources
     compile_time_s: float
-    nvrtc_version: tuple[int, int]
     origin: Origin
+
+    @property
+    def source(self) -> KernelSource:
+        """The kernel's source."""
+        return self.recipe.source
+
+    @property
+    def key(self) -> str:
+        """Its cache key, 64 hexadecimal digits."""
+        return self.recipe.key

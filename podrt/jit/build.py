@@ -10,11 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
 from podrt import knobs
-from podrt.errors import MissingKernelError
+from podrt.errors import CompileError, MissingKernelError
 from podrt.jit.artifact import Build
 from podrt.jit.cache import open_cache
-from podrt.jit.compiler import compile_source
-from podrt.jit.key import cache_key
+from podrt.jit.compiler import compile_recipe
+from podrt.jit.key import Recipe, recipe_of
+from podrt.jit.memory import on_reset
 from podrt.jit.source import KernelSource
 
 
@@ -44,16 +45,17 @@ def build(source: KernelSource) -> Build:
     ------
     MissingKernelError
         If it is in no cache and ``PODRT_DISABLE_JIT`` is set.
-    CompileError, DeviceError, FileNotFoundError
+    CompileError, DeviceError
         As `compile_source`.
     """
-    key = cache_key(source)
+    recipe = recipe_of(source)
+    key = recipe.key
     with _lock:
         key_lock = _key_locks.setdefault(key, threading.Lock())
     with key_lock:
         with _lock:
             known = _memory.get(key)
-        found = replace(known, origin="memory") if known else _load_or_compile(source, key)
+        found = replace(known, origin="memory") if known else _load_or_compile(recipe)
         with _lock:
             _memory.setdefault(key, found)
             _count(found)
@@ -82,7 +84,7 @@ def build_many(
     ------
     ValueError
         If `max_workers` is less than 1.
-    PodrtError, FileNotFoundError
+    PodrtError
         The first failure, as `build`; kernels that were not begun by then are left out.
     """
     if max_workers is not None and max_workers < 1:
@@ -106,8 +108,8 @@ def stats() -> BuildStats:
         return _stats
 
 
-def reset() -> None:
-    """Forget the kernels in memory and set the counters to zero; the disk is left alone."""
+@on_reset
+def _forget() -> None:
     global _stats
     with _lock:
         _memory.clear()
@@ -115,21 +117,31 @@ def reset() -> None:
         _stats = BuildStats()
 
 
-def _load_or_compile(source: KernelSource, key: str) -> Build:
+def _renew_locks() -> None:
+    """Open all locks in a forked child, which has none of the threads that may hold them."""
+    global _lock
+    _lock = threading.Lock()
+    _key_locks.clear()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
+def _load_or_compile(recipe: Recipe) -> Build:
     cache = open_cache()
-    found = cache.load(source, key) if cache else None
+    found = cache.load(recipe) if cache else None
     if found is None:
         if knobs.disable_jit():
             where = f"in {cache.path}" if cache else "in memory, and the disk cache is off"
             raise MissingKernelError(
-                f"{source.name} (key {key[:16]}) is not {where}, and PODRT_DISABLE_JIT is set: "
-                "unset it, or fill the cache first with `podrt warmup`"
+                f"{recipe.source.name} (key {recipe.key[:16]}) is not {where}, and "
+                "PODRT_DISABLE_JIT is set: unset it, or fill the cache first with `podrt warmup`"
             )
-        found = compile_source(source)
+        found = _compile(recipe)
         if cache:
             cache.store(found)
     if knobs.jit_verbose():
-        _log(found)
+        _report(found)
     return found
 
 
@@ -139,19 +151,28 @@ def _count(found: Build) -> None:
     _stats = replace(_stats, **{counter: getattr(_stats, counter) + 1})
 
 
-def _log(found: Build) -> None:
+def _compile(recipe: Recipe) -> Build:
+    try:
+        return compile_recipe(recipe)
+    except CompileError as error:
+        if knobs.jit_verbose():
+            _log(logging.ERROR, error.listing())
+        raise
+
+
+def _report(found: Build) -> None:
+    resources = found.resources
+    _log(
+        logging.INFO,
+        f"{found.source.name}: {found.origin}, compile time {found.compile_time_s:.2f} s, "
+        f"{resources.registers} registers, {resources.static_smem_bytes} bytes of static shared "
+        f"memory, {resources.spill_store_bytes} bytes of spill stores",
+    )
+
+
+def _log(level: int, message: str) -> None:
     if not knobs.logger.isEnabledFor(logging.INFO):
         # The knob was set by hand, so the line must be seen even if nobody configured logging.
         knobs.logger.setLevel(logging.INFO)
         knobs.logger.addHandler(logging.StreamHandler())
-    resources = found.resources
-    knobs.logger.info(
-        "%s: %s, compile time %.2f s, %d registers, %d bytes of static shared memory, "
-        "%d bytes of spill stores",
-        found.source.name,
-        found.origin,
-        found.compile_time_s,
-        resources.registers,
-        resources.static_smem_bytes,
-        resources.spill_store_bytes,
-    )
+    knobs.logger.log(level, "%s", message)

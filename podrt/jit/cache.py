@@ -1,45 +1,43 @@
 """Compiled kernels on disk, safe for many processes at once.
 
-Each variant has a folder ``<name>.<first 16 digits of its key>`` that a person can read:
-``kernel.cu``, ``kernel.cubin`` and ``meta.json``. A folder is written aside and renamed into place,
-so that it is there as a whole or not at all; no locks, which network file systems do not honour.
+Each variant has a folder ``<name>.<first 16 digits of its key>`` whose files a person can read. A
+folder is written aside and renamed into place, so that it is there as a whole or not at all; no
+locks, which network file systems do not honour.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
+import pwd
 import re
-import shutil
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from podrt import knobs
 from podrt._version import __version__
-from podrt.jit.artifact import Build, Resources
-from podrt.jit.key import SCHEMA, nvrtc_options
-from podrt.jit.source import KernelSource
+from podrt.jit.artifact import Build
+from podrt.jit.entry import (
+    FILES,
+    BadEntryError,
+    last_use_s,
+    read_entry,
+    touch_entry,
+    write_entry,
+)
+from podrt.jit.files import fsync_folder, is_writable, remove, rename
+from podrt.jit.key import Recipe
 
-_SOURCE, _CUBIN, _META = _FILES = ("kernel.cu", "kernel.cubin", "meta.json")
 _KEY_DIGITS = 16
 _ENTRY_NAME = re.compile(rf"(?P<name>.+)\.(?P<key>[0-9a-f]{{{_KEY_DIGITS}}})")
 _TEMP_PREFIX = ".tmp-"
 _STALE_TEMP_S = 3600.0
 
 _warned: set[str] = set()
-
-
-class _BadEntryError(Exception):
-    """A cache entry that is not what its name promises; says why."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ class Entry:
         Its folder.
     size_bytes : int
         Bytes of its files.
-    age_s : float
-        Seconds since it was written.
+    age_s, unused_s : float
+        Seconds since it was written, and since a process last took it from disk or wrote it.
     """
 
     name: str
@@ -63,34 +61,50 @@ class Entry:
     path: Path
     size_bytes: int
     age_s: float
+    unused_s: float
 
 
 class DiskCache:
-    """The compiled kernels in one folder, which is made when the first of them is stored.
+    """The compiled kernels in one folder.
+
+    The folder is made when the first kernel is stored, for its user alone; one that is already
+    there keeps its permissions, and may be shared.
 
     Parameters
     ----------
     root : Path
         The folder.
+    max_bytes : int
+        What all entries may take; beyond it, those that were not used for longest are removed when
+        one is stored. 0: no bound.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, max_bytes: int = 0) -> None:
+        self._root, self._max_bytes = root, max_bytes
 
     @property
     def path(self) -> Path:
         """The folder."""
         return self._root
 
-    def load(self, source: KernelSource, key: str) -> Build | None:
-        """Return the build stored under `key`, or None.
+    @property
+    def is_writable(self) -> bool:
+        """Whether kernels can be stored, as far as permissions tell."""
+        return is_writable(self._root)
+
+    def holds(self, recipe: Recipe) -> bool:
+        """Whether there is an entry for `recipe`, good or bad."""
+        return self._entry_path(recipe).is_dir()
+
+    def load(self, recipe: Recipe) -> Build | None:
+        """Return the build stored for `recipe`, or None.
 
         An entry that is damaged or belongs to something else counts as missing, with one warning.
         """
-        entry = self._entry_path(source, key)
+        entry = self._entry_path(recipe)
         try:
-            return _read_entry(entry, source, key)
-        except _BadEntryError as error:
+            build = read_entry(entry, recipe)
+        except BadEntryError as error:
             # Absent, or taken away by another process while it was being read.
             if os.path.lexists(entry):
                 warnings.warn(
@@ -99,6 +113,8 @@ class DiskCache:
                     stacklevel=2,
                 )
             return None
+        touch_entry(entry)
+        return build
 
     def store(self, build: Build) -> None:
         """Store `build`, in place of a bad entry if there is one.
@@ -106,13 +122,15 @@ class DiskCache:
         A folder that cannot be written is no error: podrt warns once and goes on in memory.
         """
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._sweep_stale_temps()
             with self._temp_folder() as temp:
-                _write_entry(temp, build)
-                self._publish(temp, build)
+                write_entry(temp, build)
+                self._publish(temp, build.recipe)
         except OSError as error:
             _warn_once(f"{self._root} cannot be written ({error.strerror}); set PODRT_CACHE_DIR")
+        else:
+            self._evict(keep=self._entry_path(build.recipe))
 
     def list(self) -> tuple[Entry, ...]:
         """Return the entries, by name."""
@@ -122,7 +140,10 @@ class DiskCache:
             with suppress(FileNotFoundError):  # another process may have just removed it
                 size_bytes = sum(file.stat().st_size for file in path.iterdir())
                 age_s = max(0.0, now - path.stat().st_mtime)
-                entries.append(Entry(match["name"], match["key"], path, size_bytes, age_s))
+                unused_s = max(0.0, now - last_use_s(path))
+                entries.append(
+                    Entry(match["name"], match["key"], path, size_bytes, age_s, unused_s)
+                )
         return tuple(entries)
 
     def clear(self) -> int:
@@ -133,8 +154,8 @@ class DiskCache:
             self._discard(folder)
         return len(folders)
 
-    def _entry_path(self, source: KernelSource, key: str) -> Path:
-        return self._root / f"{source.name}.{key[:_KEY_DIGITS]}"
+    def _entry_path(self, recipe: Recipe) -> Path:
+        return self._root / f"{recipe.source.name}.{recipe.key[:_KEY_DIGITS]}"
 
     def _entry_folders(self) -> Iterator[tuple[Path, re.Match[str]]]:
         paths = sorted(self._root.iterdir()) if self._root.is_dir() else []
@@ -150,26 +171,37 @@ class DiskCache:
         try:
             yield temp
         finally:
-            _remove(temp)
+            remove(temp)
 
-    def _publish(self, temp: Path, build: Build) -> None:
-        entry = self._entry_path(build.source, build.key)
-        if not _rename(temp, entry):
+    def _publish(self, temp: Path, recipe: Recipe) -> None:
+        entry = self._entry_path(recipe)
+        if not rename(temp, entry):
             try:
-                _read_entry(entry, build.source, build.key)
+                read_entry(entry, recipe)
                 return  # another process was first, and its entry is good
-            except _BadEntryError:
+            except BadEntryError:
                 self._discard(entry)
             # Losing once more means that another process has just replaced the bad entry.
-            _rename(temp, entry)
-        _fsync(self._root)
+            rename(temp, entry)
+        fsync_folder(self._root)
+
+    def _evict(self, keep: Path) -> None:
+        """Remove what was not used for longest, as far as the bound asks for it; never `keep`."""
+        if not self._max_bytes:
+            return
+        total_bytes = 0
+        for entry in sorted(self.list(), key=lambda entry: entry.unused_s):
+            total_bytes += entry.size_bytes
+            if total_bytes > self._max_bytes and entry.path != keep:
+                with suppress(OSError):  # not ours to remove
+                    self._discard(entry.path)
 
     def _discard(self, path: Path) -> None:
         """Remove `path` so that other processes see it as a whole or not at all."""
         trash = self._root / f"{_TEMP_PREFIX}{uuid4().hex}"
         with suppress(FileNotFoundError):
             path.rename(trash)
-            _remove(trash)
+            remove(trash)
 
     def _sweep_stale_temps(self) -> None:
         """Remove what processes that died in the middle of writing left behind."""
@@ -177,7 +209,7 @@ class DiskCache:
         for temp in self._root.glob(f"{_TEMP_PREFIX}*"):
             with suppress(FileNotFoundError):
                 if temp.lstat().st_mtime < oldest:
-                    _remove(temp)
+                    remove(temp)
 
 
 def open_cache() -> DiskCache | None:
@@ -185,115 +217,38 @@ def open_cache() -> DiskCache | None:
     if knobs.disable_cache():
         return None
     root = knobs.cache_dir() or _default_root()
-    if not root.is_absolute():
+    if root is None:
         _warn_once("this user has no home folder; set PODRT_CACHE_DIR")
         return None
-    return DiskCache(root)
+    return DiskCache(root, knobs.cache_max_bytes())
 
 
-def _default_root() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("podrt", appauthor=False) / __version__
-
-
-def _write_entry(folder: Path, build: Build) -> None:
-    text = build.source.text.encode()
-    meta = {
-        "schema": SCHEMA,
-        "name": build.source.name,
-        "arch": build.source.arch,
-        "entry": build.source.entry,
-        "key": build.key,
-        "options": nvrtc_options(build.source),
-        "nvrtc_version": build.nvrtc_version,
-        "resources": asdict(build.resources),
-        "log": build.log,
-        "compile_time_s": build.compile_time_s,
-        "source_sha256": hashlib.sha256(text).hexdigest(),
-        "cubin_sha256": hashlib.sha256(build.cubin).hexdigest(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    contents = (text, build.cubin, json.dumps(meta, indent=2).encode())
-    for name, content in zip(_FILES, contents, strict=True):
-        with open(folder / name, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    _fsync(folder)
+def _default_root() -> Path | None:
+    """Return podrt's part of the user's cache folder by the XDG rules; None without a home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # to be ignored then, the rules say
+        home = _home()
+        if home is None:
+            return None
+        base = os.path.join(home, ".cache")
+    return Path(base, "podrt", __version__)
 
 
-def _read_entry(folder: Path, source: KernelSource, key: str) -> Build:
-    """Read and verify one entry; raises _BadEntryError if anything is wrong with it."""
-    try:
-        meta = json.loads((folder / _META).read_bytes())
-        text = (folder / _SOURCE).read_bytes()
-        cubin = (folder / _CUBIN).read_bytes()
-        _verify(meta, text, cubin, source, key)
-        return _build_from(meta, cubin, source, key)
-    except OSError as error:
-        raise _BadEntryError(str(error)) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise _BadEntryError(f"{_META} is damaged ({error!r})") from error
-
-
-def _verify(meta: Any, text: bytes, cubin: bytes, source: KernelSource, key: str) -> None:
-    if meta["schema"] != SCHEMA or meta["key"] != key:
-        raise _BadEntryError("it belongs to another kernel")
-    if text != source.text.encode():
-        raise _BadEntryError(f"{_SOURCE} is damaged")
-    if hashlib.sha256(cubin).hexdigest() != meta["cubin_sha256"]:
-        raise _BadEntryError(f"{_CUBIN} is damaged")
-
-
-def _build_from(meta: Any, cubin: bytes, source: KernelSource, key: str) -> Build:
-    resources = dict(meta["resources"])
-    resources["warnings"] = tuple(resources["warnings"])
-    major, minor = meta["nvrtc_version"]
-    return Build(
-        source=source,
-        key=key,
-        cubin=cubin,
-        log=meta["log"],
-        resources=Resources(**resources),
-        compile_time_s=float(meta["compile_time_s"]),
-        nvrtc_version=(major, minor),
-        origin="disk",
-    )
+def _home() -> str | None:
+    """Return the user's home folder; None where neither HOME nor the user database has one."""
+    home = os.environ.get("HOME", "")
+    if not home:
+        with suppress(KeyError):  # containers run as users that nobody has entered
+            home = pwd.getpwuid(os.getuid()).pw_dir
+    return home if os.path.isabs(home) else None
 
 
 def _holds_only_our_files(folder: Path) -> bool:
     """Whether `folder` is podrt's to list and to remove, whatever folder the user pointed it at."""
     try:
-        return all(name in _FILES for name in os.listdir(folder))
+        return all(name in FILES for name in os.listdir(folder))
     except OSError:
         return False
-
-
-def _rename(folder: Path, target: Path) -> bool:
-    """Rename `folder`; False if something else is already there."""
-    try:
-        folder.rename(target)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            return False
-        raise
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _warn_once(reason: str) -> None:

@@ -6,9 +6,8 @@ import time
 
 from podrt.errors import CompileError
 from podrt.jit.artifact import Build, Resources
-from podrt.jit.key import cache_key, nvrtc_options
-from podrt.jit.nvrtc import Output, nvrtc_version, run_nvrtc
-from podrt.jit.render import include_option
+from podrt.jit.key import Recipe, recipe_of
+from podrt.jit.nvrtc import Output, run_nvrtc
 from podrt.jit.source import KernelSource
 
 
@@ -21,20 +20,20 @@ def compile_source(source: KernelSource) -> Build:
         If NVRTC refuses the text or an option.
     DeviceError
         If NVRTC is not installed.
-    FileNotFoundError
-        If an included header is missing.
     """
-    key = cache_key(source)
+    return compile_recipe(recipe_of(source))
+
+
+def compile_recipe(recipe: Recipe) -> Build:
+    """Compile what `recipe` holds; raises like `compile_source`."""
     start = time.perf_counter()
-    output = _run(source, nvrtc_options(source))
+    output = _run(recipe.source, recipe.options)
     return Build(
-        source=source,
-        key=key,
+        recipe=recipe,
         cubin=output.cubin,
         log=output.log,
         resources=Resources.from_log(output.log),
         compile_time_s=time.perf_counter() - start,
-        nvrtc_version=nvrtc_version(),
         origin="compiled",
     )
 
@@ -43,13 +42,12 @@ def compile_ptx(source: KernelSource) -> str:
     """Return the PTX that NVRTC makes on its way to the cubin; raises like `compile_source`."""
     # A virtual architecture stops NVRTC before ptxas, which takes most of the time.
     virtual = source.arch.replace("sm_", "compute_")
-    _, *others = nvrtc_options(source)
+    _, *others = recipe_of(source).options
     return _run(source, (f"--gpu-architecture={virtual}", *others)).ptx.rstrip(b"\0").decode()
 
 
 def _run(source: KernelSource, options: tuple[str, ...]) -> Output:
-    options = (*options, include_option())
-    output = run_nvrtc(source.text, f"{source.name}.cu", options)
+    output = run_nvrtc(source.text, f"{source.name}.cu", options, source.headers)
     if not output.succeeded:
-        raise CompileError(source.name, source.text, options, output.log)
+        raise CompileError(source.name, source.text, options, output.log, source.headers)
     return output

@@ -4,23 +4,75 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
+from functools import cached_property
 
 from podrt import knobs
 from podrt._version import __version__
-from podrt.jit.nvrtc import nvrtc_version
+from podrt.jit.nvrtc import nvrtc_release, nvrtc_version
 from podrt.jit.source import KernelSource
 
 #: Raised when the meaning of a key or the layout of a cache entry changes.
-SCHEMA = 1
+SCHEMA = 2
 
 
-def nvrtc_options(source: KernelSource) -> tuple[str, ...]:
-    """Return the options that shape the code: all but the include path, which differs by machine.
+@dataclass(frozen=True)
+class Recipe:
+    """Exactly what NVRTC is given, and which NVRTC it is; read once, then compiled and keyed.
 
-    The architecture comes first. NVRTC's own cache would answer without ptxas' report, so it is
-    turned off where there is one (NVRTC 13).
-    ``--no-source-include`` keeps NVRTC from searching the working folder for headers, which the
-    key would not notice.
+    Attributes
+    ----------
+    source : KernelSource
+        Text and headers.
+    options : tuple of str
+        All options, the architecture first.
+    release : str
+        What `nvrtc_release` says.
+    """
+
+    source: KernelSource
+    options: tuple[str, ...]
+    release: str
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256, in hexadecimal digits, of all that decides the compiled kernel."""
+        source = self.source
+        parts = (
+            SCHEMA,
+            __version__,
+            source.name,
+            source.text,
+            source.headers,
+            source.entry,
+            self.options,
+            self.release,
+        )
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def recipe_of(source: KernelSource) -> Recipe:
+    """Return how `source` is compiled now, by the knobs and the NVRTC of this process.
+
+    Raises
+    ------
+    DeviceError
+        If NVRTC is not installed, or not whole.
+    """
+    return Recipe(source, _options(source), nvrtc_release())
+
+
+def cache_key(source: KernelSource) -> str:
+    """Return the key of `source` as it is compiled now; raises as `recipe_of`."""
+    return recipe_of(source).key
+
+
+def _options(source: KernelSource) -> tuple[str, ...]:
+    """Return the options, the architecture first.
+
+    NVRTC's own cache would answer without ptxas' report, so it is turned off where there is one
+    (NVRTC 13). ``--no-source-include`` keeps NVRTC from searching the working folder for headers,
+    which the key would not notice.
     """
     lineinfo = ("-lineinfo",) if knobs.jit_lineinfo() else ()
     no_cache = ("--no-cache",) if nvrtc_version() >= (13, 0) else ()
@@ -34,18 +86,3 @@ def nvrtc_options(source: KernelSource) -> tuple[str, ...]:
         *lineinfo,
         *source.options,
     )
-
-
-def cache_key(source: KernelSource) -> str:
-    """Return the SHA-256, in hexadecimal digits, of all that decides the compiled kernel."""
-    parts = (
-        SCHEMA,
-        __version__,
-        source.text,
-        source.header_digest(),
-        nvrtc_version(),
-        source.arch,
-        nvrtc_options(source),
-        source.entry,
-    )
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.errors import DeviceError
+from podrt.gpu.device import load_cupy
 from podrt.jit.artifact import Build
+from podrt.jit.memory import on_reset
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,18 @@ class LoadedKernel:
         CUDA device number.
     attributes : KernelAttributes
         Registers, local memory and limits.
+    function : int
+        ``CUfunction`` as a number, with all shared memory allowed.
     """
 
     def __init__(self, build: Build, device_id: int) -> None:
-        import cupy
-
         self.build, self.device_id = build, device_id
-        self._cuda: Any = cupy.cuda
+        self._cuda: Any = load_cupy().cuda
         with self._cuda.Device(device_id):
             module = self._cuda.function.Module()
             module.load(build.cubin)
             self._function: Any = module.get_function(build.source.entry)
+            self.function: int = self._function.ptr
             self.attributes = _opt_in_to_smem(self._cuda, self._function.ptr, device_id)
 
     def __call__(
@@ -143,14 +147,23 @@ def load(build: Build, device_id: int) -> LoadedKernel:
     return kernel
 
 
+@on_reset
+def _forget() -> None:
+    with _lock:
+        _loaded.clear()
+
+
+def _renew_lock() -> None:
+    """Open the lock in a forked child, which has none of the threads that may hold it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def _load(build: Build, device_id: int) -> LoadedKernel:
-    try:
-        import cupy
-    except ImportError as error:
-        raise DeviceError(
-            f"CuPy is needed to launch kernels and could not be imported ({error}). "
-            "Install it with: pip install 'podrt[cuda13]' (or podrt[cuda12])"
-        ) from error
+    cupy = load_cupy()
     try:
         return LoadedKernel(build, device_id)
     except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from podrt.jit.fork import no_fork
+
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+#: Name and text of each header, by name.
+Headers = tuple[tuple[str, str], ...]
 
 _QUOTED_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 
@@ -41,42 +45,34 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     jinja2.UndefinedError
         If the template uses a name that `context` lacks.
     """
-    return _environment(templates_dir()).get_template(template).render(context)
+    with no_fork():
+        return _environment(templates_dir()).get_template(template).render(context)
 
 
-def include_option() -> str:
-    """Return the NVRTC option that makes ``#include "..."`` relative to `templates_dir`."""
-    return f"--include-path={templates_dir()}"
-
-
-def header_digest(text: str) -> str:
-    """Return the SHA-256 of all headers that `text` includes with quotes, directly or not.
+def collect_headers(text: str) -> Headers:
+    """Return all headers that `text` includes with quotes, directly or not, by name.
 
     Raises
     ------
     FileNotFoundError
         If a header is missing; names it and who includes it.
     """
-    headers: dict[str, bytes] = {}
+    headers: dict[str, str] = {}
     _collect_headers(text, "the kernel", templates_dir(), headers)
-    digest = hashlib.sha256()
-    for name in sorted(headers):
-        digest.update(f"{name}\0{len(headers[name])}\0".encode())
-        digest.update(headers[name])
-    return digest.hexdigest()
+    return tuple(sorted(headers.items()))
 
 
-def _collect_headers(text: str, includer: str, root: Path, headers: dict[str, bytes]) -> None:
+def _collect_headers(text: str, includer: str, root: Path, headers: dict[str, str]) -> None:
     for name in _QUOTED_INCLUDE.findall(text):
         if name in headers:
             continue
         try:
-            headers[name] = (root / name).read_bytes()
+            headers[name] = (root / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise FileNotFoundError(
                 f'#include "{name}" in {includer}: no such file in {root}'
             ) from None
-        _collect_headers(headers[name].decode(), name, root, headers)
+        _collect_headers(headers[name], name, root, headers)
 
 
 @cache

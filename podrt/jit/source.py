@@ -1,11 +1,11 @@
-"""What the compiler is given: one rendered kernel."""
+"""What the compiler is given: one rendered kernel and the headers that it includes."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 
-from podrt.jit.render import header_digest
+from podrt.jit.render import Headers, collect_headers
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _ENTRY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -28,11 +28,16 @@ class KernelSource:
         The ``extern "C"`` kernel.
     options : tuple of str
         NVRTC options besides podrt's own.
+    headers : tuple of (str, str)
+        Name and text of every header that `text` includes with quotes, directly or not. They are
+        read when the object is made; later edits of the files do not reach it.
 
     Raises
     ------
     ValueError
         If `name`, `arch` or `entry` has a form that cannot be used.
+    FileNotFoundError
+        If an included header is missing.
     """
 
     name: str
@@ -40,6 +45,7 @@ class KernelSource:
     text: str = field(repr=False)
     entry: str
     options: tuple[str, ...] = ()
+    headers: Headers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, pattern, expected in (
@@ -50,7 +56,4 @@ class KernelSource:
             value = getattr(self, name)
             if not pattern.fullmatch(value):
                 raise ValueError(f"{name}={value!r}: expected {expected}")
-
-    def header_digest(self) -> str:
-        """Return the SHA-256 of every header that `text` includes, as hexadecimal digits."""
-        return header_digest(self.text)
+        object.__setattr__(self, "headers", collect_headers(self.text))

@@ -1,26 +1,51 @@
-"""Arguments that the kernels of all families share."""
+"""What the kernels of all families are given: a plan on the device, and the arguments of a launch.
+
+What `plan` knows of a batch lies in memory, as a header and the work items behind it, so that a
+launch recorded in a CUDA graph serves any batch. Arguments hold only what `run` knows.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from podrt.kernels.structs import Field, render_struct
+from podrt.kernels.structs import Field, packer, render_struct, struct_dtype
 from podrt.plan import WORK_ITEM_FIELDS, Plan
+from podrt.spec.attention import AttentionSpec
+from podrt.tensors.run_tensors import RunTensors
+from podrt.tensors.view import TensorView
 
-if TYPE_CHECKING:
-    from podrt.runtime.workspace import Workspace
-    from podrt.tensors.run_tensors import RunTensors
+#: The header, in memory order; prefill items follow it, then decode items. All zeros are a plan
+#: with nothing to do.
+PLAN_HEADER = (
+    Field("const int*", "page_table", "page numbers; unused for a contiguous cache"),
+    Field("const int*", "kv_lens", "[requests] keys that are really there, or null: as planned"),
+    Field("int", "num_prefill_items", ""),
+    Field("int", "num_decode_items", ""),
+    Field("int", "decode_only_ctas", "Hopper: first CTAs, no prefill before decode has run out"),
+    Field("int", "prefill_only_ctas", "Hopper: next CTAs, no decode before prefill has run out"),
+    Field("int", "prefill_share", "portable: of prefill_share + decode_share CTAs of an SM so"),
+    Field("int", "decode_share", "          many begin with prefill"),
+)
+_HEADER_ALIGN = 64
+_MAX_STRIDE = 2**31 - 1
+PLAN_HEADER_DTYPE = struct_dtype(PLAN_HEADER, align=_HEADER_ALIGN)
+PLAN_HEADER_BYTES = PLAN_HEADER_DTYPE.itemsize
+_pack_header = packer(PLAN_HEADER_DTYPE).pack
 
-WORK_ITEM_STRUCT = render_struct(
-    "WorkItem", tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS), align=16
+PLAN_STRUCTS = "\n\n".join(
+    (
+        render_struct("PlanHeader", PLAN_HEADER, align=_HEADER_ALIGN),
+        render_struct(
+            "WorkItem", tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS), align=16
+        ),
+    )
 )
 
-#: Results, work list and buffers; `buffer_arguments` fills these and the next two groups.
+#: Results, plan and buffers; `shared_arguments` has them.
 BUFFERS = (
     Field("u16*", "out", "[tokens, num_qo_heads, head_dim]"),
     Field("float*", "lse", "[tokens, num_qo_heads] natural log, or null"),
-    Field("const int*", "page_table", "page numbers; unused for a contiguous cache"),
-    Field("const WorkItem*", "items", "prefill items, then decode items"),
+    Field("const PlanHeader*", "plan", "the work items lie behind it"),
     Field("float*", "partial_o", "[partial_rows * num_kv_heads, head_dim]"),
     Field("float*", "partial_lse", "[partial_rows * num_kv_heads], base 2"),
     Field("u32*", "counters", "tickets, taken by role, finished; zero between launches"),
@@ -32,34 +57,64 @@ OUTPUT_STRIDES = (
     Field("int", "lse_stride_token", ""),
     Field("int", "lse_stride_head", ""),
 )
-COUNTS = (
-    Field("int", "num_prefill_items", ""),
-    Field("int", "num_decode_items", ""),
+HEADS = (
     Field("int", "num_kv_heads", ""),
     Field("int", "group", "query heads per KV head"),
 )
 
 
-def buffer_arguments(
-    plan: Plan, tensors: RunTensors, workspace: Workspace, page_table: int
-) -> dict[str, Any]:
-    """Return outputs, work list and buffers by the names that they have in every family."""
-    out, lse = tensors.out, tensors.lse
+def plan_header(plan: Plan, page_table: int, kv_lens: int) -> bytes:
+    """Return the header of a plan on the device, `PLAN_HEADER_BYTES` long.
+
+    Parameters
+    ----------
+    plan : Plan
+        Its items follow the header: prefill, then decode.
+    page_table : int
+        Address of the flat page table on the device; 0 for a contiguous cache.
+    kv_lens : int
+        Address of exact lengths, int32 [requests], on the device: a request has the lesser of that
+        and the planned number of keys. 0 where the planned ones are exact.
+    """
+    return _pack_header(
+        page_table,
+        kv_lens,
+        len(plan.prefill),
+        len(plan.decode),
+        plan.decode_only_ctas,
+        plan.prefill_only_ctas,
+        plan.prefill_share,
+        plan.decode_share,
+    )
+
+
+class Buffers(NamedTuple):
+    """Addresses of the memory that a launch needs besides its tensors."""
+
+    plan: int
+    partial_o: int
+    partial_lse: int
+    counters: int
+    merge_counters: int
+
+
+def shared_arguments(spec: AttentionSpec, tensors: RunTensors, buffers: Buffers) -> dict[str, Any]:
+    """Return the arguments that do not change between launches and that every family has."""
+    q, out = short_strides(tensors.q), short_strides(tensors.out)
+    lse = short_strides(tensors.lse) if tensors.lse is not None else (0, 0)
     return {
-        "out": out.pointer,
-        "out_stride_token": out.strides[0],
-        "out_stride_head": out.strides[1],
-        "lse": lse.pointer if lse else 0,
-        "lse_stride_token": lse.strides[0] if lse else 0,
-        "lse_stride_head": lse.strides[1] if lse else 0,
-        "page_table": page_table,
-        "items": workspace.items.data.ptr,
-        "partial_o": workspace.partial_o.data.ptr,
-        "partial_lse": workspace.partial_lse.data.ptr,
-        "counters": workspace.counters.data.ptr,
-        "merge_counters": workspace.merge_counters.data.ptr,
-        "num_prefill_items": len(plan.prefill),
-        "num_decode_items": len(plan.decode),
-        "num_kv_heads": plan.num_kv_heads,
-        "group": plan.group,
+        **buffers._asdict(),
+        "q_stride_token": q[0],
+        "q_stride_head": q[1],
+        "out_stride_token": out[0],
+        "out_stride_head": out[1],
+        "lse_stride_token": lse[0],
+        "lse_stride_head": lse[1],
+        "num_kv_heads": spec.num_kv_heads,
+        "group": spec.group,
     }
+
+
+def short_strides(tensor: TensorView) -> tuple[int, ...]:
+    """Return strides that fit 32 bits: those that do not belong to extents of 1, and count not."""
+    return tuple(stride if abs(stride) <= _MAX_STRIDE else 0 for stride in tensor.strides)

@@ -1,88 +1,102 @@
-"""The kernel families, behind one set of functions."""
+"""The kernel families there are, and what holds for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import get_args
+from typing import Any
+
+import numpy as np
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import get_arch
 from podrt.jit import KernelSource
-from podrt.kernels.hopper import host as hopper
-from podrt.kernels.hopper.config import DECODE_ROWS, HOPPER_ARCH, HopperConfig
-from podrt.kernels.hopper.presets import default_hopper_variants
-from podrt.kernels.portable import host as portable
+from podrt.kernels.arguments import Buffers
+from podrt.kernels.family import Arguments, Family, Filters
+from podrt.kernels.hopper.config import HopperConfig
+from podrt.kernels.hopper.family import HopperFamily
 from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.portable.presets import PAGE_SIZES, RATIOS, default_variants
-from podrt.kernels.variant import Form
-from podrt.spec.types import HEAD_DIMS, DType
+from podrt.kernels.portable.family import PortableFamily
+from podrt.plan import Plan
+from podrt.spec.attention import AttentionSpec
+from podrt.tensors.run_tensors import RunTensors
 
 #: A variant of any family.
 Variant = KernelConfig | HopperConfig
 
-FAMILIES = ("portable", "hopper")
+#: By name; a family on the left is the more general one.
+FAMILIES: dict[str, Family] = {family.name: family for family in (PortableFamily(), HopperFamily())}
+
+
+def family_of(config: Variant) -> Family:
+    """Return the family of a variant."""
+    return FAMILIES[config.family]
 
 
 def source_of(config: Variant) -> KernelSource:
     """Render the CUDA C++ source of a variant."""
-    if isinstance(config, HopperConfig):
-        return hopper.source_of(config)
-    return portable.source_of(config)
+    return family_of(config).source_of(config)
+
+
+def argument_block(
+    config: Variant, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+) -> Arguments:
+    """Return the arguments of a variant's launches over tensors of one layout.
+
+    Raises
+    ------
+    ValueError
+        The variant's family cannot read tensors that lie like that (`why_unreadable`).
+    """
+    return family_of(config).argument_block(config, spec, tensors, buffers)
+
+
+def why_unreadable(config: Variant, tensors: RunTensors) -> str | None:
+    """Say why a variant cannot read tensors that lie like that; None if it can."""
+    return family_of(config).why_unreadable(tensors)
+
+
+def params_dtype(config: Variant) -> np.dtype[np.void]:
+    """Return the layout of a variant's arguments."""
+    return family_of(config).params_dtype()
+
+
+def grid_of(config: Variant, plan: Plan, num_sms: int) -> int:
+    """Return the CTAs of a launch: as many as run at once, or fewer when there is not that much."""
+    return family_of(config).grid_of(config, plan, num_sms)
+
+
+def full_grid(config: Variant, num_sms: int) -> int:
+    """Return the CTAs that run at once on a GPU: the grid of a launch for any batch."""
+    return config.ctas_per_sm * num_sms
 
 
 def all_default_variants(
-    arch: str,
-    *,
-    families: Iterable[str] = FAMILIES,
-    forms: Iterable[Form] = get_args(Form),
-    dtypes: Iterable[DType] = get_args(DType),
-    head_dims: Iterable[int] = HEAD_DIMS,
-    page_sizes: Iterable[int | None] = PAGE_SIZES,
-    ratios: Iterable[tuple[int, int]] = RATIOS,
-    decode_rows: Iterable[int] = DECODE_ROWS,
+    arch: str, *, families: Iterable[str] = FAMILIES, **filters: Iterable[Any]
 ) -> list[Variant]:
-    """Return the causal variants that the dispatcher may pick on `arch`, as the filters allow.
+    """Return the causal variants that a schedule may pick on `arch`, as the filters allow.
 
     Parameters
     ----------
     arch : str
         For example ``"sm_80"``; only ``"sm_90a"`` has variants of the Hopper family.
-    families, forms, dtypes, head_dims : iterable
-        What to keep.
-    page_sizes : iterable of int or None
-        Pages to make variants for, None being a contiguous cache; sizes that the Hopper family
-        cannot serve give portable variants alone.
-    ratios : iterable of (int, int)
-        Prefill:decode ratios of the portable family's fused variants.
-    decode_rows : iterable of int
-        Rows of the Hopper family's decode tiles.
+    families : iterable of str
+        Names in `FAMILIES`.
+    **filters : iterables
+        Fields of `podrt.kernels.family.Filters`.
 
     Raises
     ------
     UnsupportedConfigError
         `arch` or one of `families` is unknown.
     """
-    families, forms, dtypes = tuple(families), tuple(forms), tuple(dtypes)
-    head_dims, page_sizes = tuple(head_dims), tuple(page_sizes)
-    for family in families:
-        if family not in FAMILIES:
-            raise UnsupportedConfigError(f"family={family!r}: allowed are {', '.join(FAMILIES)}")
-    found: list[Variant] = []
-    if "portable" in families:
-        found += default_variants(
-            arch,
-            forms=forms,
-            dtypes=dtypes,
-            head_dims=head_dims,
-            page_sizes=page_sizes,
-            ratios=ratios,
-        )
-    if "hopper" in families and get_arch(arch).name == HOPPER_ARCH:
-        found += default_hopper_variants(
-            forms=forms,
-            dtypes=dtypes,
-            head_dims=head_dims,
-            page_sizes=page_sizes,
-            decode_rows=decode_rows,
-        )
-    return found
+    get_arch(arch)
+    wanted, kept = tuple(families), Filters.of(**filters)
+    for name in wanted:
+        if name not in FAMILIES:
+            raise UnsupportedConfigError(f"family={name!r}: allowed are {', '.join(FAMILIES)}")
+    return [
+        config
+        for name, family in FAMILIES.items()
+        if name in wanted
+        for config in family.default_variants(arch, kept)
+    ]

@@ -72,15 +72,15 @@ def fill_struct(dtype: np.dtype[np.void], **values: Any) -> npt.NDArray[np.void]
         unknown = ", ".join(sorted(values.keys() - set(names)))
         raise TypeError(f"fill_struct: missing {missing or 'none'}, unknown {unknown or 'none'}")
     try:
-        packed = _packer(dtype).pack(*[values[name] for name in names])
+        packed = packer(dtype).pack(*[values[name] for name in names])
     except struct.error as error:
         raise OverflowError(f"fill_struct: {error}") from error
     return np.frombuffer(packed, dtype)
 
 
 @cache
-def _packer(dtype: np.dtype[np.void]) -> struct.Struct:
-    """Return what packs the members of a struct in order, with its padding."""
+def packer(dtype: np.dtype[np.void]) -> struct.Struct:
+    """Return what packs the members of a struct, given in order, with its padding."""
     members: Any = dtype.fields
     codes, end = ["<"], 0
     for name in dtype.names or ():

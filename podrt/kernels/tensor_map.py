@@ -49,31 +49,68 @@ def tensor_map(
     DeviceError
         The driver refuses the map, or there is none.
     """
-    rank = len(shape)
-    memory = np.zeros(TENSOR_MAP_BYTES + _ALIGNMENT, np.uint8)
-    offset = -memory.ctypes.data % _ALIGNMENT
-    encoded = memory[offset : offset + TENSOR_MAP_BYTES]
-    strides_bytes = [stride * _ELEMENT_BYTES for stride in strides[1:]]
-    status = _driver().cuTensorMapEncodeTiled(
-        ctypes.c_void_p(encoded.ctypes.data),
-        ctypes.c_int(_DATA_TYPE[dtype]),
-        ctypes.c_uint32(rank),
-        ctypes.c_void_p(pointer),
-        (ctypes.c_uint64 * rank)(*shape),
-        (ctypes.c_uint64 * (rank - 1))(*strides_bytes),
-        (ctypes.c_uint32 * rank)(*box),
-        (ctypes.c_uint32 * rank)(*([1] * rank)),
-        ctypes.c_int(_INTERLEAVE_NONE),
-        ctypes.c_int(_SWIZZLE_128B),
-        ctypes.c_int(_L2_PROMOTION_NONE),
-        ctypes.c_int(_ZEROS_OUT_OF_BOUNDS),
-    )
-    if status:
-        raise DeviceError(
-            f"the driver refuses a tensor map (CUresult {status}) of shape {shape}, strides "
-            f"{strides} and box {box}, innermost axis first"
+    return TensorMapEncoder(shape, strides, box, dtype).encode(pointer)
+
+
+class TensorMapEncoder:
+    """Encodes maps of tensors that differ in their address and outermost extent alone.
+
+    The arguments of the driver's function are made once; making them is most of the time of a map.
+
+    Parameters
+    ----------
+    shape, strides, box, dtype
+        As of `tensor_map`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        box: tuple[int, ...],
+        dtype: DType,
+    ) -> None:
+        self._what = f"strides {strides} and box {box}, innermost axis first"
+        rank = len(shape)
+        self._memory = np.zeros(TENSOR_MAP_BYTES + _ALIGNMENT, np.uint8)
+        self._address = self._memory.ctypes.data + -self._memory.ctypes.data % _ALIGNMENT
+        self._shape = (ctypes.c_uint64 * rank)(*shape)
+        strides_bytes = [stride * _ELEMENT_BYTES for stride in strides[1:]]
+        self._before = (
+            ctypes.c_void_p(self._address),
+            ctypes.c_int(_DATA_TYPE[dtype]),
+            ctypes.c_uint32(rank),
         )
-    return encoded.tobytes()
+        self._after = (
+            self._shape,
+            (ctypes.c_uint64 * (rank - 1))(*strides_bytes),
+            (ctypes.c_uint32 * rank)(*box),
+            (ctypes.c_uint32 * rank)(*([1] * rank)),
+            ctypes.c_int(_INTERLEAVE_NONE),
+            ctypes.c_int(_SWIZZLE_128B),
+            ctypes.c_int(_L2_PROMOTION_NONE),
+            ctypes.c_int(_ZEROS_OUT_OF_BOUNDS),
+        )
+
+    def encode(self, pointer: int, outermost: int | None = None) -> bytes:
+        """Return the map of the tensor at an address, with another outermost extent if given.
+
+        Raises
+        ------
+        DeviceError
+            The driver refuses the map, or there is none.
+        """
+        if outermost is not None:
+            self._shape[-1] = outermost
+        status = _driver().cuTensorMapEncodeTiled(
+            *self._before, ctypes.c_void_p(pointer), *self._after
+        )
+        if status:
+            raise DeviceError(
+                f"the driver refuses a tensor map (CUresult {status}) of shape "
+                f"{tuple(self._shape)}, {self._what}"
+            )
+        return ctypes.string_at(self._address, TENSOR_MAP_BYTES)
 
 
 @cache

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from podrt.gpu.arch import KIB, Arch, get_arch
+from podrt.spec.attention import AttentionSpec, KernelSpec
+from podrt.spec.mask import Mask
+from podrt.spec.types import DType
 
 Form = Literal["pod", "prefill", "decode"]
 
@@ -42,6 +46,26 @@ class VariantForm:
 
     form: Form
     arch: str
+    head_dim: int
+    dtype: DType
+    causal: bool
+    page_size: int | None
+
+    @cached_property
+    def spec(self) -> KernelSpec:
+        """What the kernel is compiled for, to be compared with that of a layer."""
+        return KernelSpec(self.head_dim, self.dtype, Mask(self.causal), self.page_size)
+
+    def require_spec(self, spec: AttentionSpec) -> None:
+        """Check that the kernel is compiled for a layer.
+
+        Raises
+        ------
+        ValueError
+            It is for another one.
+        """
+        if self.spec != spec.kernel:
+            raise ValueError(f"{self.name}: is for {self.spec}; the layer has {spec.kernel}")
 
     @property
     def limits(self) -> Arch:
@@ -57,3 +81,13 @@ class VariantForm:
     def has_decode(self) -> bool:
         """Whether the kernel takes decode work."""
         return self.form != "prefill"
+
+    @property
+    def name(self) -> str:
+        """Readable, file-safe name that is different for different variants."""
+        raise NotImplementedError
+
+    @property
+    def role_registers(self) -> dict[str, int]:
+        """Registers of a thread by role; empty where all threads keep what they begin with."""
+        return {}

@@ -12,7 +12,9 @@ from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, t
 from podrt.plan.tiles import Tiles, tiles_of
 from podrt.plan.tiling import Tiling
 from podrt.plan.work import WORK_ITEM, Plan
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
 
 #: Prefill is split as finely as allowed when it would leave more than this share of the GPU idle.
 MAX_IDLE_PREFILL = 0.2
@@ -20,9 +22,7 @@ MAX_IDLE_PREFILL = 0.2
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 
 
-def make_plan(
-    batch: HybridBatch, tiling: Tiling, *, num_kv_heads: int, group: int, causal: bool
-) -> Plan:
+def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     """Plan a batch.
 
     Parameters
@@ -31,29 +31,25 @@ def make_plan(
         Lengths and page geometry.
     tiling : Tiling
         Tiles and parallelism of the kernel.
-    num_kv_heads, group : int
-        KV heads, and query heads per KV head.
-    causal : bool
-        Bottom-right aligned causal mask.
+    spec : AttentionSpec
+        The attention layer: its heads and mask.
     """
-    prefill, decode = _tiles(batch, tiling, group, causal)
+    prefill, decode = _tiles(batch, tiling, spec.group, spec.mask)
     rows = request_rows(batch)
-    cuts = _cuts(prefill, decode, tiling, num_kv_heads)
+    cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads)
     prefill_side, decode_side = _lay_out(rows, prefill, decode, tiling, cuts)
     wanted = prefill_side.partial_rows, decode_side.partial_rows
     if tiling.max_partial_rows is not None and sum(wanted) > tiling.max_partial_rows:
-        cuts = _cuts(prefill, decode, tiling, num_kv_heads, _shares(*wanted, tiling))
+        cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads, _shares(*wanted, tiling))
         prefill_side, decode_side = _lay_out(rows, prefill, decode, tiling, cuts)
     return Plan(
         prefill=prefill_side.items,
         decode=decode_side.items,
-        num_kv_heads=num_kv_heads,
-        group=group,
+        spec=spec,
         prefill_rows=tiling.prefill_rows,
         decode_rows=tiling.decode_rows,
         num_merges=prefill_side.num_merges + decode_side.num_merges,
         partial_rows=prefill_side.partial_rows + decode_side.partial_rows,
-        causal=causal,
         prefill_keys=0 if prefill is None else prefill.total,
         decode_keys=0 if decode is None else decode.total,
     )
@@ -71,7 +67,7 @@ def most_decode_tokens(group: int, decode_rows: int) -> int:
 
 
 def _tiles(
-    batch: HybridBatch, tiling: Tiling, group: int, causal: bool
+    batch: HybridBatch, tiling: Tiling, group: int, mask: Mask
 ) -> tuple[Tiles | None, Tiles | None]:
     """Return the tiles of prefill and decode, None for a side without any."""
     q_lens = batch.q_lens
@@ -82,11 +78,11 @@ def _tiles(
     prefill = decode = None
     if len(large):
         rows, kv_tile = tiling.prefill_rows, tiling.prefill_kv_tile
-        prefill = tiles_of(large, q_lens, batch.kv_lens, rows, kv_tile, group, causal, False)
+        prefill = tiles_of(large, q_lens, batch.kv_lens, rows, kv_tile, group, mask, False)
     if len(small):
         rows, kv_tile = tiling.decode_rows, tiling.decode_kv_tile
         fits = group <= rows
-        decode = tiles_of(small, q_lens, batch.kv_lens, rows, kv_tile, group, causal, fits)
+        decode = tiles_of(small, q_lens, batch.kv_lens, rows, kv_tile, group, mask, fits)
     return prefill, decode
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from podrt.spec.mask import Mask
+
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
@@ -85,7 +87,7 @@ def tiles_of(
     tile_rows: int,
     kv_tile: int,
     group: int,
-    causal: bool,
+    mask: Mask,
     one_each: bool,
 ) -> Tiles:
     """Tile some requests of a batch.
@@ -102,13 +104,13 @@ def tiles_of(
         Keys of one step.
     group : int
         Query heads per KV head.
-    causal : bool
-        Bottom-right aligned causal mask.
+    mask : Mask
+        Which keys a token sees.
     one_each : bool
         Each request is known to fit into one tile.
     """
     if len(requests) == 1:
-        return _tiles_of_one(requests, q_lens, kv_lens, tile_rows, kv_tile, group, causal)
+        return _tiles_of_one(requests, q_lens, kv_lens, tile_rows, kv_tile, group, mask)
     kv_len = kv_lens[requests].astype(np.float64)
     if one_each:
         return Tiles(requests, kv_len, kv_tile)
@@ -125,10 +127,8 @@ def tiles_of(
     row_begin = np.arange(num_tiles, dtype=np.float64)
     row_begin -= firsts.repeat(repeats)
     row_begin *= tile_rows
-    keys = kv_len.repeat(repeats)
-    if causal:
-        reach = _reach(row_begin, tile_rows, group, (kv_len - q_len).repeat(repeats))
-        np.minimum(keys, reach, out=keys)
+    last_token = _last_token(row_begin, tile_rows, group)
+    _, keys = mask.key_range(last_token, q_len.repeat(repeats), kv_len.repeat(repeats))
     return Tiles(requests.repeat(repeats), keys, kv_tile, row_begin)
 
 
@@ -139,28 +139,19 @@ def _tiles_of_one(
     tile_rows: int,
     kv_tile: int,
     group: int,
-    causal: bool,
+    mask: Mask,
 ) -> Tiles:
     """Tile the one prefill that most batches have, at half the cost."""
     q_len, kv_len = int(q_lens[requests[0]]), int(kv_lens[requests[0]])
     num_tiles = -(-q_len * group // tile_rows)
     row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
-    if causal:
-        keys = _reach(row_begin, tile_rows, group, kv_len - q_len)
-        np.minimum(keys, float(kv_len), out=keys)
-    else:
-        keys = np.full(num_tiles, float(kv_len))
+    _, keys = mask.key_range(_last_token(row_begin, tile_rows, group), q_len, kv_len)
     return Tiles(requests.repeat(num_tiles), keys, kv_tile, row_begin)
 
 
-def _reach(row_begin: Floats, tile_rows: int, group: int, before: int | Floats) -> Floats:
-    """Return how many keys a full tile sees, given kv_len - q_len of its request.
-
-    The last tile of a request may have fewer rows, so that this is beyond the request's keys.
-    """
-    reach = row_begin + (tile_rows - 1)
-    reach /= group
-    np.floor(reach, reach)
-    reach += before + 1
-    np.maximum(reach, 0.0, out=reach)
-    return reach
+def _last_token(row_begin: Floats, tile_rows: int, group: int) -> Floats:
+    """Return the last token of each tile; beyond its request if the tile is not full."""
+    token = row_begin + (tile_rows - 1)
+    token /= group
+    np.floor(token, token)
+    return token

@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from podrt.spec.attention import AttentionSpec
+from podrt.spec.mask import Mask
+
 #: Fields of a work item, all int32, in memory order; rendered into the kernels as a struct.
 WORK_ITEM_FIELDS = (
     ("request", "row of the contiguous cache that holds the request's keys"),
@@ -50,8 +53,8 @@ class Plan:
     ----------
     prefill, decode : structured arrays of `WORK_ITEM`
         Work items in the order in which they are handed out (longest first).
-    num_kv_heads, group : int
-        KV heads, and query heads per KV head.
+    spec : AttentionSpec
+        The attention layer that it was made for; only variants of the same `KernelSpec` run it.
     prefill_rows, decode_rows : int
         Packed query rows of one tile of each side.
     num_merges : int
@@ -60,33 +63,45 @@ class Plan:
         Rows of the partial buffers per KV head. Rows ``partial_row + split * rows`` onward of an
         item's tile hold that split's result; buffers are ``[partial_rows, num_kv_heads]`` in blocks
         of one tile: element ``((partial_row + split * rows) * num_kv_heads + head * rows + r)``.
-    causal : bool
-        Bottom-right aligned causal mask.
     prefill_keys, decode_keys : int
         Keys of all items of each side, for one KV head.
     decode_only_ctas, prefill_only_ctas : int
         CTAs of a fused launch that take one side's work alone, as long as there is any; heeded by
         the Hopper family, whose CTAs otherwise take both sides at once.
     prefill_share, decode_share : int
-        Of so many CTAs of a fused launch together, how many take prefill and how many decode;
-        heeded by the portable family, whose CTAs take one side each.
+        Of every ``prefill_share + decode_share`` units of work that CTAs of one SM draw in a fused
+        launch, the first `prefill_share` are prefill's; heeded by the portable family, whose CTAs
+        take one side at a time.
     """
 
     prefill: WorkList
     decode: WorkList
-    num_kv_heads: int
-    group: int
+    spec: AttentionSpec
     prefill_rows: int
     decode_rows: int
     num_merges: int
     partial_rows: int
-    causal: bool
     prefill_keys: int
     decode_keys: int
     decode_only_ctas: int = 0
     prefill_only_ctas: int = 0
     prefill_share: int = 1
     decode_share: int = 1
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads."""
+        return self.spec.num_kv_heads
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.spec.group
+
+    @property
+    def mask(self) -> Mask:
+        """Which keys a token sees."""
+        return self.spec.mask
 
     @property
     def num_prefill_units(self) -> int:

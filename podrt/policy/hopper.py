@@ -10,13 +10,12 @@ import numpy as np
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
-from podrt.kernels.hopper.tiles import geometry_of
-from podrt.kernels.variant import Form, TileGeometry
+from podrt.kernels.variant import Form
 from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.sm_allocation import SmAllocation
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
 #: Building a variant checks it, which takes longer than planning a small batch.
@@ -26,10 +25,10 @@ _variant = lru_cache(maxsize=1024)(hopper_variant)
 class HopperChoices:
     """The Hopper family's `podrt.policy.schedule.Choices`."""
 
-    def __init__(self, spec: Layer, gpu: DeviceInfo, policy: Policy) -> None:
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         calibration = calibration_of(gpu)
         self.cuts = calibration.hopper_cuts
-        self._spec, self._policy, self._num_sms = spec, policy, gpu.num_sms
+        self._spec, self._policy = spec, policy
         self._form = calibration.fused_form
         self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
 
@@ -44,22 +43,34 @@ class HopperChoices:
                 return rows
         return DECODE_ROWS[-1]
 
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
+        needed = tokens * self._spec.group
+        return next((rows for rows in DECODE_ROWS if rows >= needed), DECODE_ROWS[-1])
+
+    def variants(self, decode_rows: int) -> tuple[HopperConfig, ...]:
+        """Return the kernels of all forms and plans."""
+        forms: tuple[Form, ...] = ("pod", "prefill", "decode")
+        large = self._build("prefill", decode_rows, large_tile=True)
+        found = [self._build(form, decode_rows, large_tile=False) for form in forms]
+        return tuple(dict.fromkeys([*found, large]))
+
     def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> HopperConfig:
         """Return the kernel of a form; prefill alone has larger tiles for long units."""
+        large_tile = form == "prefill" and plan is not None and self._has_long_units(plan)
+        return self._build(form, decode_rows, large_tile=large_tile)
+
+    def _build(self, form: Form, decode_rows: int, *, large_tile: bool) -> HopperConfig:
         spec = self._spec
         return _variant(
             form,
             spec.dtype,
             spec.head_dim,
             decode_rows=decode_rows,
-            large_tile=form == "prefill" and plan is not None and self._has_long_units(plan),
+            large_tile=large_tile,
             page_size=spec.page_size,
-            causal=spec.causal,
+            causal=spec.mask.causal,
         )
-
-    def geometry(self, base: HopperConfig) -> TileGeometry:
-        """Return the tiles of a variant on this GPU."""
-        return geometry_of(base, self._spec.group, self._num_sms)
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan with the SMs of a fused launch shared between the sides."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.portable.presets import RATIOS, variant
-from podrt.kernels.portable.tiles import geometry_of
-from podrt.kernels.variant import Form, TileGeometry
+from podrt.kernels.portable.presets import variant
+from podrt.kernels.variant import Form
 from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
+
+#: Prefill:decode ratios of the CTAs of an SM, of which the nearest to the work is taken.
+RATIOS = ((8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 4), (1, 8))
 
 #: Building a variant checks it, which takes longer than planning a small batch.
 _variant = lru_cache(maxsize=1024)(variant)
@@ -23,13 +26,22 @@ _variant = lru_cache(maxsize=1024)(variant)
 class PortableChoices:
     """The portable family's `podrt.policy.schedule.Choices`."""
 
-    def __init__(self, spec: Layer, gpu: DeviceInfo, policy: Policy) -> None:
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self.cuts = calibration_of(gpu).portable_cuts
-        self._spec, self._gpu, self._policy = spec, gpu, policy
+        self._spec, self._arch, self._policy = spec, gpu.arch.name, policy
 
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the rows of the decode tile, which are the same whatever the batch."""
         return self.variant("pod", 0).decode.rows
+
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of the decode tile, which are the same whatever it must hold."""
+        return self.variant("pod", 0).decode.rows
+
+    def variants(self, decode_rows: int) -> tuple[KernelConfig, ...]:
+        """Return the kernels of all forms."""
+        forms: tuple[Form, ...] = ("pod", "prefill", "decode")
+        return tuple(self.variant(form, decode_rows) for form in forms)
 
     def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> KernelConfig:
         """Return the kernel of a form.
@@ -38,39 +50,32 @@ class PortableChoices:
         few SMs prefill to do, its splits make up for that, and the small ones read keys twice as
         often (measured on an H200, `design/paper-reproduction.md`).
         """
-        spec, policy = self._spec, self._policy
-        ratio = (1, 1)
-        if form == "pod" and plan is not None:
-            ratio = policy.ratio or self._nearest_ratio(plan)
+        spec = self._spec
         return _variant(
             form,
-            self._gpu.arch.name,
+            self._arch,
             spec.dtype,
             spec.head_dim,
-            shape=policy.shape or "large",
-            ratio=ratio,
+            shape=self._policy.shape or "large",
             page_size=spec.page_size,
-            causal=spec.causal,
+            causal=spec.mask.causal,
         )
 
-    def geometry(self, base: KernelConfig) -> TileGeometry:
-        """Return the tiles of a variant on this GPU."""
-        return geometry_of(base, self._spec.group, self._gpu.num_sms)
-
     def share(self, plan: Plan) -> Plan:
-        """Return the plan as it is: the ratio is the variant's."""
-        return plan
+        """Return the plan with the ratio of CTAs that take prefill to those that take decode."""
+        if self._policy.serial or not (len(plan.prefill) and len(plan.decode)):
+            return plan
+        prefill, decode = self._policy.ratio or nearest_ratio(
+            plan.num_prefill_units, plan.num_decode_units / self.variant("pod", 0).warps
+        )
+        return replace(plan, prefill_share=prefill, decode_share=decode)
 
     def are_better_apart(self, plan: Plan) -> bool:
         """Return False: a fused launch has the same tiles."""
         return False
 
-    def _nearest_ratio(self, plan: Plan) -> tuple[int, int]:
-        decode_ctas = plan.num_decode_units / self.variant("pod", 0).warps
-        return nearest_ratio(plan.num_prefill_units, decode_ctas)
-
 
 def nearest_ratio(prefill_ctas: float, decode_ctas: float) -> tuple[int, int]:
-    """Return the compiled ratio nearest to the CTAs' (POD-Attention's proportional policy)."""
+    """Return the ratio nearest to the CTAs' (POD-Attention's proportional policy)."""
     wanted = math.log(prefill_ctas / decode_ctas)
     return min(RATIOS, key=lambda ratio: abs(math.log(ratio[0] / ratio[1]) - wanted))

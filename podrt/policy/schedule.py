@@ -5,21 +5,27 @@ Attention, the dry run, the bench and the explorer all come here, so that they c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
-from podrt.kernels.families import Variant
-from podrt.kernels.hopper.presets import why_unsupported
+from podrt.kernels.families import FAMILIES, Variant, family_of
 from podrt.kernels.variant import Form, TileGeometry
-from podrt.plan import Plan, Tiling, make_plan
+from podrt.plan import (
+    DEFAULT_PARTIAL_BYTES,
+    Plan,
+    Tiling,
+    make_plan,
+    partial_rows_within,
+)
 from podrt.policy.calibration import Cuts
 from podrt.policy.hopper import HopperChoices
 from podrt.policy.policies import Policy
 from podrt.policy.portable import PortableChoices
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
 
@@ -53,11 +59,14 @@ class Choices(Protocol):
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the packed query rows of the decode tile that suits a batch."""
 
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
+
     def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> Variant:
         """Return the kernel of a form, for a plan or for planning."""
 
-    def geometry(self, base: Any) -> TileGeometry:
-        """Return the tiles of one of the family's variants on the GPU."""
+    def variants(self, decode_rows: int) -> tuple[Variant, ...]:
+        """Return the kernels of all forms and plans."""
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan with its sides' shares of a fused launch."""
@@ -71,7 +80,7 @@ class Scheduler:
 
     Parameters
     ----------
-    spec : Layer
+    spec : AttentionSpec
         The attention layer.
     gpu : DeviceInfo
         The GPU, which need not be there.
@@ -84,7 +93,7 @@ class Scheduler:
         The policy asks for the Hopper family, which cannot serve this layer or GPU.
     """
 
-    def __init__(self, spec: Layer, gpu: DeviceInfo, policy: Policy) -> None:
+    def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self.spec, self.gpu, self.policy = spec, gpu, policy
         self._choices = _choices_for(spec, gpu, policy)
         self._bases: dict[int, tuple[Variant, Tiling]] = {}
@@ -102,26 +111,44 @@ class Scheduler:
         """
         rows = self._choices.decode_rows(batch) if decode_rows is None else decode_rows
         base, tiling = self._base(rows)
-        spec = self.spec
-        plan = make_plan(
-            batch,
-            tiling,
-            num_kv_heads=spec.num_kv_heads,
-            group=spec.group,
-            causal=spec.causal,
-        )
+        plan = make_plan(batch, tiling, self.spec)
         plan = self._choices.share(plan)
         variants = tuple(self._choices.variant(form, rows, plan) for form in self._forms(plan))
         return Schedule(plan, variants, base, tiling)
+
+    def decode_rows_for(self, tokens: int) -> int:
+        """Return the rows of a decode tile in which requests of so many tokens are decodes."""
+        return self._choices.decode_rows_for(tokens)
+
+    def tiling(self, decode_rows: int) -> Tiling:
+        """Return what the planner is told of the fused kernel with that decode tile."""
+        return self._base(decode_rows)[1]
+
+    def captured(self, decode_rows: int, *, decodes_only: bool = False) -> tuple[Variant, ...]:
+        """Return the kernels that compute any batch, or any batch of decodes alone, in order."""
+        forms: tuple[Form, ...] = ("prefill", "decode") if self.policy.serial else ("pod",)
+        if decodes_only:
+            forms = ("decode",)
+        return tuple(self._choices.variant(form, decode_rows) for form in forms)
+
+    def variants(self, decode_rows: int) -> tuple[Variant, ...]:
+        """Return all kernels that batches may be run with, given the decode tile."""
+        return self._choices.variants(decode_rows)
 
     def _base(self, decode_rows: int) -> tuple[Variant, Tiling]:
         found = self._bases.get(decode_rows)
         if found is None:
             base = self._choices.variant("pod", decode_rows)
-            geometry = self._choices.geometry(base)
+            base.require_spec(self.spec)
+            geometry = family_of(base).geometry_of(base, self.spec.group, self.gpu.num_sms)
+            rows = partial_rows_within(
+                DEFAULT_PARTIAL_BYTES, self.spec.num_kv_heads, self.spec.head_dim
+            )
             found = self._bases[decode_rows] = (
                 base,
-                tiling_for(geometry, self._choices.cuts, self.policy),
+                replace(
+                    tiling_for(geometry, self._choices.cuts, self.policy), max_partial_rows=rows
+                ),
             )
         return found
 
@@ -138,7 +165,7 @@ class Scheduler:
 
 def schedule(
     batch: HybridBatch,
-    spec: Layer,
+    spec: AttentionSpec,
     gpu: DeviceInfo,
     policy: Policy,
     *,
@@ -165,13 +192,20 @@ def tiling_for(geometry: TileGeometry, cuts: Cuts, policy: Policy) -> Tiling:
     )
 
 
-def _choices_for(spec: Layer, gpu: DeviceInfo, policy: Policy) -> Choices:
-    obstacle = why_unsupported(gpu.arch.name, spec.head_dim, spec.group, spec.page_size)
-    if policy.family == "hopper" and obstacle:
-        raise UnsupportedConfigError(
-            f'policy="hopper": the Hopper family cannot serve this layer: {obstacle}; '
-            'use policy="auto" or "portable"'
-        )
-    if policy.family == "portable" or obstacle:
-        return PortableChoices(spec, gpu, policy)
-    return HopperChoices(spec, gpu, policy)
+#: By family, the preferred one first.
+_CHOICES: dict[str, Callable[[AttentionSpec, DeviceInfo, Policy], Choices]] = {
+    "hopper": HopperChoices,
+    "portable": PortableChoices,
+}
+
+
+def _choices_for(spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> Choices:
+    names = list(_CHOICES) if policy.family == "auto" else [policy.family]
+    obstacles = {name: FAMILIES[name].why_unsupported(spec, gpu.arch.name) for name in names}
+    for name, obstacle in obstacles.items():
+        if obstacle is None:
+            return _CHOICES[name](spec, gpu, policy)
+    raise UnsupportedConfigError(
+        f'policy="{policy.family}": the {policy.family.capitalize()} family cannot serve this '
+        f'layer: {obstacles[policy.family]}; use policy="auto" or "portable"'
+    )

@@ -39,12 +39,21 @@ class SmAllocation:
         Nominal bandwidth of its memory, in GB/s.
     speeds : SmSharing
         What one of its SMs reaches.
+
+    Raises
+    ------
+    ValueError
+        `memory_gbs` is not greater than 0.
     """
 
     head_dim: int
     num_sms: int
     memory_gbs: float
     speeds: SmSharing
+
+    def __post_init__(self) -> None:
+        if not self.memory_gbs > 0:
+            raise ValueError(f"memory_gbs={self.memory_gbs}: must be greater than 0")
 
     def shares(self, plan: Plan) -> tuple[int, int]:
         """Return `decode_only_sms` and `prefill_only_sms`; one of them is 0."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -78,7 +79,7 @@ def reference_attention(
                 q[rows, heads].astype(np.float64) * scale,
                 keys[:, kv_head].astype(np.float64),
                 values[:, kv_head].astype(np.float64),
-                causal,
+                Mask(causal),
                 out[rows, heads],
                 lse[rows, heads],
             )
@@ -89,23 +90,21 @@ def _one_head(
     q: Float64Array,
     k: Float64Array,
     v: Float64Array,
-    causal: bool,
+    mask: Mask,
     out: Float64Array,
     lse: Float64Array,
 ) -> None:
     """Fill out ``[q_len, group, D]`` and lse ``[q_len, group]`` from k and v ``[kv_len, D]``."""
     q_len, group, head_dim = q.shape
     kv_len = len(k)
-    first = max(0, q_len - kv_len) if causal else 0  # tokens before it see nothing
-    if kv_len == 0:
-        return
-    chunk = max(1, _SCORE_BYTES // (8 * group * kv_len))
-    for begin in range(first, q_len, chunk):
-        tokens = np.arange(begin, min(begin + chunk, q_len))
-        visible = kv_len - q_len + tokens + 1 if causal else np.full(len(tokens), kv_len)
-        reach = visible[-1]
+    begin, end = mask.key_range(np.arange(q_len), q_len, kv_len)
+    seeing = np.flatnonzero(end > begin)  # the other tokens see nothing
+    chunk = max(1, _SCORE_BYTES // (8 * group * max(kv_len, 1)))
+    for first in range(0, len(seeing), chunk):
+        tokens = seeing[first : first + chunk]
+        reach = int(end[tokens].max())
         scores = (q[tokens].reshape(-1, head_dim) @ k[:reach].T).reshape(-1, group, reach)
-        hidden = np.arange(reach) >= visible[:, None]
+        hidden = ~mask.sees(tokens, np.arange(reach), q_len, kv_len)
         scores[np.broadcast_to(hidden[:, None], scores.shape)] = -np.inf
         top = scores.max(axis=2)
         weights = np.exp(scores - top[:, :, None])

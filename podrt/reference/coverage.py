@@ -79,13 +79,7 @@ def check_plan(plan: Plan, batch: HybridBatch) -> None:
     _require_complete_splits(plan)
     _require_own_partial_rows(plan)
     _require_written_once(plan, batch)
-    pairs = zip(coverage(plan, batch), expected_coverage(plan, batch), strict=True)
-    for request, (got, expected) in enumerate(pairs):
-        for row, key in np.argwhere(got != expected):
-            raise ValueError(
-                f"request {request}: packed row {row} and key {key} are computed "
-                f"{got[row, key]} times; expected {expected[row, key]}"
-            )
+    _require_pairs_once(plan, batch)
 
 
 def _sides(plan: Plan) -> tuple[tuple[str, WorkList, int], ...]:
@@ -104,11 +98,7 @@ def _sees(
     rows: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], q_len: int, kv_len: int, plan: Plan
 ) -> npt.NDArray[np.bool_]:
     """Whether packed row and key meet, ``[rows, keys]``."""
-    if not plan.causal:
-        return np.ones((len(rows), len(keys)), np.bool_)
-    last_key = kv_len - q_len + rows // plan.group
-    seen: npt.NDArray[np.bool_] = keys <= last_key[:, None]
-    return seen
+    return plan.mask.sees(rows // plan.group, keys, q_len, kv_len)
 
 
 def _request(where: str, item: Any, batch: HybridBatch) -> int:
@@ -178,6 +168,50 @@ def _require_own_partial_rows(plan: Plan) -> None:
             owners[begin : begin + tile_rows] += 1
     if (owners > 1).any():
         raise ValueError(f"partial row {int(np.argmax(owners > 1))} belongs to two splits")
+
+
+def _require_pairs_once(plan: Plan, batch: HybridBatch) -> None:
+    """Check the keys of every row as intervals, in memory and time of the number of items."""
+    requests: list[list[tuple[int, int, int, int]]] = [[] for _ in range(batch.num_requests)]
+    for _, items, tile_rows in _sides(plan):
+        for item in items:
+            row_begin, q_rows = int(item["row_begin"]), int(item["q_len"]) * plan.group
+            rows = row_begin, min(row_begin + tile_rows, q_rows)
+            requests[item["request"]].append((*rows, int(item["kv_begin"]), int(item["kv_end"])))
+    for request, rectangles in enumerate(requests):
+        if rectangles:
+            q_len, kv_len = int(batch.q_lens[request]), int(batch.kv_lens[request])
+            _require_cut_once(request, np.array(rectangles), q_len, kv_len, plan)
+
+
+def _require_cut_once(
+    request: int, rectangles: npt.NDArray[np.int64], q_len: int, kv_len: int, plan: Plan
+) -> None:
+    """Check that rectangles ``[row_begin, row_end, kv_begin, kv_end]`` cut what the rows see.
+
+    Between two ends of tiles all rows have the same rectangles. The last of them sees the most
+    keys, and what cuts those once does so for the rows above it.
+    """
+    edges = np.unique(rectangles[:, :2])
+    first, last = np.searchsorted(edges, rectangles[:, :2]).T
+    owner = np.repeat(np.arange(len(rectangles)), last - first)
+    block = np.concatenate([np.arange(*span) for span in zip(first, last, strict=True)])
+    last_rows = edges[1:] - 1
+    _, seen = plan.mask.key_range(last_rows // plan.group, q_len, kv_len)
+    begin, end = np.minimum(rectangles[owner, 2:].T, seen[block])
+    some = begin < end
+    # Pieces by block and first key, with an empty one at the end of what the block sees.
+    pieces = np.stack([block, begin, end])[:, some]
+    pieces = np.hstack([pieces, [np.arange(len(seen)), seen, seen]])
+    block, begin, end = pieces[:, np.lexsort((pieces[2], pieces[1], pieces[0]))]
+    reached = np.where(np.diff(block, prepend=-1) > 0, 0, np.roll(end, 1))
+    for wrong in np.flatnonzero(begin != reached):
+        key = min(begin[wrong], reached[wrong])
+        times = ((block == block[wrong]) & (begin <= key) & (key < end)).sum()
+        raise ValueError(
+            f"request {request}: packed row {last_rows[block[wrong]]} and key {key} are computed "
+            f"{times} times; expected 1"
+        )
 
 
 def _require_written_once(plan: Plan, batch: HybridBatch) -> None:

@@ -182,7 +182,7 @@ class _Run:
     ) -> tuple[Float64Array, Float64Array]:
         """Online softmax over the item's keys, from the high end down, in the exp2 domain."""
         q = self.scaled_q[item["q_begin"] + token, head]
-        last_key = item["kv_len"] - item["q_len"] + token
+        lengths = int(item["q_len"]), int(item["kv_len"])
         top = np.full(len(token), -np.inf)
         total = np.zeros(len(token))
         acc = np.zeros(q.shape)
@@ -190,8 +190,7 @@ class _Run:
             keys = np.arange(begin, min(begin + self.kv_tile, item["kv_end"]))
             k, v = self.cache.read(item, kv_head, keys)
             scores = q @ k.T
-            if self.plan.causal:
-                scores[keys > last_key[:, None]] = -np.inf
+            scores[~self.plan.mask.sees(token, keys, *lengths)] = -np.inf
             new_top = np.maximum(top, scores.max(axis=1))
             base = _finite_or_zero(new_top)
             weights, shrink = np.exp2(scores - base[:, None]), np.exp2(top - base)

@@ -1,144 +1,118 @@
-"""Device memory of a plan's launches on one stream: work items, partial results, counters.
+"""Device memory of the launches of one stream: the plan, counters and partial results.
 
-Launches of one stream run in order and may share these; launches of different streams may not, so
-every stream has a workspace of its own. A stream that is being captured into a CUDA graph gets one
-that stays untouched afterwards, because the graph may be replayed at any time.
+Launches of one stream run in order and may share these; launches of different streams may not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
-from podrt.gpu.device import load_cupy
-from podrt.kernels.portable.host import NUM_COUNTERS
-from podrt.plan import Plan
-from podrt.tensors.streams import cupy_stream, is_capturing
+from podrt.kernels.arguments import PLAN_HEADER_BYTES, Buffers
+from podrt.runtime.driver import Driver, Memory
+from podrt.runtime.launcher import Launchers
+from podrt.runtime.planned import Planned
+from podrt.runtime.ring import UploadRing
+from podrt.runtime.scratch import counter_bytes, place, scratch_bytes
+
+_EMPTY = Memory(0, 0, None)
 
 
 class Workspace:
-    """Buffers that grow as needed and are written in stream order.
+    """Buffers that grow as plans need, or are fixed, and are written in stream order.
 
-    Attributes
+    Parameters
     ----------
-    items, partial_o, partial_lse, counters, merge_counters : CuPy arrays
-        As in `podrt.kernels.portable.host.PARAMS`.
-    page_table : CuPy array
-        Copy of a page table that the caller keeps in host memory.
+    driver : Driver
+        The GPU.
+    ring : UploadRing
+        What plans are copied through.
+    head_dim : int
+        Elements of a row of partial results.
     """
 
-    def __init__(self, device: int, stream: int) -> None:
-        self._cupy = load_cupy()
-        self._device, self._stream = device, stream
-        self._plan: Plan | None = None
-        self.items = self.page_table = self.partial_o = self.partial_lse = self._empty(0, "uint8")
-        self.counters = self._zeros(NUM_COUNTERS)
-        self.merge_counters = self._zeros(0)
+    def __init__(self, driver: Driver, ring: UploadRing, head_dim: int) -> None:
+        self._driver, self._ring, self._head_dim = driver, ring, head_dim
+        self._plan, self._scratch = _EMPTY, _EMPTY
+        self._is_fixed = False
+        self.launchers = Launchers()
+        self.planned: Planned | None = None
 
-    def load(self, plan: Plan, head_dim: int, page_table: np.ndarray[Any, Any] | None) -> None:
-        """Make the buffers ready for `plan`; does nothing when they already are."""
-        if self._plan is plan:
+    @property
+    def buffers(self) -> Buffers:
+        """Addresses for the kernels."""
+        scratch = place(self._scratch.pointer, self._scratch.nbytes, self._head_dim)
+        return Buffers(
+            plan=self._plan.pointer,
+            partial_o=scratch.partial_o,
+            partial_lse=scratch.partial_lse,
+            counters=scratch.counters,
+            merge_counters=scratch.merge_counters,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory."""
+        return self._plan.nbytes + self._scratch.nbytes
+
+    def fix(self, plan_bytes: int, scratch: Memory | int, stream: int) -> None:
+        """Take all memory now and never again, so that graphs may hold its addresses.
+
+        Parameters
+        ----------
+        plan_bytes : int
+            Room for plans.
+        scratch : Memory or int
+            Memory that the caller brings, or bytes to allocate.
+        stream : int
+            Counters become zero, and the plan an empty one, in the order of this stream.
+        """
+        self._plan = self._driver.allocate(plan_bytes, stream)
+        self._take_scratch(
+            self._driver.allocate(scratch, stream) if isinstance(scratch, int) else scratch, stream
+        )
+        self._driver.clear(self._plan.pointer, PLAN_HEADER_BYTES, stream)
+        self._is_fixed = True
+
+    def load(self, planned: Planned, stream: int) -> None:
+        """Copy a plan here in the order of a stream, unless it is here already."""
+        if self.planned is planned:
             return
-        rows = plan.partial_rows * plan.num_kv_heads
-        self.items = self._upload(self.items, np.concatenate([plan.prefill, plan.decode]))
-        if page_table is not None:
-            self.page_table = self._upload(self.page_table, page_table)
-        self.partial_o = self._grown(self.partial_o, rows * head_dim, "float32")
-        self.partial_lse = self._grown(self.partial_lse, rows, "float32")
-        merges = 2 * plan.num_merges * plan.num_kv_heads
-        if self.merge_counters.size < merges:
-            self.merge_counters = self._zeros(_with_slack(merges))
-        self._plan = plan
+        self._make_room(planned, stream)
+        header = np.frombuffer(planned.header(self._plan.pointer), np.uint8)
+        plan, table = planned.plan, planned.host_page_table
+        parts = [header, _bytes_of(plan.prefill), _bytes_of(plan.decode)]
+        if table is not None:
+            parts.append(_bytes_of(table))
+        self._ring.upload(parts, self._plan.pointer, stream)
+        self.planned = planned
 
-    def _upload(self, buffer: Any, values: np.ndarray[Any, Any]) -> Any:
-        buffer = self._grown(buffer, values.nbytes, "uint8")
-        if values.nbytes:
-            # The source is pageable, so CUDA has read it by the time that this returns.
-            source = np.ascontiguousarray(values)
-            self._cupy.cuda.runtime.memcpyAsync(
-                buffer.data.ptr,
-                source.ctypes.data,
-                source.nbytes,
-                self._cupy.cuda.runtime.memcpyHostToDevice,
-                self._stream,
-            )
-        return buffer
+    def _make_room(self, planned: Planned, stream: int) -> None:
+        plan_bytes = planned.nbytes
+        rows = planned.plan.partial_rows * planned.plan.num_kv_heads
+        fits = plan_bytes <= self._plan.nbytes and (
+            self._scratch.nbytes > 0 and rows <= place(0, self._scratch.nbytes, self._head_dim).rows
+        )
+        if fits:
+            return
+        if self._is_fixed:
+            raise AssertionError(f"a plan of {plan_bytes} bytes and {rows} partial rows")
+        self.launchers.clear()  # they hold the addresses
+        if plan_bytes > self._plan.nbytes:
+            self._plan = self._driver.allocate(_with_slack(plan_bytes), stream)
+        scratch = scratch_bytes(rows, self._head_dim)
+        if scratch > self._scratch.nbytes:
+            self._take_scratch(self._driver.allocate(_with_slack(scratch), stream), stream)
 
-    def _grown(self, buffer: Any, size: int, dtype: str) -> Any:
-        return buffer if buffer.size >= size else self._empty(_with_slack(size), dtype)
-
-    def _empty(self, size: int, dtype: str) -> Any:
-        with self._current():
-            return self._cupy.empty(size, dtype)
-
-    def _zeros(self, size: int) -> Any:
-        with self._current():
-            zeros = self._cupy.empty(size, "uint32")
-            zeros.data.memset_async(0, zeros.nbytes)
-            return zeros
-
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        # CuPy's pool then reuses freed memory only in the order of this stream.
-        with self._cupy.cuda.Device(self._device), cupy_stream(self._stream):
-            yield
+    def _take_scratch(self, memory: Memory, stream: int) -> None:
+        self._scratch = memory
+        self._driver.clear(memory.pointer, counter_bytes(memory.nbytes), stream)
 
 
-def _with_slack(size: int) -> int:
-    """Half as much again, so that slowly growing batches do not reallocate every time."""
-    return size + size // 2
+def _bytes_of(array: npt.NDArray[np.void] | npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    return array.view(np.uint8) if array.size else np.empty(0, np.uint8)
 
 
-class Workspaces:
-    """The workspaces of one `HybridAttention`, by stream."""
-
-    def __init__(self, device: int) -> None:
-        self._device = device
-        self._by_stream: dict[int, Workspace] = {}
-        self._captured: list[tuple[int, Plan, Workspace]] = []
-
-    def ready(
-        self, stream: int, plan: Plan, head_dim: int, page_table: np.ndarray[Any, Any] | None
-    ) -> Workspace:
-        """Return a workspace that holds `plan` and that only `stream` uses."""
-        if is_capturing(stream):
-            return self._ready_for_capture(stream, plan, head_dim, page_table)
-        if stream not in self._by_stream:
-            self._by_stream[stream] = Workspace(self._device, stream)
-        workspace = self._by_stream[stream]
-        workspace.load(plan, head_dim, page_table)
-        return workspace
-
-    def _ready_for_capture(
-        self, stream: int, plan: Plan, head_dim: int, page_table: np.ndarray[Any, Any] | None
-    ) -> Workspace:
-        """Prepare outside of the graph, on a stream of our own, what the graph will read."""
-        for known_stream, known_plan, workspace in self._captured:
-            if known_stream == stream and known_plan is plan:
-                return workspace
-        cuda = load_cupy().cuda
-        with cuda.Device(self._device), _uncaptured():
-            private = cuda.Stream(non_blocking=True)
-            workspace = Workspace(self._device, private.ptr)
-            workspace.load(plan, head_dim, page_table)
-            private.synchronize()
-        self._captured.append((stream, plan, workspace))
-        return workspace
-
-
-@contextmanager
-def _uncaptured() -> Iterator[None]:
-    """Allow this thread calls that CUDA otherwise forbids while any stream is being captured."""
-    from cuda.bindings import runtime
-
-    relaxed = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
-    error, previous = runtime.cudaThreadExchangeStreamCaptureMode(relaxed)
-    if error != runtime.cudaError_t.cudaSuccess:
-        raise RuntimeError(f"cudaThreadExchangeStreamCaptureMode: {error}")
-    try:
-        yield
-    finally:
-        runtime.cudaThreadExchangeStreamCaptureMode(previous)
+def _with_slack(nbytes: int) -> int:
+    """Half as much again, so that slowly growing batches do not allocate every time."""
+    return nbytes + nbytes // 2

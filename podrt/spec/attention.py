@@ -1,21 +1,48 @@
-"""`Layer`: what is fixed for an attention layer, checked once."""
+"""`AttentionSpec`: what is fixed for an attention layer, checked once."""
 
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from podrt.errors import UnsupportedConfigError
+from podrt.spec.mask import Mask
 from podrt.spec.types import HEAD_DIMS, DType
 
 KvLayout = Literal["NHD", "HND"]
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Shape of an attention layer.
+class KernelSpec:
+    """What a kernel is compiled for; the variants of every family answer to it.
+
+    Attributes
+    ----------
+    head_dim : int
+        Elements of a head.
+    dtype : {"bfloat16", "float16"}
+        Element type of q, the caches and the output.
+    mask : Mask
+        Which keys a token sees.
+    page_size : int or None
+        Tokens of a page; None is a contiguous cache.
+    """
+
+    head_dim: int
+    dtype: DType
+    mask: Mask
+    page_size: int | None
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """An attention layer: what plans, variants, tensors and the reference must agree on.
 
     Attributes
     ----------
@@ -23,32 +50,37 @@ class Layer:
         Heads, and the size of each.
     dtype : {"bfloat16", "float16"}
         Element type.
+    mask : Mask
+        Which keys a token sees.
+    sm_scale : float
+        Factor on the scores before the softmax.
     page_size : int or None
         Tokens of a page; None is a contiguous cache.
     kv_layout : {"NHD", "HND"}
         Order of tokens and heads in the caches.
-    causal : bool
-        Bottom-right aligned causal mask.
-    sm_scale : float
-        Factor on the scores before the softmax.
     """
 
     num_qo_heads: int
     num_kv_heads: int
     head_dim: int
     dtype: DType
+    mask: Mask
+    sm_scale: float
     page_size: int | None
     kv_layout: KvLayout
-    causal: bool
-    sm_scale: float
 
     @property
     def group(self) -> int:
         """Query heads per KV head."""
         return self.num_qo_heads // self.num_kv_heads
 
+    @cached_property
+    def kernel(self) -> KernelSpec:
+        """What its kernels are compiled for."""
+        return KernelSpec(self.head_dim, self.dtype, self.mask, self.page_size)
 
-def make_layer(
+
+def make_spec(
     num_qo_heads: int,
     num_kv_heads: int,
     head_dim: int,
@@ -57,14 +89,14 @@ def make_layer(
     dtype: Any,
     causal: bool,
     sm_scale: float | None,
-) -> Layer:
+) -> AttentionSpec:
     """Check the arguments of `podrt.HybridAttention` and gather them; errors as there."""
     # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.
     if kv_layout not in get_args(KvLayout):
         raise UnsupportedConfigError(f"kv_layout={kv_layout!r}: allowed are {get_args(KvLayout)}")
-    sizes = (("num_qo_heads", num_qo_heads), ("num_kv_heads", num_kv_heads), ("head_dim", head_dim))
-    for name, value in sizes:
-        _require_positive_int(name, value)
+    num_qo_heads = _positive_int("num_qo_heads", num_qo_heads)
+    num_kv_heads = _positive_int("num_kv_heads", num_kv_heads)
+    head_dim = _positive_int("head_dim", head_dim)
     if num_qo_heads % num_kv_heads:
         raise ValueError(
             f"num_qo_heads={num_qo_heads}: must be a multiple of num_kv_heads={num_kv_heads}"
@@ -72,26 +104,32 @@ def make_layer(
     if head_dim not in HEAD_DIMS:
         raise UnsupportedConfigError(f"head_dim={head_dim!r}: allowed are {HEAD_DIMS}")
     if page_size is not None:
-        _require_positive_int("page_size", page_size)
-    if not isinstance(causal, bool):
+        page_size = _positive_int("page_size", page_size)
+    if not isinstance(causal, bool | np.bool_):
         raise TypeError(f"causal={causal!r}: expected True or False")
-    return Layer(
+    return AttentionSpec(
         num_qo_heads,
         num_kv_heads,
         head_dim,
         _dtype_name(dtype),
+        Mask(bool(causal)),
+        _checked_scale(sm_scale, head_dim),
         page_size,
         kv_layout,  # type: ignore[arg-type]
-        causal,
-        _checked_scale(sm_scale, head_dim),
     )
 
 
-def _require_positive_int(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: expected an int")
-    if value < 1:
-        raise ValueError(f"{name}={value}: must be at least 1")
+def _positive_int(name: str, value: Any) -> int:
+    """Return an int of Python, NumPy or whatever else counts as one; a bool does not."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: expected an int") from None
+    if number < 1:
+        raise ValueError(f"{name}={number}: must be at least 1")
+    return number
 
 
 def _dtype_name(dtype: Any) -> DType:
@@ -111,4 +149,8 @@ def _checked_scale(sm_scale: float | None, head_dim: int) -> float:
     scale = float(sm_scale)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"sm_scale={sm_scale!r}: must be finite and greater than 0")
+    # The kernels multiply by sm_scale * log2(e), a float32.
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if not least <= scale * math.log2(math.e) <= most:
+        raise ValueError(f"sm_scale={sm_scale!r}: must be from 1e-38 to 2.3e38, to fit a float32")
     return scale

@@ -40,6 +40,12 @@ class HybridBatch:
     page_size: int | None = None
 
     @classmethod
+    def empty(cls, page_size: int | None = None) -> HybridBatch:
+        """Batch of no requests."""
+        none = _frozen(np.zeros(0, np.int32))
+        return cls(_frozen(np.zeros(1, np.int32)), none, none, page_size)
+
+    @classmethod
     def contiguous(cls, qo_indptr: Int32Array, kv_lens: Int32Array) -> HybridBatch:
         """Batch over a cache ``[B, L, Hkv, D]`` whose row i belongs to request i.
 

@@ -34,6 +34,8 @@ def host_array(values: object, name: str, dtype: str = "int32") -> npt.NDArray[A
     ValueError
         A number that does not fit `dtype`, or nested sequences of different lengths.
     """
+    if type(values) is np.ndarray and values.dtype == dtype and values.dtype.isnative:
+        return values
     if hasattr(values, "__dlpack__") or hasattr(values, "__cuda_array_interface__"):
         stream = resolve_stream(None, values)
         tensor = view(values, name, stream)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.checks import require_dtype, require_rank, require_unit_stride
 from podrt.tensors.host import host_array, to_numpy
+from podrt.tensors.likeness import Address, address_if_like
 from podrt.tensors.view import TensorView, view
 
 Int32Array = npt.NDArray[np.int32]
@@ -41,6 +43,15 @@ class PageTable:
             return self.tensor.shape[1]
         return self.tensor.strides[0]
 
+    def is_at(self, values: Any) -> bool:
+        """Whether this is what reading `values` would give: the same memory, laid out the same."""
+        return self._address is not None and self._address(values) == self.tensor.pointer != 0
+
+    @cached_property
+    def _address(self) -> Address | None:
+        on_gpu = self.tensor.device is not None and self.kv_indptr is None
+        return address_if_like(self.tensor.owner) if on_gpu else None
+
     def flat(self) -> Int32Array:
         """Return the page numbers on the host, laid out as the kernel sees them."""
         if self.host_values is None:
@@ -51,11 +62,17 @@ class PageTable:
 
 
 def read_page_table(
-    page_size: int | None, block_table: Any, kv_indptr: Any, kv_indices: Any
+    page_size: int | None,
+    block_table: Any,
+    kv_indptr: Any,
+    kv_indices: Any,
+    *,
+    max_pages: int | None = None,
 ) -> PageTable | None:
     """Check which of the page-table arguments were given, and view them.
 
-    Returns None for a contiguous cache (`page_size` None), which takes none of them.
+    Returns None for a contiguous cache (`page_size` None), which takes none of them. Of a block
+    table in host memory no more than `max_pages` columns are kept.
     """
     given = [
         name
@@ -73,7 +90,7 @@ def read_page_table(
             )
         return None
     if given == ["block_table"]:
-        return _page_table(block_table, "block_table", 2, "[requests, max_pages]", None)
+        return _page_table(block_table, "block_table", 2, "[requests, max_pages]", None, max_pages)
     if given == ["kv_indptr", "kv_indices"]:
         indptr = host_array(kv_indptr, "kv_indptr")
         return _page_table(kv_indices, "kv_indices", 1, "[entries]", indptr)
@@ -141,7 +158,12 @@ def require_pages_exist(table: PageTable, batch: HybridBatch, num_pages: int) ->
 
 
 def _page_table(
-    values: Any, name: str, rank: int, layout: str, kv_indptr: Int32Array | None
+    values: Any,
+    name: str,
+    rank: int,
+    layout: str,
+    kv_indptr: Int32Array | None,
+    max_pages: int | None = None,
 ) -> PageTable:
     if isinstance(values, (list, tuple)):
         values = host_array(values, name)
@@ -151,5 +173,7 @@ def _page_table(
     require_unit_stride(tensor)
     host_values = None
     if tensor.device is None:
+        if max_pages is not None and tensor.shape[1] > max_pages:
+            tensor = replace(tensor, shape=(tensor.shape[0], max_pages))
         host_values = np.array(to_numpy(tensor), np.int32, order="C").reshape(-1)
     return PageTable(tensor, kv_indptr, host_values)

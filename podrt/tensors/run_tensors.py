@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.checks import (
     require_alignment,
@@ -40,6 +40,19 @@ class RunTensors:
     lse_tensor: Any
     is_given: tuple[bool, bool]
 
+    def described(self) -> RunTensors:
+        """Return how the tensors lie, without keeping any of them alive."""
+        return RunTensors(
+            replace(self.q, owner=None),
+            replace(self.k_cache, owner=None),
+            replace(self.v_cache, owner=None),
+            replace(self.out, owner=None),
+            None if self.lse is None else replace(self.lse, owner=None),
+            None,
+            None,
+            self.is_given,
+        )
+
     def results(self, *, return_lse: bool, stream: int = 0) -> Any:
         """Return out, or (out, lse), as the caller gets them once the work is on `stream`."""
         tensors = (self.out_tensor, self.lse_tensor)
@@ -51,7 +64,7 @@ class RunTensors:
 
 
 def view_tensors(
-    layer: Layer,
+    layer: AttentionSpec,
     batch: HybridBatch,
     stream: int,
     q: Any,
@@ -61,8 +74,11 @@ def view_tensors(
     out: Any,
     lse: Any,
     return_lse: bool,
+    may_have_more_rows: bool = False,
 ) -> RunTensors:
     """View and check the inputs, then take or allocate the outputs.
+
+    With `may_have_more_rows` q may have more rows than the batch has tokens.
 
     Raises
     ------
@@ -74,7 +90,7 @@ def view_tensors(
         _nhd(view(cache, name, stream), layer, batch)
         for cache, name in ((k_cache, "k_cache"), (v_cache, "v_cache"))
     ]
-    _check_q(q_view, layer, batch)
+    _check_q(q_view, layer, batch, may_have_more_rows)
     for cache in caches:
         _check_cache(cache, layer, batch)
     if caches[0].shape != caches[1].shape:
@@ -110,15 +126,20 @@ def require_kernel_can_read(tensors: RunTensors, device: int) -> None:
         _require_short_strides(tensors.lse, heads_axis=-1)
 
 
-def _check_q(q: TensorView, layer: Layer, batch: HybridBatch) -> None:
+def _check_q(
+    q: TensorView, layer: AttentionSpec, batch: HybridBatch, may_have_more_rows: bool
+) -> None:
     require_rank(q, 3, _Q_LAYOUT)
-    expected = (batch.total_tokens, layer.num_qo_heads, layer.head_dim)
+    tokens = batch.total_tokens
+    if may_have_more_rows:
+        tokens = max(tokens, q.shape[0])
+    expected = (tokens, layer.num_qo_heads, layer.head_dim)
     if q.shape != expected:
         raise ValueError(f"q: got shape {q.shape}, expected {expected} {_Q_LAYOUT}")
     require_dtype(q, layer.dtype)
 
 
-def _nhd(cache: TensorView, layer: Layer, batch: HybridBatch) -> TensorView:
+def _nhd(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) -> TensorView:
     """Put tokens before heads."""
     tokens = "length" if batch.page_size is None else "page_size"
     first = "requests" if batch.page_size is None else "pages"
@@ -130,7 +151,7 @@ def _nhd(cache: TensorView, layer: Layer, batch: HybridBatch) -> TensorView:
     return replace(cache, shape=(a, length, heads, d), strides=(sa, s_length, s_heads, sd))
 
 
-def _check_cache(cache: TensorView, layer: Layer, batch: HybridBatch) -> None:
+def _check_cache(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) -> None:
     batch.require_cache(cache.shape, cache.name)
     if cache.shape[2:] != (layer.num_kv_heads, layer.head_dim):
         raise ValueError(
@@ -159,9 +180,15 @@ def _check_lse(lse: TensorView, q: TensorView) -> None:
     require_writable(lse)
 
 
+def _stepped_over(tensor: TensorView) -> list[int]:
+    """Return the strides that matter: extents of 1 are never stepped over."""
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    return [stride for extent, stride in steps if extent > 1]
+
+
 def _require_short_strides(tensor: TensorView, heads_axis: int) -> None:
     """Check what the kernels keep in 32 bits: every stride, and the offset of the last head."""
-    if any(abs(stride) > _MAX_OFFSET for stride in tensor.strides):
+    if any(abs(stride) > _MAX_OFFSET for stride in _stepped_over(tensor)):
         raise ValueError(
             f"{tensor.name}: got strides {tensor.strides} (in elements), expected at most "
             f"{_MAX_OFFSET} each"

@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.types import DType
 from podrt.tensors.view import numpy_dtype
+from podrt.workloads.accuracy import Expected, Window, expected_of
 from podrt.workloads.chunked_prefill import HybridStep
+from podrt.workloads.pages import shuffled_pages
 
-#: Pages that no request owns, full of NaN; unused block-table entries point at the last of them.
+#: Pages that no request owns, full of NaN; unused block-table entries point at one of them.
 _SPARE_PAGES = 8
+#: Requests with more pairs of row and key than this are checked in windows of rows.
+_MAX_PAIRS = 1 << 20
+_WINDOW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class Geometry:
         """The element type, bfloat16 by ml_dtypes."""
         return numpy_dtype(self.dtype)
 
-    def layer(self) -> Layer:
+    def spec(self) -> AttentionSpec:
         """Return the layer that the planner works for; raises as `podrt.HybridAttention`."""
-        return make_layer(
+        return make_spec(
             self.num_qo_heads,
             self.num_kv_heads,
             self.head_dim,
@@ -77,6 +82,35 @@ class Workload:
         """Tokens of a page."""
         return int(self.k_cache.shape[1])
 
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """``(q_len, kv_len)`` of every request."""
+        return list(zip(self.step.q_lens.tolist(), self.step.kv_lens.tolist(), strict=True))
+
+    def read_q(self, begin: int, end: int) -> npt.NDArray[Any]:
+        """Return rows of q."""
+        return self.q[begin:end]
+
+    def read_kv(self, request: int, num_keys: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return the first keys and values of a request: ``[num_keys, num_kv_heads, head_dim]``."""
+        pages = self.block_table[request, : -(-num_keys // self.page_size)]
+        keys, values = (
+            cache[pages].reshape(-1, *cache.shape[2:])[:num_keys]
+            for cache in (self.k_cache, self.v_cache)
+        )
+        return keys, values
+
+    def expected(self) -> Expected:
+        """Compute the reference for every request, long ones in three windows of their rows."""
+        return expected_of(
+            self,
+            [
+                Window(request, begin, end)
+                for request, lengths in enumerate(self.lengths)
+                for begin, end in _windows(*lengths)
+            ],
+        )
+
 
 def batch_of(
     q_lens: npt.NDArray[np.int32],
@@ -96,7 +130,9 @@ def batch_of(
 
 def make_workload(step: HybridStep, geometry: Geometry, rng: np.random.Generator) -> Workload:
     """Return normally distributed tensors for a step, on pages in random order."""
-    block_table, num_pages = _shuffled_pages(step.kv_lens, geometry.page_size, rng)
+    block_table, num_pages = shuffled_pages(
+        step.kv_lens, geometry.page_size, rng, num_spare=_SPARE_PAGES
+    )
     used = _used_slots(step.kv_lens, block_table, num_pages, geometry.page_size)
     heads = (geometry.num_kv_heads, geometry.head_dim)
     caches = []
@@ -106,17 +142,6 @@ def make_workload(step: HybridStep, geometry: Geometry, rng: np.random.Generator
         caches.append(cache)
     q = _normal((step.total_tokens, geometry.num_qo_heads, geometry.head_dim), geometry, rng)
     return Workload(step, q, caches[0], caches[1], block_table)
-
-
-def _shuffled_pages(
-    kv_lens: npt.NDArray[np.int32], page_size: int, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.int32], int]:
-    pages = -(-kv_lens // page_size)
-    owned = int(pages.sum())
-    order = rng.permutation(owned + _SPARE_PAGES).astype(np.int32)
-    block_table = np.full((len(kv_lens), int(pages.max())), order[-1], np.int32)
-    block_table[np.arange(block_table.shape[1]) < pages[:, None]] = order[:owned]
-    return block_table, len(order)
 
 
 def _used_slots(
@@ -137,3 +162,10 @@ def _normal(
     shape: tuple[int, ...], geometry: Geometry, rng: np.random.Generator
 ) -> npt.NDArray[Any]:
     return rng.standard_normal(shape, np.float32).astype(geometry.numpy_dtype)
+
+
+def _windows(q_len: int, kv_len: int) -> list[tuple[int, int]]:
+    if q_len * kv_len <= _MAX_PAIRS or q_len <= 3 * _WINDOW_ROWS:
+        return [(0, q_len)]
+    begins = (0, (q_len - _WINDOW_ROWS) // 2, q_len - _WINDOW_ROWS)
+    return [(begin, begin + _WINDOW_ROWS) for begin in begins]

@@ -2,6 +2,32 @@
 #pragma once
 #include "common/merge.cuh"
 
+// The work list that follows a plan's header.
+__device__ __forceinline__ const WorkItem* items_of(const PlanHeader* plan) {
+  return reinterpret_cast<const WorkItem*>(plan + 1);
+}
+
+// Copies the header, with which every CTA begins. Called by a whole warp; the caller synchronises.
+__device__ __forceinline__ void load_header(PlanHeader& to, const PlanHeader* from, int lane) {
+  constexpr int kWords = sizeof(PlanHeader) / sizeof(int);
+  if (lane < kWords)
+    reinterpret_cast<int*>(&to)[lane] = __ldg(reinterpret_cast<const int*>(from) + lane);
+}
+
+// Copies an item, whose request may have fewer keys than were planned: only the device knows exact
+// lengths where there are any. Called by a whole warp; the caller synchronises.
+__device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from,
+                                          const PlanHeader& plan, int lane) {
+  constexpr int kWords = sizeof(WorkItem) / sizeof(int);
+  if (lane < kWords)
+    reinterpret_cast<int*>(&to)[lane] = __ldg(reinterpret_cast<const int*>(from) + lane);
+  if (!plan.kv_lens) return;
+  __syncwarp();
+  if (lane > 0) return;
+  to.kv_len = max(0, min(to.kv_len, __ldg(plan.kv_lens + to.request)));
+  to.kv_end = max(to.kv_begin, min(to.kv_end, to.kv_len));
+}
+
 // One past the last key of the item that a token of its request may see.
 template <class Config>
 __device__ __forceinline__ int visible_keys(const WorkItem& item, int token) {
@@ -15,14 +41,14 @@ struct RowAddress {
       : token(item.q_begin + (item.row_begin + row) / p.group),
         head(kv_head * p.group + (item.row_begin + row) % p.group) {}
   __device__ __forceinline__ const u16* q(const Params& p) const {
-    return p.q + i64(token) * p.q_stride_token + head * p.q_stride_head;
+    return p.q + i64(token) * p.q_stride_token + i64(head) * p.q_stride_head;
   }
   __device__ __forceinline__ u16* out(const Params& p) const {
-    return p.out + i64(token) * p.out_stride_token + head * p.out_stride_head;
+    return p.out + i64(token) * p.out_stride_token + i64(head) * p.out_stride_head;
   }
   __device__ __forceinline__ void store_lse(const Params& p, float lse_log2) const {
     if (p.lse)
-      p.lse[i64(token) * p.lse_stride_token + head * p.lse_stride_head] = lse_log2 * kLn2;
+      p.lse[i64(token) * p.lse_stride_token + i64(head) * p.lse_stride_head] = lse_log2 * kLn2;
   }
 };
 

@@ -7,6 +7,7 @@
 #pragma once
 #include "common/swizzle.cuh"
 #include "ptx/async_copy.cuh"
+#include "ptx/scalar.cuh"
 
 template <class Config, class Tile>
 struct KvStream {
@@ -21,6 +22,7 @@ struct KvStream {
   static_assert(kChunks <= kWarp && kWarpRows % kRowsAtOnce == 0 && kWarpRows <= kWarp, "");
 
   const Params& p;
+  const PlanHeader& plan;
   const WorkItem& item;
   const int kv_head, warp, lane;
   const u32 ring;
@@ -28,9 +30,10 @@ struct KvStream {
   int next_slot = 0;
   int page;  // lane l: cache row of key l of this warp's share of the tile being copied
 
-  __device__ __forceinline__ KvStream(const Params& p, const WorkItem& item, int kv_head, int warp,
-                                      int lane, u32 ring, int tiles)
-      : p(p), item(item), kv_head(kv_head), warp(warp), lane(lane), ring(ring), left(2 * tiles) {
+  __device__ __forceinline__ KvStream(const Params& p, const PlanHeader& plan,
+                                      const WorkItem& item, int kv_head, int warp, int lane,
+                                      u32 ring, int tiles)
+      : p(p), plan(plan), item(item), kv_head(kv_head), warp(warp), lane(lane), ring(ring), left(2 * tiles) {
     find_pages(tiles - 1);
   }
 
@@ -38,15 +41,17 @@ struct KvStream {
     return item.kv_begin + tile * Tile::kKvTile + warp * kWarpRows;
   }
 
-  // Looks up the pages of a tile well before its copies are issued.
+  // Looks up the pages of a tile well before its copies are issued. Nothing outside the cache is read:
+  // for a page number that it has not the last page's keys are taken.
   __device__ __forceinline__ void find_pages(int tile) {
     const int key = first_key(tile) + lane;
     page = 0;
     if (tile < 0 || lane >= kWarpRows || key >= item.kv_end) return;
     if constexpr (Config::kPageSize > 0)
-      page = __ldg(p.page_table + item.page_begin + u32(key) / Config::kPageSize);
+      page = __ldg(plan.page_table + item.page_begin + u32(key) / Config::kPageSize);
     else
       page = item.request;
+    page = min(u32(page), u32(p.num_pages - 1));
   }
 
   // Issues the next copy and closes its group; past the end the group is empty.
@@ -65,9 +70,10 @@ struct KvStream {
   __device__ __forceinline__ void copy_tile(int tile, bool is_v) const {
     const int stride_page = is_v ? p.v_stride_page : p.k_stride_page;
     const int stride_token = is_v ? p.v_stride_token : p.k_stride_token;
+    const int lane = computed_here(this->lane);  // or addresses take registers of the main loop
     const int chunk = lane % kChunks, row = lane / kChunks;  // of the first copy
-    const u16* base = (is_v ? p.v : p.k) + kv_head * (is_v ? p.v_stride_head : p.k_stride_head) +
-                      chunk * kChunkElements;
+    const u16* base = (is_v ? p.v : p.k) + chunk * kChunkElements +
+                      i64(kv_head) * (is_v ? p.v_stride_head : p.k_stride_head);
     const u32 destination = ring + next_slot * kTileBytes +
                             swizzled_offset<Config::kHeadDim>(warp * kWarpRows + row, chunk);
     const int key = first_key(tile) + row, keys_left = item.kv_end - key;
@@ -79,7 +85,7 @@ struct KvStream {
         source = base + i64(__shfl_sync(~0u, page, row + i)) * stride_page +
                  i64(token) * stride_token;
       } else {
-        source += kRowsAtOnce * stride_token;
+        source += i64(stride_token) * kRowsAtOnce;
       }
       cp_async_16(advance_rows<Config::kHeadDim>(destination, i), source, i < keys_left);
     }

@@ -59,7 +59,7 @@ struct MergedRows {
     float max[kRows], sum[kRows];
 #pragma unroll
     for (int row = 0; row < kRows; row++) {
-      max[row] = -infinity();
+      max[row] = kNothingSeen;
       sum[row] = 0.f;
 #pragma unroll
       for (int i = 0; i < kFloats; i++) out[row][i] = 0.f;
@@ -87,16 +87,14 @@ struct MergedRows {
         float raised = max[row];
 #pragma unroll
         for (int split = 0; split < kSplits; split++) raised = fmaxf(raised, lse[split][row]);
-        // A row that has seen nothing: any finite reference turns its weights into zeros.
-        const float reference = raised == -infinity() ? 0.f : raised;
-        const float shrink = exp2_approx(max[row] - reference);
+        const float shrink = exp2_approx(max[row] - raised);
         max[row] = raised;
         sum[row] *= shrink;
 #pragma unroll
         for (int i = 0; i < kFloats; i++) out[row][i] *= shrink;
 #pragma unroll
         for (int split = 0; split < kSplits; split++) {
-          const float weight = exp2_approx(lse[split][row] - reference);
+          const float weight = exp2_approx(lse[split][row] - raised);
           sum[row] += weight;
 #pragma unroll
           for (int i = 0; i < kFloats; i++) out[row][i] += weight * partial[split][row][i];

@@ -36,26 +36,35 @@ __device__ __forceinline__ Work take_from(const QueueCounters& counters, int num
   return {kDone, 0};
 }
 
-// Called by one thread of a CTA. `draw` counts the CTA's calls.
+// Units that CTAs take: of prefill, and groups of a decode unit for each warp.
+struct UnitCounts {
+  int prefill, decode;
+};
+
 template <class Config>
-__device__ __forceinline__ Work take_work(const QueueCounters& counters, int num_prefill,
-                                          int num_decode, int draw) {
-  constexpr u32 kCycle = Config::kPrefillShare + Config::kDecodeShare;
-  const u32 ticket = Config::kSmAware
-                         ? atomicAdd(&counters.tickets[sm_id() % Config::kNumTickets], 1u)
-                         : blockIdx.x + draw * gridDim.x;
-  return take_from(counters, num_prefill, num_decode,
-                   ticket % kCycle < Config::kPrefillShare ? kPrefill : kDecode);
+__device__ __forceinline__ UnitCounts units_of(const PlanHeader& plan, int num_kv_heads) {
+  return {Config::kHasPrefill ? plan.num_prefill_items * num_kv_heads : 0,
+          Config::kHasDecode ? ceil_div(plan.num_decode_items * num_kv_heads, Config::kWarps) : 0};
+}
+
+// Called by one thread of a CTA.
+template <class Config>
+__device__ __forceinline__ Work take_work(const QueueCounters& counters, const PlanHeader& plan,
+                                          int num_kv_heads) {
+  const UnitCounts units = units_of<Config>(plan, num_kv_heads);
+  const u32 share = plan.prefill_share, cycle = max(plan.prefill_share + plan.decode_share, 1);
+  const u32 ticket = atomicAdd(&counters.tickets[sm_id() % Config::kNumTickets], 1u);
+  return take_from(counters, units.prefill, units.decode,
+                   ticket % cycle < share ? kPrefill : kDecode);
 }
 
 // Whether a CTA would find no more work.
 template <class Config>
-__device__ __forceinline__ bool all_taken(const Params& p) {
-  const volatile u32* taken = counters_of<Config>(p.counters).taken;
-  const int prefill = Config::kHasPrefill ? p.num_prefill_items * p.num_kv_heads : 0;
-  const int decode =
-      Config::kHasDecode ? ceil_div(p.num_decode_items * p.num_kv_heads, Config::kWarps) : 0;
-  return taken[kPrefill] >= prefill && taken[kDecode] >= decode;
+__device__ __forceinline__ bool all_taken(const QueueCounters& counters, const PlanHeader& plan,
+                                          int num_kv_heads) {
+  const volatile u32* taken = counters.taken;
+  const UnitCounts units = units_of<Config>(plan, num_kv_heads);
+  return taken[kPrefill] >= units.prefill && taken[kDecode] >= units.decode;
 }
 
 // Called by all threads of a CTA that will take no more work.

@@ -12,6 +12,10 @@ constexpr float kSlack = 8.f;  // probabilities up to 2^8 are as exact in bfloat
 // Where no maxima are looked for, a thread's share of a sum of powers tells that a row has outgrown
 // its reference. float16 holds powers up to 2^15.
 constexpr float kOutgrownSum = 1024.f;
+// The reference of a row that has seen no key yet. Finite, so that the powers of masked scores are
+// zeros and not NaN, and so low that those of any other score are infinite: any test for outgrown
+// references then finds the row's first key.
+constexpr float kNothingSeen = -1e30f;
 
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -24,7 +28,7 @@ __device__ __forceinline__ float quad_sum(float x) {
 }
 
 struct RowState {
-  float reference = -infinity();  // log2 of what the row's sum and output refer to
+  float reference = kNothingSeen;  // log2 of what the row's sum and output refer to
   float sum = 0.f;                // this thread's share of sum(2^(scale * score - reference))
 
   __device__ __forceinline__ bool is_outgrown_by(float score, float scale_log2) const {
@@ -34,7 +38,7 @@ struct RowState {
   // Raises the reference to a score if it is below; everything accumulated shrinks by the result.
   __device__ __forceinline__ float raise_to(float score, float scale_log2) {
     const float raised = fmaxf(reference, score * scale_log2);
-    const float shrink = reference == -infinity() ? 0.f : exp2_approx(reference - raised);
+    const float shrink = exp2_approx(reference - raised);
     reference = raised;
     sum *= shrink;
     return shrink;
@@ -44,13 +48,11 @@ struct RowState {
   template <int kColumns>
   __device__ __forceinline__ void exponentiate(float (&scores)[kColumns][4], int half,
                                                float scale_log2) {
-    // For a row that has seen nothing any finite reference turns its scores into zeros.
-    const float finite = reference == -infinity() ? 0.f : reference;
 #pragma unroll
     for (int n = 0; n < kColumns; n++)
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; i++) {
-        scores[n][i] = exp2_approx(fmaf(scores[n][i], scale_log2, -finite));
+        scores[n][i] = exp2_approx(fmaf(scores[n][i], scale_log2, -reference));
         sum += scores[n][i];
       }
   }

@@ -94,7 +94,7 @@ struct DecodeConsumer {
     load_q(item, kv_head);
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
-      reference[c] = -infinity();
+      reference[c] = kNothingSeen;
       row_sum[c] = 0.f;
     }
 #pragma unroll
@@ -265,7 +265,7 @@ struct DecodeConsumer {
 #pragma unroll
       for (int w = 0; w < 4; w++) max = fmaxf(max, maxima[w * kRows + column_row(c, lane)]);
       const float raised = fmaxf(reference[c], max * p.scale_log2);
-      shrink[c] = exp2_approx(reference[c] - finite(raised));
+      shrink[c] = exp2_approx(reference[c] - raised);
       reference[c] = raised;
       row_sum[c] *= shrink[c];
     }
@@ -273,11 +273,6 @@ struct DecodeConsumer {
     for (int block = 0; block < kBlocks; block++)
 #pragma unroll
       for (int i = 0; i < kScores; i++) out[block][i] *= shrink[i / 4 * 2 + i % 2];
-  }
-
-  // For a row that has seen nothing any finite reference turns its scores into zeros.
-  static __device__ __forceinline__ float finite(float reference) {
-    return reference == -infinity() ? 0.f : reference;
   }
 
   // Writes the probabilities to shared memory and adds up this thread's share of them.
@@ -298,7 +293,7 @@ struct DecodeConsumer {
 #pragma unroll
           for (int i = 0; i < 2; i++) {
             power[i] = exp2_approx(fmaf(scores[t][b * 4 + half * 2 + i], p.scale_log2,
-                                        -finite(reference[2 * b + i])));
+                                        -reference[2 * b + i]));
             sum[2 * b + i] += power[i];
           }
           packed[t][half] = Config::Element::pack(power[0], power[1]);

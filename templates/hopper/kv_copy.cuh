@@ -24,17 +24,18 @@ struct KvCopy {
   static constexpr int kPieceBytes = Tile::kBytes / kPieces;
   static_assert(Tile::kRows % kPieceRows == 0 && kPieceRows % 8 == 0 && kPieces <= kWarp, "");
 
-  // What this lane copies of a tile: a page (-1 for nothing) or request, and where in it to begin.
+  // What this lane copies of a tile: a page or request, and the token in it to begin with, -1 for
+  // nothing. Any page number will do: the copy engine writes zeros for pages that the cache has not.
   struct Piece {
     int page, token;
   };
 
-  static __device__ __forceinline__ Piece find(const Params& p, const WorkItem& item, int first_key,
-                                               int lane) {
+  static __device__ __forceinline__ Piece find(const PlanHeader& plan, const WorkItem& item,
+                                               int first_key, int lane) {
     const int key = first_key + lane * kPieceRows;
-    if (lane >= kPieces || key >= item.kv_len) return {-1, 0};
+    if (lane >= kPieces || key >= item.kv_len) return {0, -1};
     if constexpr (Tile::kPaged)
-      return {__ldg(p.page_table + item.page_begin + key / kPageSize), key % kPageSize};
+      return {__ldg(plan.page_table + item.page_begin + key / kPageSize), key % kPageSize};
     else
       return {item.request, key};
   }
@@ -48,7 +49,7 @@ struct KvCopy {
                                                u32 full, u32 bytes, int head_block, int lane) {
     if (lane == 0) mbarrier_arrive_expect(full, bytes);
     __syncwarp();
-    if (piece.page < 0) return;
+    if (piece.token < 0) return;
     if constexpr (Tile::kPaged)
       tma_load_5d(shared + lane * kPieceBytes, map, full, 0, 0, head_block, piece.token / 8,
                   piece.page);

@@ -53,7 +53,7 @@ struct PrefillConsumer {
   }
 
   __device__ __forceinline__ void run_unit(const WorkItem& item, int kv_head) {
-    row_max[0] = row_max[1] = -infinity();
+    row_max[0] = row_max[1] = kNothingSeen;
     row_sum[0] = row_sum[1] = 0.f;
     clear_registers(out);
     const int tiles = warp_uniform(ceil_div(item.kv_end - item.kv_begin, Config::kKvTile));
@@ -197,8 +197,7 @@ struct PrefillConsumer {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const float new_max = quad_max(fmaxf(max[half][0], max[half][1]));
-      // A row that has seen nothing: any finite reference turns its scores into zeros.
-      reference[half] = new_max == -infinity() ? 0.f : new_max * p.scale_log2;
+      reference[half] = new_max * p.scale_log2;
       shrink[half] = exp2_approx(row_max[half] * p.scale_log2 - reference[half]);
       row_max[half] = new_max;
     }

@@ -27,21 +27,19 @@ struct WorkProducer {
   const u32 full, empty;  // addresses of the slots' barriers
   char* const slots;
   UnitQueue queue;
+  const PlanHeader& plan;
   const WorkItem* const items;
   const int num_items, num_kv_heads;
   RingPosition<kWorkSlots> position;
 
   // Called by a whole warp. Returns the slot of the unit; its kv_head is -1 when there is none.
   __device__ __forceinline__ const WorkSlot& next(int lane) {
-    constexpr int kWords = sizeof(WorkItem) / sizeof(int);
     const int unit = queue.draw(lane);
     const bool any = unit < num_items * num_kv_heads;
     mbarrier_wait(empty + 8 * position.slot, position.parity ^ 1);
     WorkSlot& slot = reinterpret_cast<WorkSlot*>(slots)[position.slot];
-    if (any && lane < kWords)
-      reinterpret_cast<int*>(&slot.item)[lane] =
-          __ldg(reinterpret_cast<const int*>(items + unit / num_kv_heads) + lane);
-    if (lane == kWords) slot.kv_head = any ? unit % num_kv_heads : -1;
+    if (any) load_item(slot.item, items + unit / num_kv_heads, plan, lane);
+    if (lane == 0) slot.kv_head = any ? unit % num_kv_heads : -1;
     mbarrier_arrive(full + 8 * position.slot);
     __syncwarp();
     position.advance();
@@ -94,10 +92,11 @@ struct PrefillTiles {
     const int head_block = kv_head * (kIsV ? p.v_head_blocks : p.k_head_blocks);
     int first_key = last_tile<Config::kKvTile>(item);
     if (first_key < item.kv_begin) return;
-    auto piece = Copy::find(p, item, first_key, lane);
+    auto piece = Copy::find(smem.plan(), item, first_key, lane);
     for (bool first = true; first_key >= item.kv_begin; first_key -= Config::kKvTile) {
       // The next tile's pages are looked up while this one's copies wait for room.
-      const auto next = Copy::find(p, item, max(first_key - Config::kKvTile, 0), lane);
+      const auto next =
+          Copy::find(smem.plan(), item, max(first_key - Config::kKvTile, 0), lane);
       mbarrier_wait(smem.barrier(kEmpty + ring.slot), ring.parity ^ 1);
       Copy::issue(kIsV ? &p.prefill_v_map : &p.prefill_k_map, piece,
                   smem.address + kTiles + ring.slot * Tile::kBytes,
@@ -121,8 +120,9 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
                     smem.barrier(Smem::kWorkEmpty),
                     smem.base + Smem::kWork,
                     queue,
-                    p.items,
-                    p.num_prefill_items,
+                    smem.plan(),
+                    items_of(p.plan),
+                    smem.plan().num_prefill_items,
                     p.num_kv_heads};
   PrefillTiles<Config, false> k{p, smem, lane};
   RingPosition<1> q;
@@ -184,8 +184,9 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
                     control + Smem::kLaneWorkEmpty,
                     smem.base + to.control + Smem::kLaneWork,
                     queue,
-                    p.items + p.num_prefill_items,
-                    p.num_decode_items,
+                    smem.plan(),
+                    items_of(p.plan) + smem.plan().num_prefill_items,
+                    smem.plan().num_decode_items,
                     p.num_kv_heads};
   Ring ring{to.slots};
   for (;;) {
@@ -197,11 +198,12 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
     if (first_key < item.kv_begin) continue;
     typename Copy::Piece pieces[kTiles], next[kTiles];
 #pragma unroll
-    for (int t = 0; t < kTiles; t++) pieces[t] = Copy::find(p, item, first_key + t * 64, lane);
+    for (int t = 0; t < kTiles; t++)
+      pieces[t] = Copy::find(smem.plan(), item, first_key + t * 64, lane);
     for (; first_key >= item.kv_begin; first_key -= kKeys) {
 #pragma unroll
       for (int t = 0; t < kTiles; t++)
-        next[t] = Copy::find(p, item, max(first_key - kKeys, 0) + t * 64, lane);
+        next[t] = Copy::find(smem.plan(), item, max(first_key - kKeys, 0) + t * 64, lane);
 #pragma unroll
       for (int is_v = 0; is_v < 2; is_v++)
 #pragma unroll

@@ -3,7 +3,7 @@
 //   Q      [head_dim / 64][128 rows][128 bytes]                 one prefill tile
 //   K, V   [stages][a KvTile of kv_tile rows]                   prefill ring, each
 //   lane 0 of decode
-//   barriers, work slots; those of decode and its reduction for every lane
+//   the plan's header, barriers, work slots; those of decode and its reduction for every lane
 //
 // A decode lane is
 //
@@ -69,7 +69,8 @@ struct SharedMemory {
   static constexpr int kWorkEmpty = kWorkFull + kWorkSlots;
   static constexpr int kHandOver = kWorkEmpty + kWorkSlots;  // the prefill tiles change hands
   static constexpr int kNumBarriers = kHandOver + 1;
-  static constexpr int kBarriers = kTilesEnd;
+  static constexpr int kHeader = kTilesEnd;
+  static constexpr int kBarriers = kHeader + int(sizeof(PlanHeader));
 
   static constexpr int kWork = (kBarriers + kNumBarriers * 8 + 15) / 16 * 16;
   static constexpr int kFlags = kWork + kWorkSlots * int(sizeof(WorkSlot));  // int[2]: last to arrive
@@ -93,6 +94,10 @@ struct SharedMemory {
 
   __device__ __forceinline__ explicit SharedMemory(char* base)
       : base(base), address(static_cast<u32>(__cvta_generic_to_shared(base))) {}
+
+  __device__ __forceinline__ PlanHeader& plan() const {
+    return *reinterpret_cast<PlanHeader*>(base + kHeader);
+  }
 
   __device__ __forceinline__ u32 barrier(int number) const {
     return address + kBarriers + number * 8;

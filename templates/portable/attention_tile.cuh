@@ -36,6 +36,7 @@ struct AttentionTile {
   static constexpr int kQBytes = Tile::kQInRegisters ? 0 : Tile::kRows * kHeadDim * 2;
 
   const Params& p;
+  const PlanHeader& plan;
   const WorkItem& item;
   const int kv_head, warp, lane;
   const u32 q_smem, ring;
@@ -44,14 +45,15 @@ struct AttentionTile {
   float o[Tile::kBlocks][kOutColumns][4];
   RowState state[Tile::kBlocks][2];
 
-  __device__ __forceinline__ AttentionTile(const Params& p, const WorkItem& item, int kv_head,
-                                           char* smem, int warp, int lane)
-      : p(p), item(item), kv_head(kv_head), warp(warp), lane(lane), q_smem(shared_address(smem)),
-        ring(q_smem + kQBytes) {}
+  __device__ __forceinline__ AttentionTile(const Params& p, const PlanHeader& plan,
+                                           const WorkItem& item, int kv_head, char* smem, int warp,
+                                           int lane)
+      : p(p), plan(plan), item(item), kv_head(kv_head), warp(warp), lane(lane),
+        q_smem(shared_address(smem)), ring(q_smem + kQBytes) {}
 
   __device__ __forceinline__ void run() {
     const int tiles = ceil_div(item.kv_end - item.kv_begin, Tile::kKvTile);
-    Stream stream(p, item, kv_head, warp, lane, ring, tiles);
+    Stream stream(p, plan, item, kv_head, warp, lane, ring, tiles);
     if constexpr (!Tile::kQInRegisters) copy_q();  // completes with the first K tile
 #pragma unroll
     for (int i = 0; i < Tile::kSlots - 1; i++) stream.issue();
@@ -325,7 +327,9 @@ struct AttentionTile {
     } else {
       __shared__ MergeShare shared_share;
       if (threadIdx.x == 0)
-        shared_share = arrive_for_share(counters, item.num_splits, all_taken<Config>(p));
+        shared_share = arrive_for_share(
+            counters, item.num_splits,
+            false);
       __syncthreads();
       share = shared_share;
     }

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 from bench_support import make_case
 
 from podrt.bench import contenders
-from podrt.bench.accuracy import windows_of
 from podrt.bench.case import Case
 from podrt.bench.contenders import fork_and_join
-from podrt.bench.tensors import shuffled_pages
 
 
 class Stream:
@@ -45,21 +42,7 @@ def test_two_streams_start_together_and_join(monkeypatch):
     ]
 
 
-def test_pages_are_shuffled_and_owned_once():
-    case = Case("c", 4, 2, 64, "float16", 16, ((3, 33),), (16, 1))
-    table, num_pages = shuffled_pages(case, np.random.default_rng(0))
-    assert num_pages == 3 + 1 + 1
-    assert table.shape == (3, 3)
-    owned = [*table[0, :3], table[1, 0], table[2, 0]]
-    assert sorted(owned) == list(range(5))
-    assert shuffled_pages(make_contiguous(), np.random.default_rng(0)) == (None, 0)
-
-
-def make_contiguous():
-    return Case("c", 4, 2, 64, "float16", None, ((3, 33),), ())
-
-
 def test_checked_rows_are_the_ends_of_the_outer_requests_of_each_side():
     case = Case("c", 4, 2, 64, "float16", 16, ((3, 33), (9, 9), (100, 120)), (16, 1, 7))
-    assert windows_of(case) == [(0, 0, 3), (2, 0, 4), (2, 96, 100), (3, 0, 1), (5, 0, 1)]
-    assert windows_of(make_case(prefill=(), decode=1)) == [(0, 0, 1)]
+    assert case.checked_windows() == [(0, 0, 3), (2, 0, 4), (2, 96, 100), (3, 0, 1), (5, 0, 1)]
+    assert make_case(prefill=(), decode=1).checked_windows() == [(0, 0, 1)]

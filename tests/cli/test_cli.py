@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
+from cli_support import HOPPER, SMALL, SMALL_PAGED, run, run_json, small_paged
 
-from podrt import cli, knobs
-from podrt.cli import _health
-from podrt.cli._health import Finding
-from podrt.cli._variants import parse_page_size, parse_ratio, select
-from podrt.cli.cache import format_age
+from podrt import cli
+from podrt.cli._variants import parse_page_size, select
 from podrt.cli.explore import shorten
+from podrt.errors import DeviceError
 from podrt.explore.stats import role_registers
 from podrt.jit import find_nvdisasm
 from podrt.kernels.hopper.presets import hopper_variant
 
-#: Filters that leave the quickest kernels to compile.
-SMALL = ["--arch", "sm_80", "--form", "decode", "--head-dim", "64", "--dtype", "float16"]
-SMALL_PAGED = [*SMALL, "--page-size", "16"]
-#: One quick variant of the Hopper family, as arguments and as filters of `select`.
-HOPPER = ["--arch", "sm_90a", "--family", "hopper", "--form", "decode", "--head-dim", "64"]
-HOPPER += ["--dtype", "float16", "--page-size", "16", "--decode-rows", "8"]
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
+#: What `HOPPER` says, as filters of `select`.
 HOPPER_FILTERS = {
     "forms": ["decode"],
     "head_dims": [64],
@@ -30,27 +25,6 @@ HOPPER_FILTERS = {
     "page_sizes": ["16"],
     "decode_rows": [8],
 }
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path):
-    from podrt import jit
-
-    jit.reset()
-    with knobs.scope(cache_dir=tmp_path / "cache", disable_jit=False, disable_cache=False):
-        yield tmp_path / "cache"
-
-
-def run(*arguments, exit_code=0):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == exit_code, result.output
-    return result.stdout
-
-
-def run_json(*arguments, exit_code=0):
-    return json.loads(run(*arguments, "--json", exit_code=exit_code))
 
 
 @pytest.mark.parametrize(
@@ -81,15 +55,13 @@ def test_version():
 
 def test_list_prints_one_name_a_line():
     names = run("explore", "list", *SMALL_PAGED).split()
-    assert names == [config.name for config in _small_paged()]
+    assert names == [config.name for config in small_paged()]
 
 
 def test_list_filters_combine():
-    rows = run_json("explore", "list", "--arch", "sm_86", "--form", "pod", "--ratio", "1:2")
+    rows = run_json("explore", "list", "--arch", "sm_86", "--form", "pod", "--head-dim", "64")
     assert rows
-    assert {(r["arch"], r["form"], r["prefill_share"], r["decode_share"]) for r in rows} == {
-        ("sm_86", "pod", 1, 2)
-    }
+    assert {(r["arch"], r["form"], r["head_dim"]) for r in rows} == {("sm_86", "pod", 64)}
 
 
 def test_page_sizes_beyond_the_default_ones():
@@ -109,8 +81,6 @@ def test_all_architectures():
     [
         (["--head-dim", "96"], "head_dim=96: no variant has it; there are 128, 256, 64"),
         (["--arch", "sm_75"], "sm_75"),
-        (["--ratio", "half"], "ratio='half': must be PREFILL:DECODE"),
-        (["--ratio", "1:3"], "ratio=1:3: no variant has it; there are 1:1, "),
         (["--decode-rows", "64"], "decode_rows=64: no variant has it; there are 16, 32, 8, none"),
         (["--family", "hopper", "--arch", "sm_80"], "family=hopper: no variant has it"),
         (["--page-size", "big"], "page-size='big'"),
@@ -143,31 +113,31 @@ def test_a_page_size_that_hopper_cannot_serve_leaves_the_portable_family():
 
 
 def test_show_source_is_plain_text_in_a_pipe():
-    (config, *_) = _small_paged()
+    (config, *_) = small_paged()
     source = run("explore", "show", config.name)
     assert config.name in source
     assert "\x1b[" not in source
 
 
 def test_show_config_is_json():
-    (config, *_) = _small_paged()
+    (config, *_) = small_paged()
     assert json.loads(run("explore", "show", config.name, "--what", "config")) == config.to_dict()
 
 
 def test_show_compiled_texts():
-    (config, *_) = _small_paged()
+    (config, *_) = small_paged()
     assert ".target sm_80" in run("explore", "show", config.name, "--what", "ptx")
     assert "registers" in run("explore", "show", config.name, "--what", "log")
 
 
 @pytest.mark.skipif(find_nvdisasm() is None, reason="needs nvidia-cuda-nvdisasm")
 def test_show_sass():
-    (config, *_) = _small_paged()
+    (config, *_) = small_paged()
     assert "EXIT" in run("explore", "show", config.name, "--what", "sass")
 
 
 def test_show_diff_of_two():
-    first, second, *_ = _small_paged()
+    first, second, *_ = small_paged()
     text = run("explore", "show", first.name, "--what", "config", "--diff", second.name)
     assert f"--- {first.name}" in text
     assert f'-  "warps": {first.warps},' in text
@@ -175,20 +145,20 @@ def test_show_diff_of_two():
 
 
 def test_show_diff_of_one_with_itself():
-    (config, *_) = _small_paged()
+    (config, *_) = small_paged()
     text = run("explore", "show", config.name, "--what", "source", "--diff", config.name)
     assert text.strip() == "No difference in source."
 
 
 def test_show_takes_a_part_of_a_name_that_is_unique():
-    (config, *_) = _small_paged()
+    (config, *_) = small_paged()
     assert run("explore", "show", config.name[:-1]) == run("explore", "show", config.name)
 
 
 def test_show_lists_what_an_ambiguous_part_could_mean():
     with pytest.raises(ValueError, match="variants have it in their names") as error:
         run("explore", "show", "decode_portable_sm_80_f16_d64")
-    assert _small_paged()[0].name in str(error.value)
+    assert small_paged()[0].name in str(error.value)
 
 
 def test_show_of_nothing():
@@ -198,7 +168,7 @@ def test_show_of_nothing():
 
 def test_stats_state_resources_and_where_the_build_came_from():
     rows = run_json("explore", "stats", *SMALL_PAGED)
-    for row, config in zip(rows, _small_paged(), strict=True):
+    for row, config in zip(rows, small_paged(), strict=True):
         assert row["name"] == config.name
         assert 16 <= row["registers"] <= 255
         assert row["smem_bytes"] >= config.smem_bytes
@@ -231,11 +201,11 @@ def test_stats_of_hopper_state_the_registers_of_every_role(monkeypatch):
     ],
 )
 def test_roles_are_those_of_the_form(form, roles):
-    assert list(role_registers(hopper_variant(form, "bfloat16", 64))) == roles
+    assert list(hopper_variant(form, "bfloat16", 64).role_registers) == roles
 
 
 def test_portable_kernels_have_no_roles():
-    assert role_registers(_small_paged()[0]) == {}
+    assert role_registers(small_paged()[0]) == {}
 
 
 def test_stats_fit_in_80_columns(monkeypatch):
@@ -245,94 +215,37 @@ def test_stats_fit_in_80_columns(monkeypatch):
     assert any("regs" in line for line in lines)
 
 
-def test_warmup_then_cache_list_and_clear(empty_cache):
-    first = run_json("warmup", *SMALL)
-    assert first["compiled"] == len(first["variants"]) == len(_small_paged())
-    assert run_json("warmup", *SMALL)["compiled"] == 0
-    assert "already cached" in run("warmup", *SMALL)
-
-    entries = run_json("cache", "list")
-    assert {entry["name"] for entry in entries} == set(first["variants"])
-    assert all(entry["size_bytes"] > 0 for entry in entries)
-    assert f"{len(entries)} kernels" in run("cache", "list")
-
-    assert f"Deleted {len(entries)} kernels" in run("cache", "clear")
-    assert run_json("cache", "list") == []
-    assert "empty" in run("cache", "list")
-
-
-def test_warmup_of_one_family():
-    first = run_json("warmup", *HOPPER)
-    (name,) = first["variants"]
-    assert name.startswith("decode_hopper_")
-    assert first["compiled"] == 1
-
-
-def test_cache_path(empty_cache):
-    assert run("cache", "path").strip() == str(empty_cache)
-    assert not empty_cache.exists()
-
-
-def test_cache_commands_without_a_cache():
-    with (
-        knobs.scope(disable_cache=True),
-        pytest.raises(ValueError, match="unset PODRT_DISABLE_CACHE"),
-    ):
-        run("cache", "list")
-
-
-def test_doctor_names_what_is_missing_and_the_command_that_mends_it(monkeypatch):
-    found = [
-        Finding("podrt", "ok", "1"),
-        Finding("NVRTC", "missing", "not found", "pip install 'podrt[cuda13]'"),
-    ]
-    monkeypatch.setattr("podrt.cli.doctor.findings", lambda: found)
-    text = run("doctor", exit_code=1)
-    assert "NVRTC: pip install 'podrt[cuda13]'" in text
-    assert "cannot run kernels" in text
-    assert run_json("doctor", exit_code=1)["can_run"] is False
-
-
-def test_doctor_is_content_without_optional_things(monkeypatch):
-    found = [Finding("nvdisasm", "optional", "absent", "pip install nvidia-cuda-nvdisasm")]
-    monkeypatch.setattr("podrt.cli.doctor.findings", lambda: found)
-    assert run_json("doctor")["can_run"] is True
-
-
-def test_doctor_looks_at_everything_whatever_is_installed(empty_cache):
-    names = [finding.name for finding in _health.findings()]
-    assert names == [
-        "podrt",
-        "driver",
-        "GPU",
-        "CuPy",
-        "cuda.core",
-        "NVRTC",
-        "nvdisasm",
-        "cache",
-        "knobs",
-    ]
-    assert not empty_cache.exists()
-
-
-@pytest.mark.parametrize(
-    ("driver", "extra"), [(None, "cuda13"), ((13, 0), "cuda13"), ((12, 8), "cuda12")]
-)
-def test_doctor_suggests_the_extra_that_the_driver_can_run(monkeypatch, driver, extra):
-    monkeypatch.setattr(_health, "driver_cuda_version", lambda: driver)
-    monkeypatch.setattr(_health, "_CUPY", ("no-such-distribution",))
-    cupy = next(finding for finding in _health.findings() if finding.name == "CuPy")
-    assert (cupy.state, cupy.fix) == ("missing", f"pip install 'podrt[{extra}]'")
-
-
 def test_main_prints_an_error_without_a_traceback(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["podrt", "explore", "list", "--ratio", "[half]"])
+    monkeypatch.setattr("sys.argv", ["podrt", "explore", "list", "--page-size", "[big]"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ratio='[half]'")
+    assert captured.err.startswith("error: page-size='[big]'")
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("fault", [TypeError, RuntimeError, KeyError, ZeroDivisionError])
+def test_main_lets_a_fault_of_podrt_through(monkeypatch, fault):
+    def broken():
+        raise fault("a bug")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(fault, match="a bug"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    "error", [DeviceError("no GPU"), FileNotFoundError(2, "No such file", "x.csv")]
+)
+def test_main_prints_what_a_user_can_mend(monkeypatch, capsys, error):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith(f"error: {error}")
 
 
 def test_shorten_keeps_only_what_differs():
@@ -342,24 +255,6 @@ def test_shorten_keeps_only_what_differs():
     assert shorten(["a_b", "c_d"]) == (["a_b", "c_d"], None)
 
 
-@pytest.mark.parametrize(
-    ("age_s", "text"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (259200, "3 d")]
-)
-def test_format_age(age_s, text):
-    assert format_age(age_s) == text
-
-
 def test_parsers():
-    assert parse_ratio("1:3") == (1, 3)
     assert parse_page_size("none") is None
     assert parse_page_size("16") == 16
-
-
-def _small_paged():
-    return select(
-        archs=["sm_80"],
-        forms=["decode"],
-        head_dims=[64],
-        dtypes=["float16"],
-        page_sizes=["16"],
-    )

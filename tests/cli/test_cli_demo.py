@@ -9,16 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from podrt import cli, knobs
-from podrt.bench.accuracy import tolerance_of
-from podrt.cli import _check, _dry_run, demo
-from podrt.cli._check import expected_of
+from podrt.bench.fused import Outcome, baseline_of
+from podrt.cli import demo
 from podrt.cli._demo_report import report
-from podrt.cli._fused import Outcome, baseline_of
 from podrt.errors import DeviceError, UnsupportedConfigError
+from podrt.explore import dry_run
 from podrt.gpu.arch import get_arch
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import all_default_variants
 from podrt.reference import flat_page_table, reference_attention
+from podrt.workloads import random_batch
+from podrt.workloads.accuracy import tolerance_of
 from podrt.workloads.chunked_prefill import Request, hybrid_steps, sample_trace
 from podrt.workloads.random_batch import Geometry, make_workload
 
@@ -66,8 +67,8 @@ def test_pages_are_shuffled_and_belong_to_one_request_each(workload):
 
 @pytest.mark.parametrize("max_pairs", [1 << 40, 1000], ids=["all rows", "windows"])
 def test_checked_rows_agree_with_the_reference_of_the_whole_batch(workload, monkeypatch, max_pairs):
-    monkeypatch.setattr(_check, "_MAX_PAIRS", max_pairs)
-    monkeypatch.setattr(_check, "_WINDOW_ROWS", 8)
+    monkeypatch.setattr(random_batch, "_MAX_PAIRS", max_pairs)
+    monkeypatch.setattr(random_batch, "_WINDOW_ROWS", 8)
     out, lse = reference_attention(
         workload.q,
         workload.k_cache,
@@ -76,29 +77,35 @@ def test_checked_rows_agree_with_the_reference_of_the_whole_batch(workload, monk
         page_table=flat_page_table(workload.block_table),
         page_size=16,
     )
-    expected = expected_of(workload)
+    expected = workload.expected()
     if max_pairs == 1000:
         assert len(expected.rows) < len(workload.q)
     else:
         assert len(expected.rows) == len(workload.q)
-    assert expected.error_of(out) < 1e-12
-    assert expected.lse_error_of(lse) < 1e-12
+    assert expected.error_of(out[expected.rows]) < 1e-12
+    assert expected.lse_error_of(lse[expected.rows]) < 1e-12
 
 
 def test_every_request_is_checked(workload):
-    starts = workload.batch.qo_indptr
-    requests = np.searchsorted(starts, expected_of(workload).rows, side="right") - 1
+    expected = workload.expected()
+    requests = np.searchsorted(workload.batch.qo_indptr, expected.rows, side="right") - 1
     assert set(requests.tolist()) == set(range(workload.batch.num_requests))
+    assert np.array_equal(requests, expected.requests)
+
+
+def test_some_requests_alone(workload):
+    first = workload.expected().of(slice(0, 2))
+    assert set(first.requests.tolist()) == {0, 1}
+    assert len(first.rows) == len(first.out) == len(first.lse)
 
 
 @pytest.mark.parametrize("wrong", [0.0, np.nan])
 def test_one_wrong_row_is_noticed(workload, wrong):
-    expected = expected_of(workload)
-    out = np.zeros((len(workload.q), 4, 64))
-    out[expected.rows] = expected.out
+    expected = workload.expected()
+    out = expected.out.copy()
     rounded = out.astype(GEOMETRY.numpy_dtype)
     assert expected.error_of(rounded) <= tolerance_of("bfloat16")
-    out[expected.rows[-1], 3] = wrong
+    out[-1, 3] = wrong
     assert not expected.error_of(out) <= tolerance_of("bfloat16")
 
 
@@ -111,7 +118,7 @@ def without_gpu(monkeypatch, tmp_path):
     """No GPU, and three variants to compile."""
     monkeypatch.setattr(demo, "current_device", _no_gpu)
     monkeypatch.setattr(
-        _dry_run,
+        dry_run,
         "all_default_variants",
         lambda arch, **filters: all_default_variants(
             arch, forms=["decode"], decode_rows=[8], **filters
@@ -163,19 +170,6 @@ def test_without_a_gpu_the_policy_says_which_families(
     assert (facts["families"], facts["variants"]) == (families, variants)
 
 
-def test_without_a_gpu_a_ratio_is_compiled_as_it_is_given(without_gpu, monkeypatch):
-    asked = {}
-
-    def listed(arch, **filters):
-        asked.update(filters)
-        return all_default_variants(arch, forms=["decode"], **filters)
-
-    monkeypatch.setattr(_dry_run, "all_default_variants", listed)
-    result = CliRunner().invoke(cli.app, ["demo", *SMALL, "--policy", "1:3"])
-    assert result.exit_code == 0, result.output
-    assert asked["ratios"] == [(1, 3)]
-
-
 @pytest.mark.parametrize(
     ("policy", "baseline"),
     [
@@ -204,7 +198,7 @@ def test_an_unknown_policy_is_refused_before_anything_is_compiled(without_gpu):
 
 
 def test_without_a_gpu_an_error_over_tolerance_fails(without_gpu, monkeypatch):
-    monkeypatch.setattr(_dry_run, "DRY_RUN_TOLERANCE", 0.0)
+    monkeypatch.setattr(dry_run, "DRY_RUN_TOLERANCE", 0.0)
     assert CliRunner().invoke(cli.app, ["demo", *SMALL]).exit_code == 1
 
 

@@ -6,6 +6,7 @@ and q, k, v are slices of larger tensors, so that no stride is the obvious one.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import ml_dtypes
 import numpy as np
@@ -21,10 +22,19 @@ ALLOWED_STEPS = 2
 #: Relative to 1 + |LSE|: scores are sums of head_dim products in float32.
 LSE_TOLERANCE = 1e-5
 NO_PAGE = 2_147_480_000
+#: First element of every query of a case with a ramp of scores.
+_RAMP_QUERY = 8.0
+LOG2_E = 1.4426950408889634
 
 
 @dataclass
 class Case:
+    """A batch with its tensors on the host.
+
+    With `score_ramp` ``(first, last)`` the scores of every request, in base 2, go from the one to
+    the other over its keys, and hardly differ otherwise.
+    """
+
     q_lens: list[int]
     kv_lens: list[int]
     num_kv_heads: int = 2
@@ -34,6 +44,7 @@ class Case:
     page_size: int | None = 16
     causal: bool = True
     sm_scale: float | None = None
+    score_ramp: tuple[float, float] | None = None
     seed: int = 0
     q: np.ndarray = field(init=False)
     k_cache: np.ndarray = field(init=False)
@@ -45,7 +56,11 @@ class Case:
         tokens, heads = sum(self.q_lens), self.num_kv_heads * self.group
         # Some queries far longer than others: near-uniform and near-one-hot softmaxes.
         length = rng.choice([0.3, 1.0, 6.0], size=(tokens, heads, 1), p=[0.2, 0.6, 0.2])
-        self.q = self._round(rng.standard_normal((tokens, heads, self.head_dim)) * length)
+        q = rng.standard_normal((tokens, heads, self.head_dim)) * length
+        if self.score_ramp is not None:
+            q *= 0.02
+            q[..., 0] = _RAMP_QUERY
+        self.q = self._round(q)
         if self.page_size is None:
             self._fill_contiguous(rng)
         else:
@@ -75,7 +90,13 @@ class Case:
     def lengths(self):
         return self.qo_indptr, np.array(self.kv_lens, np.int32)
 
-    def reference(self):
+    @property
+    def scale(self):
+        return self.head_dim**-0.5 if self.sm_scale is None else self.sm_scale
+
+    @cached_property
+    def expected(self):
+        """Out and LSE of the float64 reference."""
         table = None
         if self.page_size is None:
             batch = HybridBatch.contiguous(*self.lengths)
@@ -98,9 +119,12 @@ class Case:
             sm_scale=self.sm_scale,
         )
 
-    def check(self, out, lse=None):
-        """Compare host arrays with the reference; return the error in steps and that of the LSE."""
-        expected, expected_lse = self.reference()
+    def check(self, out, lse=None, rows=slice(None)):
+        """Compare host arrays of `rows` with the reference; return the errors of both.
+
+        That of `out` is in steps, that of the LSE relative to 1 + |LSE|.
+        """
+        expected, expected_lse = (array[rows] for array in self.expected)
         out = out.astype(np.float64)
         assert out.shape == expected.shape
         assert not np.isnan(out).any(), f"NaN in rows {np.unique(np.argwhere(np.isnan(out))[:, 0])}"
@@ -131,7 +155,7 @@ class Case:
         room = max(self.kv_lens, default=0) + 3
         caches = np.full((2, len(self.kv_lens) + 1, room, *self._row), np.nan, np.float32)
         for request, length in enumerate(self.kv_lens):
-            caches[:, request, :length] = rng.standard_normal((2, length, *self._row))
+            caches[:, request, :length] = self._keys(rng, length)
         self.k_cache, self.v_cache = self._round(caches)
 
     def _fill_pages(self, rng):
@@ -145,9 +169,17 @@ class Case:
             self.block_table[request, :count] = mine
             used += count
             keys = np.full((2, count * self.page_size, *self._row), np.nan, np.float32)
-            keys[:, :length] = rng.standard_normal((2, length, *self._row))
+            keys[:, :length] = self._keys(rng, length)
             caches[:, mine] = keys.reshape(2, count, self.page_size, *self._row)
         self.k_cache, self.v_cache = self._round(caches)
+
+    def _keys(self, rng, length):
+        """Keys and values of a request: [2, length, num_kv_heads, head_dim]."""
+        keys = rng.standard_normal((2, length, *self._row), np.float32)
+        if self.score_ramp is not None:
+            scores = np.linspace(*self.score_ramp, length)
+            keys[0, :, :, 0] = (scores / (_RAMP_QUERY * self.scale * LOG2_E))[:, None]
+        return keys
 
     @property
     def _row(self):

@@ -1,14 +1,16 @@
-"""A small batch for compute-sanitizer, which is too slow for the tests proper.
+"""Small batches for compute-sanitizer, which is too slow for the tests proper.
 
-compute-sanitizer --tool memcheck  --error-exitcode 9 python tests/gpu/sanitizer_case.py
-compute-sanitizer --tool racecheck --error-exitcode 9 python tests/gpu/sanitizer_case.py
+timeout 550 compute-sanitizer --tool memcheck  --error-exitcode 9 python tests/gpu/sanitizer_case.py
+timeout 550 compute-sanitizer --tool racecheck --error-exitcode 9 python tests/gpu/sanitizer_case.py
 
-Head dims may be named (``sanitizer_case.py 128``); all of them without.
+Head dims may be named (``sanitizer_case.py 128``); all of them without. ``bad_pages.py`` is worth a
+memcheck too.
 """
 
 import sys
 
 from attention_case import Case, run
+from graph_server import Server
 
 from podrt import HybridAttention
 from podrt.gpu.device import current_device
@@ -16,6 +18,8 @@ from podrt.kernels.hopper.config import HEAD_DIMS, HOPPER_ARCH
 
 PORTABLE = ("1:1", "portable-serial")
 HOPPER = ("auto", "serial", "decode-only=1", "prefill-only=1")
+#: Decodes of one token and of more, whose first ones see no key of a step, and prefills.
+LENGTHS = [1, 40, 1, 0, 2, 20, 2, 3], [1300, 70, 17, 5, 40, 2300, 129, 258]
 
 
 def main(head_dims):
@@ -23,18 +27,27 @@ def main(head_dims):
     for head_dim in head_dims:
         for page_size in (None, 16):
             for policy in (*PORTABLE, *(HOPPER if head_dim in hopper_head_dims else ())):
-                case = Case(
-                    [1, 40, 1, 0, 2, 20],
-                    [1300, 70, 17, 5, 40, 2300],
-                    num_kv_heads=1,
-                    head_dim=head_dim,
-                    page_size=page_size,
-                    seed=head_dim,
-                )
-                attention = HybridAttention(**case.layer_arguments, policy=policy)
-                steps, lse_error = case.check(*run(case, attention))
-                names = ", ".join(config.name for config in attention.variants)
-                print(f"{policy}: {steps:.2f} steps, LSE {lse_error:.1e}: {names}", flush=True)
+                eager(policy, head_dim, page_size)
+        for policy in ("portable", *(("hopper",) if head_dim in hopper_head_dims else ())):
+            replays(policy, head_dim)
+
+
+def eager(policy, head_dim, page_size):
+    case = Case(*LENGTHS, num_kv_heads=1, head_dim=head_dim, page_size=page_size, seed=head_dim)
+    attention = HybridAttention(**case.layer_arguments, policy=policy)
+    steps, lse_error = case.check(*run(case, attention))
+    names = ", ".join(config.name for config in attention.variants)
+    print(f"{policy}: {steps:.2f} steps, LSE {lse_error:.1e}: {names}", flush=True)
+
+
+def replays(policy, head_dim):
+    server = Server(policy, {"num_kv_heads": 1, "head_dim": head_dim})
+    server.capture(128)
+    server.capture(16, decodes_only=True)
+    server.step(server.case(*LENGTHS, seed=1), 128)
+    server.step(server.case([], []), 128)
+    server.step(server.case([1, 2, 2], [1300, 129, 2], seed=2), 16, decodes_only=True)
+    print(f"{policy}: replays, head_dim {head_dim}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""One tiny suite through ``podrt bench``, on a GPU."""
+"""Tiny runs of what ``podrt bench`` measures, on a GPU."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from podrt import cli
+from podrt.bench import endurance, host
+from podrt.bench.host_batches import decodes, frameworks
 from podrt.bench.results import load
+from podrt.workloads.traces import sample_trace
 
 SUITE = """
 description = "tiny"
@@ -56,3 +60,30 @@ def test_a_tiny_suite(tmp_path, dtype):
         assert 0 < row.oracle_us <= row.floor_us
         if row.case.startswith("tiny"):
             assert row.own_serial_us > 0 < row.own_streams_us
+
+
+def test_a_little_of_the_suite_host(monkeypatch):
+    batch = decodes(7, prefill=100)
+    for name, value in {
+        "LAYERS": 3,
+        "_SAMPLES": 4,
+        "_REPLAY_SAMPLES": 4,
+        "_RUN_BATCHES": (batch,),
+        "_PLAN_BATCHES": (batch,),
+        "_RESERVED_PLAN_BATCHES": (batch,),
+        "_REPLAY_HYBRID": batch,
+        "_REPLAY_DECODES": (decodes(7),),
+    }.items():
+        monkeypatch.setattr(host, name, value)
+    rows = host.measure_host()
+    assert {row.what for row in rows} == {"run", "run alone", "first run", "plan", "replay"}
+    assert {row.framework for row in rows} == {each.name for each in frameworks()}
+    assert all(0 < row.median_us <= row.p99_us for row in rows)
+
+
+def test_a_few_steps_of_the_endurance_run():
+    steps = endurance.trace_steps(sample_trace())
+    lanes = endurance.make_lanes(seed=0)
+    record = endurance.serve(steps, lanes, 120, np.random.default_rng(0), check_every=10)
+    assert record.steps == 120
+    assert not [line for line in record.failures() if line.startswith("step")]

@@ -5,6 +5,7 @@ import gc
 import ml_dtypes
 import numpy as np
 import pytest
+from gpu_support import SPIN, SPIN_CYCLES
 
 from podrt.errors import DeviceError
 from podrt.gpu.device import current_device, device_info
@@ -15,15 +16,6 @@ from podrt.tensors.streams import cupy_stream, is_capturing, resolve_stream
 from podrt.tensors.view import view
 
 cupy = pytest.importorskip("cupy")
-
-SPIN = r"""
-extern "C" __global__ void fill_late(int *out, int value, long long cycles) {
-    long long start = clock64();
-    while (clock64() - start < cycles) {}
-    out[threadIdx.x] = value;
-}
-"""
-SPIN_CYCLES = 50_000_000  # tens of milliseconds: long enough for a missing wait to show
 
 
 @pytest.fixture

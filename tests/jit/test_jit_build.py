@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 from jit_support import tiny_source
@@ -11,6 +12,7 @@ from podrt import jit, knobs
 from podrt.errors import CompileError, MissingKernelError
 
 build_module = importlib.import_module("podrt.jit.build")
+render_module = importlib.import_module("podrt.jit.render")
 
 
 @pytest.fixture(autouse=True)
@@ -79,13 +81,13 @@ def test_threads_asking_for_one_kernel_compile_it_once():
 def test_different_kernels_compile_side_by_side(monkeypatch):
     """Both compilations are inside the compiler at once, or the barrier would break."""
     inside = threading.Barrier(2)
-    real = build_module.compile_source
+    real = build_module.compile_recipe
 
-    def compile_source(source):
+    def compile_recipe(recipe):
         inside.wait(60)
-        return real(source)
+        return real(recipe)
 
-    monkeypatch.setattr(build_module, "compile_source", compile_source)
+    monkeypatch.setattr(build_module, "compile_recipe", compile_recipe)
     jit.build_many([tiny_source(1), tiny_source(2)], max_workers=2)
 
 
@@ -116,6 +118,58 @@ def test_failed_compilation_is_tried_again_and_not_stored(tmp_path):
     assert jit.stats() == jit.BuildStats()
 
 
+def test_header_edited_while_compiling_is_not_cached_under_the_old_key(monkeypatch, tmp_path):
+    """Text and headers are read once: what the key says is what the compiler sees."""
+    header = tmp_path / "n.cuh"
+    header.write_text("#define N 1\n")
+    monkeypatch.setattr(render_module, "templates_dir", lambda: tmp_path)
+    text = '#include "n.cuh"\nextern "C" __global__ void tiny(int* p) { *p = N; }'
+    expected = jit.compile_source(replace(tiny_source(), text=text))
+    real = build_module.compile_recipe
+
+    def edit_and_compile(recipe):
+        header.write_text("#define N 2\n")
+        return real(recipe)
+
+    monkeypatch.setattr(build_module, "compile_recipe", edit_and_compile)
+    found = jit.build(replace(tiny_source(), text=text))
+    assert (found.key, found.cubin) == (expected.key, expected.cubin)
+    header.write_text("#define N 1\n")
+    jit.reset()
+    assert jit.build(replace(tiny_source(), text=text)).cubin == expected.cubin
+
+
+def test_knob_turned_while_compiling_is_not_cached_under_the_old_key(monkeypatch):
+    real = build_module.compile_recipe
+
+    def turn_and_compile(recipe):
+        with knobs.scope(jit_lineinfo=True):
+            return real(recipe)
+
+    monkeypatch.setattr(build_module, "compile_recipe", turn_and_compile)
+    assert b".debug_line" not in jit.build(tiny_source()).cubin
+
+
+def test_one_reset_forgets_everything_in_memory(monkeypatch):
+    load_module = importlib.import_module("podrt.jit.load")
+    monkeypatch.setattr(load_module, "_load", lambda build, device_id: object())
+    calls = []
+
+    @jit.remembered
+    def variant(name):
+        calls.append(name)
+        return jit.load(jit.build(tiny_source()), 0)
+
+    first = variant("a")
+    assert variant("a") is first
+    jit.reset()
+    assert jit.stats() == jit.BuildStats()
+    second = variant("a")
+    assert second is not first
+    assert calls == ["a", "a"]
+    assert jit.stats() == jit.BuildStats(disk_hits=1)
+
+
 def test_verbose_logs_each_build(caplog):
     with caplog.at_level(logging.INFO, logger="podrt"):
         jit.build(tiny_source(1))
@@ -125,3 +179,12 @@ def test_verbose_logs_each_build(caplog):
     (message,) = caplog.messages
     assert message.startswith("tiny2: compiled, compile time")
     assert "registers" in message
+
+
+def test_verbose_logs_the_whole_source_of_a_refused_kernel(caplog):
+    text = "".join(f"int v{number};\n" for number in range(50)) + "nonsense"
+    bad = jit.KernelSource("bad", "sm_90a", text, "bad")
+    with knobs.scope(jit_verbose=True), pytest.raises(CompileError):
+        jit.build(bad)
+    (message,) = caplog.messages
+    assert all(f"| int v{number};" in message for number in range(50))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
+import stat
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from jit_support import SPAWN, build_and_die, build_without_jit, race, tiny_source
@@ -15,6 +18,8 @@ from podrt import jit, knobs
 from podrt._version import __version__
 
 cache_module = importlib.import_module("podrt.jit.cache")
+nvrtc_module = importlib.import_module("podrt.jit.nvrtc")
+render_module = importlib.import_module("podrt.jit.render")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +55,9 @@ def spawn(target, *argument_lists):
 
 
 def test_round_trip(cache, build):
-    assert cache.load(build.source, build.key) is None
+    assert cache.load(build.recipe) is None
     cache.store(build)
-    assert cache.load(build.source, build.key) == replace(build, origin="disk")
+    assert cache.load(build.recipe) == replace(build, origin="disk")
 
 
 def test_entry_is_readable_by_people(entry, build):
@@ -63,7 +68,23 @@ def test_entry_is_readable_by_people(entry, build):
     assert meta["key"] == build.key
     assert meta["resources"]["registers"] == build.resources.registers
     assert "--gpu-architecture=sm_90a" in meta["options"]
-    assert sorted(os.listdir(entry)) == ["kernel.cu", "kernel.cubin", "meta.json"]
+    assert sorted(os.listdir(entry)) == ["headers.json", "kernel.cu", "kernel.cubin", "meta.json"]
+
+
+def test_entry_has_all_that_compiles_it_again(cache, monkeypatch, tmp_path):
+    (tmp_path / "n.cuh").write_text("#define N 5\n")
+    monkeypatch.setattr(render_module, "templates_dir", lambda: tmp_path)
+    text = '#include "n.cuh"\nextern "C" __global__ void tiny(int* p) { *p = N; }'
+    cache.store(jit.compile_source(replace(tiny_source(), text=text)))
+    (tmp_path / "n.cuh").unlink()
+    folder = cache.list()[0].path
+    meta = json.loads((folder / "meta.json").read_text())
+    headers = json.loads((folder / "headers.json").read_text())
+    assert headers == {"n.cuh": "#define N 5\n"}
+    again = nvrtc_module.run_nvrtc(
+        (folder / "kernel.cu").read_text(), "tiny1.cu", meta["options"], list(headers.items())
+    )
+    assert again.cubin == (folder / "kernel.cubin").read_bytes()
 
 
 def truncate(name):
@@ -104,12 +125,13 @@ def put_a_file_in_its_place(entry):
     [
         truncate("kernel.cubin"),
         truncate("kernel.cu"),
+        lambda entry: (entry / "headers.json").write_text("{}x"),
         truncate("meta.json"),
         flip_a_byte,
         edit_meta(key="0" * 64),
         edit_meta(schema=-1),
         edit_meta(resources=None),
-        edit_meta(nvrtc_version=[1]),
+        edit_meta(compile_time_s="long"),
         lambda entry: (entry / "meta.json").write_text("[]"),
         lambda entry: (entry / "meta.json").write_bytes(b"\xff\xfe"),
         lambda entry: (entry / "kernel.cubin").unlink(),
@@ -120,10 +142,10 @@ def put_a_file_in_its_place(entry):
 def test_bad_entry_is_a_miss_with_one_warning_and_is_replaced(cache, entry, build, damage):
     damage(entry)
     with pytest.warns(RuntimeWarning, match="is ignored") as caught:
-        assert cache.load(build.source, build.key) is None
+        assert cache.load(build.recipe) is None
     assert len(caught) == 1
     cache.store(build)
-    assert cache.load(build.source, build.key) == replace(build, origin="disk")
+    assert cache.load(build.recipe) == replace(build, origin="disk")
     assert not temps(cache.path)
 
 
@@ -183,14 +205,42 @@ def test_folder_that_cannot_be_made_warns_once_and_stays_in_memory(tmp_path, cac
     assert jit.DiskCache(blocked / "cache").list() == ()
 
 
-def test_no_home_folder_warns_once_and_stays_in_memory(monkeypatch, cache):
-    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: Path("~/.cache/podrt"))
+@pytest.fixture
+def no_home(monkeypatch):
+    """A user whom the user database does not know, as containers have them."""
+
+    def getpwuid(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", getpwuid)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
     with knobs.scope(cache_dir=None, disable_cache=False):
-        with pytest.warns(RuntimeWarning, match="no home folder; set PODRT_CACHE_DIR"):
-            assert jit.open_cache() is None
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert jit.open_cache() is None
+        yield monkeypatch
+
+
+@pytest.mark.parametrize("home", [None, "", "not/absolute"])
+def test_no_home_folder_warns_once_and_stays_in_memory(no_home, cache, home):
+    if home is not None:
+        no_home.setenv("HOME", home)
+    with pytest.warns(RuntimeWarning, match="no home folder; set PODRT_CACHE_DIR"):
+        assert jit.open_cache() is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert jit.open_cache() is None
+
+
+def test_home_is_that_of_the_user_database_where_the_variable_is_empty(monkeypatch, tmp_path):
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: SimpleNamespace(pw_dir=str(tmp_path)))
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    with knobs.scope(cache_dir=None, disable_cache=False):
+        assert jit.open_cache().path == tmp_path / ".cache" / "podrt" / __version__
+
+
+def test_cache_folder_needs_no_home_where_a_variable_names_it(no_home, tmp_path):
+    no_home.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert jit.open_cache().path == tmp_path / "podrt" / __version__
 
 
 def test_knobs_choose_the_folder(monkeypatch, tmp_path):
@@ -219,11 +269,72 @@ def test_processes_race_for_one_kernel_and_for_many(tmp_path):
 
 
 def test_killed_while_writing_leaves_no_broken_entry(tmp_path, build):
-    steps = range(1, 6)  # three files, their folder, the cache's folder
+    steps = range(1, 7)  # four files, their folder, the cache's folder
     roots = [tmp_path / str(step) for step in steps]
     assert spawn(build_and_die, *zip(roots, steps, strict=True)) == [-9] * len(roots)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = [jit.DiskCache(root).load(build.source, build.key) for root in roots]
-    assert [build is not None for build in found] == [False] * 4 + [True]
-    assert [len(temps(root)) for root in roots] == [1] * 4 + [0]
+        found = [jit.DiskCache(root).load(build.recipe) for root in roots]
+    assert [build is not None for build in found] == [False] * 5 + [True]
+    assert [len(temps(root)) for root in roots] == [1] * 5 + [0]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_file_system_without_fsync_still_holds_a_cache(cache, build, monkeypatch, code):
+    def fsync(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache.store(build)
+    assert cache.load(build.recipe) == replace(build, origin="disk")
+
+
+def test_failing_disk_is_not_taken_for_one_without_fsync(cache, build, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.warns(RuntimeWarning, match="cannot be written"):
+        cache.store(build)
+    assert cache.list() == ()
+
+
+def test_new_cache_folder_is_private_and_an_old_one_keeps_its_permissions(tmp_path, build):
+    private, shared = jit.DiskCache(tmp_path / "private"), jit.DiskCache(tmp_path / "shared")
+    shared.path.mkdir()
+    shared.path.chmod(0o775)
+    for cache in (private, shared):
+        cache.store(build)
+    modes = [stat.S_IMODE(cache.path.stat().st_mode) for cache in (private, shared)]
+    assert modes == [0o700, 0o775]
+
+
+def test_least_recently_used_entries_make_room(tmp_path):
+    builds = [jit.compile_source(tiny_source(number)) for number in (1, 2, 3, 4)]
+    unbounded = jit.DiskCache(tmp_path)
+    for age_s, build in zip((300, 200, 100), builds, strict=False):
+        unbounded.store(build)
+        then = time.time() - age_s
+        (entry,) = (e for e in unbounded.list() if e.name == build.source.name)
+        os.utime(entry.path / "meta.json", (then, then))
+    assert unbounded.load(builds[0].recipe)  # used now, so that the second is the oldest
+    room = sum(entry.size_bytes for entry in unbounded.list()) + 100
+    jit.DiskCache(tmp_path, max_bytes=room).store(builds[3])
+    assert [entry.name for entry in unbounded.list()] == ["tiny1", "tiny3", "tiny4"]
+    assert not temps(tmp_path)
+
+
+def test_bound_too_small_for_one_kernel_keeps_the_last(tmp_path):
+    cache = jit.DiskCache(tmp_path, max_bytes=1)
+    for number in (1, 2):
+        cache.store(jit.compile_source(tiny_source(number)))
+    assert [entry.name for entry in cache.list()] == ["tiny2"]
+
+
+def test_bound_comes_from_the_knob(tmp_path):
+    with knobs.scope(cache_dir=tmp_path, disable_cache=False, cache_max_bytes=1):
+        jit.reset()
+        jit.build_many([tiny_source(number) for number in (1, 2)], max_workers=1)
+    assert len(jit.DiskCache(tmp_path).list()) == 1

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib
+import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -20,7 +22,7 @@ def test_compiles_for_any_architecture_without_a_gpu(arch):
     assert build.cubin.startswith(b"\x7fELF")
     assert build.origin == "compiled"
     assert build.compile_time_s > 0
-    assert build.nvrtc_version == jit.nvrtc_version()
+    assert build.recipe.release == jit.nvrtc_release()
     assert 0 < build.resources.registers <= 255
     assert f"'{arch}'" in build.log
 
@@ -31,17 +33,59 @@ def test_ptx_is_for_the_same_architecture():
     assert ".entry tiny(" in ptx
 
 
-def test_compile_error_shows_numbered_source_options_and_log():
-    source = replace(tiny_source(), text="int ok;\nint bad = nothing;\n", options=("-DX=1",))
+def refusal(**changes) -> CompileError:
     with pytest.raises(CompileError) as caught:
-        jit.compile_source(source)
-    error = caught.value
+        jit.compile_source(replace(tiny_source(), **changes))
+    return caught.value
+
+
+def test_compile_error_names_its_reason_first_and_shows_the_lines_around_it():
+    text = "".join(f"int ok{number};\n" for number in range(100)) + "int bad = nothing;\nint end;\n"
+    error = refusal(text=text, options=("-DX=1",))
     assert error.name == "tiny1"
     assert "--gpu-architecture=sm_90a" in error.options
-    message = str(error)
-    assert "    2 | int bad = nothing;" in message
-    assert "-DX=1" in message
-    assert 'tiny1.cu(2): error: identifier "nothing" is undefined' in message
+    lines = str(error).splitlines()
+    assert lines[0] == 'NVRTC could not compile tiny1: identifier "nothing" is undefined'
+    assert lines[1:4] == ["tiny1.cu:", "    97 | int ok96;", "    98 | int ok97;"]
+    assert lines[6:8] == [">  101 | int bad = nothing;", "   102 | int end;"]
+    assert 'tiny1.cu(101): error: identifier "nothing" is undefined' in lines
+    assert "-DX=1" in lines[-2]
+    assert "listing()" in lines[-1]
+    assert len(lines) < 25
+
+
+def test_listing_of_a_compile_error_is_the_whole():
+    listing = refusal(text="int ok;\nint bad = nothing;\n", options=("-DX=1",)).listing()
+    for part in ("    1 | int ok;", "    2 | int bad = nothing;", "-DX=1", "tiny1.cu(2): error:"):
+        assert part in listing
+
+
+def test_compile_error_in_a_header_shows_the_header(monkeypatch, tmp_path):
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "n.cuh").write_text("int ok;\nint bad = nothing;\n")
+    monkeypatch.setattr(render_module, "templates_dir", lambda: tmp_path)
+    lines = str(refusal(text='#include "common/n.cuh"\n')).splitlines()
+    assert lines[1:4] == ["common/n.cuh:", "     1 | int ok;", ">    2 | int bad = nothing;"]
+
+
+def test_compile_error_without_a_line_shows_none():
+    text = 'extern "C" __global__ void tiny(float* p) { asm volatile("foo;"); }'
+    lines = str(refusal(text=text)).splitlines()
+    assert lines[0].endswith(": Not a name of any known instruction: 'foo'")
+    assert lines[1] == ""
+    assert not any("asm volatile" in line for line in lines)
+
+
+def test_long_log_is_cut_and_whole_in_the_listing():
+    error = CompileError("k", "", (), "\n".join(f"k.cu(1): error: {n}" for n in range(100)))
+    assert "... and 60 more lines" in str(error)
+    assert "error: 99" not in str(error)
+    assert "error: 99" in error.listing()
+
+
+def test_compile_error_survives_a_pickle():
+    error = refusal(text="nonsense")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_unknown_option_is_a_compile_error():
@@ -116,6 +160,7 @@ Remark: The warnings can be suppressed with "-diag-suppress <warning-number>"
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("name", "other"),  # NVRTC is given it, for its messages and line tables
         ("text", "other"),
         ("arch", "sm_80"),
         ("entry", "other"),
@@ -126,20 +171,27 @@ def test_key_changes_with(field, value):
     assert jit.cache_key(replace(tiny_source(), **{field: value})) != jit.cache_key(tiny_source())
 
 
-def test_key_is_free_of_the_name_and_of_where_podrt_is_installed(monkeypatch, tmp_path):
+def test_key_is_free_of_where_podrt_is_installed(monkeypatch, tmp_path):
     before = jit.cache_key(tiny_source())
     monkeypatch.setattr(render_module, "templates_dir", lambda: tmp_path)
-    assert jit.cache_key(replace(tiny_source(), name="renamed")) == before
+    assert jit.cache_key(tiny_source()) == before
 
 
-def test_key_changes_with_lineinfo_and_nvrtc_version(monkeypatch):
+def test_key_changes_with_lineinfo_and_nvrtc(monkeypatch):
     keys = {jit.cache_key(tiny_source())}
     with knobs.scope(jit_lineinfo=True):
         keys.add(jit.cache_key(tiny_source()))
     key_module = importlib.import_module("podrt.jit.key")
-    monkeypatch.setattr(key_module, "nvrtc_version", lambda: (99, 0))
+    patched = jit.nvrtc_release().replace("release", "released")
+    monkeypatch.setattr(key_module, "nvrtc_release", lambda: patched)
     keys.add(jit.cache_key(tiny_source()))
     assert len(keys) == 3
+
+
+def test_release_tells_the_patch_and_the_build():
+    release = jit.nvrtc_release()
+    assert re.search(r"V{}\.{}\.\d+".format(*jit.nvrtc_version()), release)
+    assert "Build ID" in release
 
 
 def test_lineinfo_puts_source_lines_in_the_cubin():
@@ -160,13 +212,22 @@ def test_missing_nvrtc_says_how_to_install_it(monkeypatch):
     def no_library():
         raise RuntimeError("no libnvrtc")
 
-    nvrtc_module._bindings.cache_clear()
+    for cached in (nvrtc_module._bindings, nvrtc_module.nvrtc_release):
+        cached.cache_clear()
     try:
         monkeypatch.setattr("cuda.bindings.nvrtc.nvrtcVersion", no_library)
         with pytest.raises(DeviceError, match=r"no libnvrtc.*pip install 'podrt\[cuda13\]'"):
             jit.compile_source(replace(tiny_source(), name="no_nvrtc"))
     finally:
         nvrtc_module._bindings.cache_clear()
+
+
+def test_nvrtc_without_its_builtins_says_so(monkeypatch):
+    log = "nvrtc: error: failed to open libnvrtc-builtins.so.13.0."
+    monkeypatch.setattr(nvrtc_module, "run_nvrtc", lambda *_: nvrtc_module.Output(False, log))
+    nvrtc_module.nvrtc_release.cache_clear()
+    with pytest.raises(DeviceError, match=r"libnvrtc-builtins.*pip install 'podrt\[cuda13\]'"):
+        jit.compile_source(tiny_source())
 
 
 def test_sass_shows_the_kernel():

@@ -16,7 +16,7 @@ def build():
 
 def test_without_cupy_the_error_says_how_to_install_it(build, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(DeviceError, match=r"CuPy is needed.*pip install 'podrt\[cuda13\]'"):
+    with pytest.raises(DeviceError, match=r"needs CuPy.*pip install 'podrt\[cuda13\]'"):
         jit.load(build, 0)
 
 

@@ -32,42 +32,44 @@ def test_render_refuses_missing_names_and_templates(templates):
         jit.render("nothing.cu", {})
 
 
-def test_header_digest_follows_includes_of_includes(templates):
-    inner, outer = templates / "common" / "inner.cuh", templates / "outer.cuh"
-    inner.write_text("int a;")
-    outer.write_text('#pragma once\n  #  include "common/inner.cuh"\n')
-    text = '#include "outer.cuh"\n'
-    before = jit.header_digest(text)
-    assert jit.header_digest(text) == before
-    inner.write_text("int b;")
-    assert jit.header_digest(text) != before
-
-
-def test_header_digest_ignores_headers_that_are_not_included(templates):
-    before = jit.header_digest("int x;")
+def test_headers_of_headers_are_collected(templates):
+    (templates / "common" / "inner.cuh").write_text("int a;")
+    outer = '#pragma once\n  #  include "common/inner.cuh"\n'
+    (templates / "outer.cuh").write_text(outer)
     (templates / "other.cuh").write_text("int y;")
-    assert jit.header_digest('int x; // #include "gone.cuh"') == before
+    assert jit.collect_headers('#include "outer.cuh"\n') == (
+        ("common/inner.cuh", "int a;"),
+        ("outer.cuh", outer),
+    )
+
+
+def test_includes_in_comments_and_of_the_compiler_are_none():
+    assert jit.collect_headers('int x; // #include "gone.cuh"\n#include <cuda_fp16.h>') == ()
 
 
 def test_headers_may_include_each_other(templates):
     (templates / "a.cuh").write_text('#include "b.cuh"\n')
     (templates / "b.cuh").write_text('#include "a.cuh"\n')
-    assert jit.header_digest('#include "a.cuh"') == jit.header_digest('#include "b.cuh"')
+    names = [name for name, _ in jit.collect_headers('#include "a.cuh"')]
+    assert names == ["a.cuh", "b.cuh"]
 
 
 def test_missing_header_is_named_with_who_wants_it(templates):
     (templates / "a.cuh").write_text('#include "common/none.cuh"\n')
     with pytest.raises(FileNotFoundError, match=r'"common/none.cuh" in a.cuh'):
-        jit.header_digest('#include "a.cuh"')
+        jit.collect_headers('#include "a.cuh"')
 
 
 def test_edited_header_changes_the_key(templates):
     header = templates / "a.cuh"
+
+    def key():
+        return jit.cache_key(jit.KernelSource("k", "sm_90a", '#include "a.cuh"\n', "k"))
+
     header.write_text("#define N 1\n")
-    source = jit.KernelSource("k", "sm_90a", '#include "a.cuh"\n', "k")
-    before = jit.cache_key(source)
+    before = key()
     header.write_text("#define N 2\n")
-    assert jit.cache_key(source) != before
+    assert key() != before
 
 
 def test_templates_dir_exists_here():

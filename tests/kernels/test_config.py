@@ -58,11 +58,9 @@ def test_register_limit_lets_all_ctas_fit(warps: int, ctas_per_sm: int, register
 
 
 def test_name_says_what_it_is() -> None:
-    assert BASE.name == (
-        "pod_portable_sm_90a_bf16_d128_p128x32s4_d16x16s3_w4c2_r1to1_persistent_page16_causal"
-    )
-    alone = changed(form="decode", dtype="float16", page_size=None, causal=False, persistent=False)
-    assert alone.name == ("decode_portable_sm_90a_f16_d128_d16x16s3_w4c2_oneshot_contiguous_full")
+    assert BASE.name == ("pod_portable_sm_90a_bf16_d128_p128x32s4_d16x16s3_w4c2_page16_causal")
+    alone = changed(form="decode", dtype="float16", page_size=None, causal=False)
+    assert alone.name == ("decode_portable_sm_90a_f16_d128_d16x16s3_w4c2_contiguous_full")
 
 
 OTHERS: list[dict[str, object]] = [
@@ -78,10 +76,6 @@ OTHERS: list[dict[str, object]] = [
     {"decode": Tile(16, 16, 2)},
     {"warps": 8, "ctas_per_sm": 1},
     {"ctas_per_sm": 1},
-    {"prefill_share": 2},
-    {"decode_share": 2},
-    {"assignment": "cta_parallel"},
-    {"persistent": False},
     {"page_size": None},
     {"page_size": 32},
     {"causal": False},
@@ -119,20 +113,16 @@ def test_is_frozen_and_hashable() -> None:
     [
         ({"form": "both"}, "form='both': allowed are 'pod', 'prefill', 'decode'"),
         ({"dtype": "float32"}, "dtype='float32': allowed are 'bfloat16', 'float16'"),
-        ({"assignment": "random"}, "assignment='random': allowed are 'sm_aware', 'cta_parallel'"),
         ({"head_dim": 96}, "head_dim=96: allowed are 64, 128, 256"),
         ({"arch": "sm_70"}, "arch='sm_70': known are sm_80"),
         ({"warps": 0}, "warps=0: must be an int of at least 1"),
         ({"warps": 4.0}, "warps=4.0: must be an int of at least 1"),
         ({"ctas_per_sm": 0}, "ctas_per_sm=0"),
-        ({"prefill_share": 0}, "prefill_share=0"),
-        ({"decode_share": -1}, "decode_share=-1"),
         ({"head_dim": 128.0}, "head_dim=128.0: allowed are 64, 128, 256"),
         ({"page_size": 2.5}, "page_size=2.5: must be an int of at least 1, or None"),
         ({"page_size": True}, "page_size=True: must be an int of at least 1, or None"),
         ({"prefill": Tile(128.0, 32, 4)}, "prefill.rows=128.0: must be an int of at least 1"),
         ({"causal": 1}, "causal=1: must be a bool"),
-        ({"persistent": None}, "persistent=None: must be a bool"),
         ({"page_size": 0}, "page_size=0: must be an int of at least 1, or None"),
         ({"prefill": Tile(96, 32, 4)}, "prefill.rows=96: 4 warp(s) share the tile, so it must"),
         ({"prefill": Tile(256, 32, 4)}, "must have 64 or 128 rows"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import podrt
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import ARCHS
-from podrt.kernels.families import all_default_variants, source_of
+from podrt.kernels.families import FAMILIES, all_default_variants, source_of
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.presets import default_hopper_variants
 from podrt.kernels.portable.presets import default_variants
+from podrt.spec.attention import make_spec
+from podrt.spec.mask import Mask
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -31,7 +35,6 @@ def test_filters_reach_both_families() -> None:
         dtypes=["float16"],
         head_dims=[64],
         page_sizes=[None],
-        ratios=[(1, 3)],
         decode_rows=[32],
     )
     assert {(config.form, config.dtype, config.head_dim) for config in found} == {
@@ -39,7 +42,7 @@ def test_filters_reach_both_families() -> None:
     }
     assert {config.page_size for config in found} == {None}
     assert [c.decode_rows for c in found if isinstance(c, HopperConfig)] == [32]
-    assert {(c.prefill_share, c.decode_share) for c in found if c.family == "portable"} == {(1, 3)}
+    assert {config.family for config in found} == {"portable", "hopper"}
 
 
 def test_filters_may_be_iterators() -> None:
@@ -68,3 +71,13 @@ def test_source_is_of_the_family_that_the_config_is_of() -> None:
 
 def test_hopper_config_is_public() -> None:
     assert podrt.HopperConfig is HopperConfig
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_variant_serves_layers_that_it_is_compiled_for(family: str) -> None:
+    (config, *_) = all_default_variants("sm_90a", families=[family], page_sizes=[16])
+    layer = make_spec(8, 2, config.head_dim, 16, "NHD", config.dtype, True, 0.5)
+    config.require_spec(layer)
+    for change in ({"page_size": None}, {"mask": Mask(causal=False)}, {"dtype": "float16"}):
+        with pytest.raises(ValueError, match=rf"{config.name}: is for KernelSpec\(.*the layer has"):
+            config.require_spec(replace(layer, **change))

@@ -1,26 +1,19 @@
-"""Host side of the Hopper family: grid and argument block."""
+"""Host side of the Hopper family: the grid of a launch."""
 
 from __future__ import annotations
 
-import dataclasses
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
-from map_support import record_maps
 from plan_support import tiling_of
+from spec_support import spec_of
 
 from podrt.kernels.hopper import host as hopper
-from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.plan import Plan, make_plan
 from podrt.spec.batch import HybridBatch
-from podrt.tensors.view import TensorView, view
 
 FUSED = hopper_variant("pod", "float16", 64, page_size=16)
 GROUP, NUM_KV_HEADS = 3, 2
-BUFFERS = ("items", "partial_o", "partial_lse", "counters", "merge_counters")
 
 
 def plan_of(q_lens: list[int], kv_lens: list[int]) -> Plan:
@@ -28,7 +21,7 @@ def plan_of(q_lens: list[int], kv_lens: list[int]) -> Plan:
         np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
     )
     tiling = tiling_of(FUSED, 132, GROUP)
-    return make_plan(batch, tiling, num_kv_heads=NUM_KV_HEADS, group=GROUP, causal=True)
+    return make_plan(batch, tiling, spec_of(NUM_KV_HEADS, GROUP))
 
 
 PLAN = plan_of([1, 50, 1], [20, 50, 7])  # 50 tokens of 3 heads are two tiles
@@ -45,66 +38,3 @@ def test_grid_is_a_cta_per_sm_or_fewer(form: str, num_sms: int, ctas: int) -> No
 
 def test_no_work_is_no_cta() -> None:
     assert hopper.num_ctas(FUSED, plan_of([0], [5]), 132) == 0
-
-
-@pytest.fixture
-def maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Arguments of the maps asked for; each map is the bytes of its number, from 1."""
-    return record_maps(monkeypatch)
-
-
-def tensors_of(**changes: np.ndarray | None) -> dict[str, TensorView | None]:
-    cache = np.zeros((6, 16, 2, 64), np.float16)
-    arrays = {
-        "q": np.zeros((52, 6, 128), np.float16)[:, :, :64],
-        "k_cache": cache,
-        "v_cache": cache[:, :, :, :],
-        "out": np.zeros((52, 6, 64), np.float16),
-        "lse": np.zeros((6, 52), np.float32).T,
-    } | changes
-    return {
-        name: None if array is None else dataclasses.replace(view(array, name), pointer=1024 * n)
-        for n, (name, array) in enumerate(arrays.items(), start=1)
-    }
-
-
-def params_of(
-    config: HopperConfig = FUSED, plan: Plan = PLAN, **changes: np.ndarray | None
-) -> np.void:
-    workspace = {
-        name: SimpleNamespace(data=SimpleNamespace(ptr=10_000 + n))
-        for n, name in enumerate(BUFFERS)
-    }
-    tensors: Any = SimpleNamespace(**tensors_of(**changes))
-    buffers: Any = SimpleNamespace(**workspace)
-    block = hopper.params_of(config, plan, tensors, buffers, 5000, 0.125)
-    return block[0]
-
-
-def test_kernel_gets_tensors_buffers_and_sizes(maps: list[tuple[Any, ...]]) -> None:
-    params = params_of()
-    keys, values = ("prefill_k_map", "decode_k_map"), ("prefill_v_map", "decode_v_map")
-    for number, name in enumerate([*keys, *values, "q_map"], start=1):
-        assert params[name].tobytes() == bytes([number]) * 128
-    assert [pointer for pointer, *_ in maps] == [2048, 2048, 3072, 3072, 1024]
-    assert (params["k_head_blocks"], params["v_head_blocks"]) == (1, 1)
-    assert [int(params[name]) for name in ("q", "out", "lse")] == [1024, 4096, 5120]
-    assert [int(params[name]) for name in BUFFERS] == [10_000 + n for n in range(5)]
-    assert int(params["page_table"]) == 5000
-    assert (params["q_stride_token"], params["q_stride_head"]) == (768, 128)
-    assert (params["out_stride_token"], params["out_stride_head"]) == (384, 64)
-    assert (params["lse_stride_token"], params["lse_stride_head"]) == (1, 52)
-    assert (params["num_prefill_items"], params["num_decode_items"]) == (2, 2)
-    assert (params["num_kv_heads"], params["group"]) == (NUM_KV_HEADS, GROUP)
-    assert params["tile_tokens"] == 42
-    assert params["scale_log2"] == np.float32(0.125 * np.log2(np.e))
-
-
-def test_ctas_of_one_side_are_those_of_the_plan(maps: list[tuple[Any, ...]]) -> None:
-    plan = dataclasses.replace(PLAN, decode_only_ctas=3, prefill_only_ctas=100)
-    params = params_of(plan=plan)
-    assert (params["decode_only_ctas"], params["prefill_only_ctas"]) == (3, 100)
-
-
-def test_without_lse_the_kernel_gets_a_null_pointer(maps: list[tuple[Any, ...]]) -> None:
-    assert params_of(lse=None)["lse"] == 0

@@ -11,7 +11,7 @@ from map_support import record_maps
 
 from podrt.kernels.hopper import maps as hopper_maps
 from podrt.kernels.hopper.config import DECODE_KEYS, KV_TILES, PAGE_SIZES
-from podrt.kernels.hopper.maps import CacheMaps, cache_maps, query_map
+from podrt.kernels.hopper.maps import CacheMaps, QueryMaps, cache_maps
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.tensors.view import view
 
@@ -38,8 +38,18 @@ def offsets_of(asked: tuple[Any, ...], *start: int) -> np.ndarray:
 
 def test_queries_come_by_tokens_of_whole_groups(maps: list[tuple[Any, ...]]) -> None:
     q = np.zeros((52, 6, 128), np.float16)[:, :, :64]
-    query_map(view(q, "q"), group=3, tokens=42, dtype="float16")
-    assert [asked[1:4] for asked in maps] == [((64, 6, 52), (1, 128, 768), (64, 3, 42))]
+    queries = QueryMaps(view(q, "q"), group=3, tokens=42, dtype="float16")
+    first = queries.at(4096, 52)
+    assert queries.at(4096, 52) == first != queries.at(4096, 53)
+    assert [asked[:4] for asked in maps] == [
+        (4096, (64, 6, rows), (1, 128, 768), (64, 3, 42)) for rows in (52, 53)
+    ]
+
+
+def test_a_single_query_may_have_any_stride(maps: list[tuple[Any, ...]]) -> None:
+    one = np.lib.stride_tricks.as_strided(np.zeros(128, np.float16), (1, 2, 64), (6, 128, 2))
+    QueryMaps(view(one, "q"), group=2, tokens=64, dtype="float16").at(4096, 1)
+    assert maps[0][2] == (1, 64, 64)
 
 
 def nhd(pages: int, page_size: int, heads: int, head_dim: int) -> np.ndarray:
@@ -124,9 +134,8 @@ def test_nothing_is_mapped_of_an_empty_tensor(maps: list[tuple[Any, ...]]) -> No
     for page_size in (16, None):
         empty = nhd(0, 16, 2, 64)
         assert mapped(empty, page_size=page_size) == (bytes(128), bytes(128), 0)
-    assert query_map(
-        view(np.zeros((0, 2, 64), np.float16), "q"), group=2, tokens=64, dtype="float16"
-    )
+    q = view(np.zeros((0, 2, 64), np.float16), "q")
+    assert QueryMaps(q, group=2, tokens=64, dtype="float16").at(4096, 0) == bytes(128)
     assert maps == []
 
 

@@ -9,11 +9,10 @@ from podrt.jit import templates_dir
 from podrt.kernels.portable.host import num_ctas, source_of
 from podrt.kernels.portable.presets import variant
 
-FUSED = variant("pod", "sm_90a", "bfloat16", 128, ratio=(2, 1), page_size=16)
-ONE_SHOT = dataclasses.replace(FUSED, persistent=False)
+FUSED = variant("pod", "sm_90a", "bfloat16", 128, page_size=16)
 
 
-def test_persistent_grid_is_what_fits_on_the_gpu() -> None:
+def test_grid_is_what_fits_on_the_gpu() -> None:
     assert num_ctas(FUSED, 5000, 5000, 132) == 132 * FUSED.ctas_per_sm
 
 
@@ -24,14 +23,8 @@ def test_grid_has_no_cta_without_work() -> None:
     assert num_ctas(FUSED, 0, 0, 132) == 0
 
 
-def test_one_shot_grid_is_all_work() -> None:
-    assert num_ctas(ONE_SHOT, 5000, 4001, 132) == 5000 + 1001
-
-
 def test_a_form_takes_its_own_side_only() -> None:
-    prefill, decode = (
-        dataclasses.replace(ONE_SHOT, form=form, prefill_share=1) for form in ("prefill", "decode")
-    )
+    prefill, decode = (dataclasses.replace(FUSED, form=form) for form in ("prefill", "decode"))
     assert num_ctas(prefill, 7, 100, 132) == 7
     assert num_ctas(decode, 7, 100, 132) == 25
 
@@ -41,7 +34,6 @@ def test_source_is_the_named_kernel_of_the_config() -> None:
     assert (source.name, source.arch, source.entry) == (FUSED.name, "sm_90a", FUSED.name)
     bounds = f"__launch_bounds__({FUSED.threads}, {FUSED.ctas_per_sm})"
     assert f'extern "C" __global__ void {bounds}\n{FUSED.name}(' in source.text
-    assert "kPrefillShare = 2;" in source.text
     assert "using Element = Bf16;" in source.text
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+from spec_support import spec_of
 
 from podrt.errors import CompileError
 from podrt.jit import KernelSource, compile_source
-from podrt.kernels.arguments import WORK_ITEM_STRUCT
+from podrt.kernels.arguments import (
+    PLAN_HEADER,
+    PLAN_HEADER_BYTES,
+    PLAN_STRUCTS,
+    plan_header,
+)
 from podrt.kernels.hopper import host as hopper
 from podrt.kernels.portable import host as portable
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
-from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS
+from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, Plan
 
 WORK_ITEM_C = tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS)
 
@@ -26,7 +34,7 @@ MIXED = (
 
 
 def compiled(struct: str, name: str) -> None:
-    declarations = "" if name == "WorkItem" else "struct WorkItem;\n"  # Params points at it
+    declarations = "" if name == "PlanHeader" else "struct PlanHeader;\n"  # Params points at it
     kernel = f'extern "C" __global__ void layout({name}* x) {{}}\n'
     text = f'#include "ptx/tma.cuh"\n{declarations}{struct}\n{kernel}'
     compile_source(KernelSource(name=f"layout_of_{name}", arch="sm_90a", text=text, entry="layout"))
@@ -55,8 +63,9 @@ def test_unknown_c_type_is_refused() -> None:
         ("Params", portable.PARAMS, 1),
         ("Params", hopper.PARAMS, 64),
         ("WorkItem", WORK_ITEM_C, 16),
+        ("PlanHeader", PLAN_HEADER, 64),
     ],
-    ids=["mixed", "portable", "hopper", "work item"],
+    ids=["mixed", "portable", "hopper", "work item", "plan header"],
 )
 def test_compiler_agrees_with_numpy(name: str, fields: tuple[Field, ...], align: int) -> None:
     compiled(render_struct(name, fields, align=align), name)
@@ -65,7 +74,51 @@ def test_compiler_agrees_with_numpy(name: str, fields: tuple[Field, ...], align:
 def test_work_item_of_the_plan_is_that_of_the_kernels() -> None:
     assert struct_dtype(WORK_ITEM_C) == WORK_ITEM
     assert WORK_ITEM.itemsize % 16 == 0  # alignas(16) must not add padding
-    assert render_struct("WorkItem", WORK_ITEM_C, align=16) == WORK_ITEM_STRUCT
+    assert render_struct("WorkItem", WORK_ITEM_C, align=16) in PLAN_STRUCTS
+
+
+def empty_plan(**changes: Any) -> Plan:
+    none = np.empty(0, WORK_ITEM)
+    plan = Plan(
+        prefill=none,
+        decode=none,
+        spec=spec_of(2, 4),
+        prefill_rows=128,
+        decode_rows=16,
+        num_merges=0,
+        partial_rows=0,
+        prefill_keys=0,
+        decode_keys=0,
+    )
+    return dataclasses.replace(plan, **changes)
+
+
+def test_header_says_what_the_plan_knows() -> None:
+    plan = empty_plan(
+        prefill=np.empty(3, WORK_ITEM),
+        decode=np.empty(5, WORK_ITEM),
+        decode_only_ctas=7,
+        prefill_only_ctas=9,
+        prefill_share=2,
+        decode_share=11,
+    )
+    (header,) = np.frombuffer(
+        plan_header(plan, page_table=2**63 + 64, kv_lens=128), struct_dtype(PLAN_HEADER, align=64)
+    )
+    assert {name: int(header[name]) for name in header.dtype.names} == {
+        "page_table": 2**63 + 64,
+        "kv_lens": 128,
+        "num_prefill_items": 3,
+        "num_decode_items": 5,
+        "decode_only_ctas": 7,
+        "prefill_only_ctas": 9,
+        "prefill_share": 2,
+        "decode_share": 11,
+    }
+
+
+def test_items_behind_the_header_are_aligned() -> None:
+    assert len(plan_header(empty_plan(), 0, 0)) == PLAN_HEADER_BYTES == 64
 
 
 @pytest.mark.parametrize("family", [portable, hopper])

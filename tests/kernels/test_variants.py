@@ -1,8 +1,8 @@
 """The default set of variants: all of it renders, and compiles without spills.
 
 Compiling the whole set takes half an hour of CPU. What shapes the code is architecture, head_dim,
-tiles, form and how pages are found, so these are compiled in full for one dtype and ratio, and the
-other dtype in full on one architecture. The other combinations differ by constants and by the
+tiles, form and how pages are found, so these are compiled in full for one dtype, and the other
+dtype in full on one architecture. The other combinations differ by constants and by the
 opcode of a dtype: all of them are rendered, and any two values of different fields are compiled
 together at least once.
 """
@@ -25,7 +25,6 @@ from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.portable.host import source_of
 from podrt.kernels.portable.presets import (
     PAGE_SIZES,
-    RATIOS,
     Shape,
     default_variants,
     preset,
@@ -65,40 +64,36 @@ def complaints_of(config: KernelConfig, build: Build) -> Iterator[str]:
 @pytest.mark.parametrize("arch", DEFAULT_ARCHS)
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_every_shape_compiles_without_spills(arch: str, page_size: int | None) -> None:
-    configs = default_variants(arch, dtypes=["bfloat16"], page_sizes=[page_size], ratios=[(1, 1)])
+    configs = default_variants(arch, dtypes=["bfloat16"], page_sizes=[page_size])
     assert len(configs) == len(HEAD_DIMS) * len(SHAPES) * len(get_args(Form))
     build_clean(configs)
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_every_shape_of_the_other_dtype_compiles_without_spills(page_size: int | None) -> None:
-    build_clean(
-        default_variants("sm_90a", dtypes=["float16"], page_sizes=[page_size], ratios=[(1, 1)])
-    )
+    build_clean(default_variants("sm_90a", dtypes=["float16"], page_sizes=[page_size]))
 
 
 def pairwise() -> list[KernelConfig]:
     """Fused variants in which any two values of different fields meet; all architectures too."""
-    rows = itertools.product(enumerate(RATIOS), enumerate(HEAD_DIMS))
+    rows = itertools.product(range(6), enumerate(HEAD_DIMS))
     return [
         variant(
             "pod",
             DEFAULT_ARCHS[(r + 2 * d) % len(DEFAULT_ARCHS)],
             DTYPES[(r + d) % 2],
             head_dim,
-            ratio=ratio,
             shape=SHAPES[(r // 2 + d) % 2],
             page_size=PAGE_SIZES[(r // 4 + r + d // 2) % 2],
             causal=bool((r // 2 + r + d) % 2),
         )
-        for (r, ratio), (d, head_dim) in rows
+        for r, (d, head_dim) in rows
     ]
 
 
 def test_pairwise_choice_covers_all_pairs() -> None:
     rows = [
         (
-            (config.prefill_share, config.decode_share),
             config.head_dim,
             config.dtype,
             config.warps == 4,
@@ -107,7 +102,7 @@ def test_pairwise_choice_covers_all_pairs() -> None:
         )
         for config in pairwise()
     ]
-    values = [RATIOS, HEAD_DIMS, DTYPES, (True, False), PAGE_SIZES, (True, False)]
+    values = [HEAD_DIMS, DTYPES, (True, False), PAGE_SIZES, (True, False)]
     for i, j in itertools.combinations(range(len(values)), 2):
         assert {(row[i], row[j]) for row in rows} == set(itertools.product(values[i], values[j]))
     assert {config.arch for config in pairwise()} == set(DEFAULT_ARCHS)
@@ -127,7 +122,6 @@ def test_every_variant_renders(sources: dict[KernelConfig, KernelSource]) -> Non
     for config, source in sources.items():
         assert (source.name, source.entry, source.arch) == (config.name, config.name, config.arch)
         assert f"{config.name}(const __grid_constant__ Params p)" in source.text
-        assert f"kPrefillShare = {config.prefill_share};" in source.text
         assert f"kPageSize = {config.page_size or 0};" in source.text
         assert "{{" not in source.text
         assert "{%" not in source.text
@@ -141,10 +135,8 @@ def test_keys_and_texts_are_unique(sources: dict[KernelConfig, KernelSource]) ->
 
 def test_filters_select() -> None:
     everything = default_variants("sm_90a")
-    # pod once for each ratio, prefill and decode once.
-    assert len(everything) == (
-        len(HEAD_DIMS) * len(DTYPES) * len(PAGE_SIZES) * len(SHAPES) * (len(RATIOS) + 2)
-    )
+    forms = len(get_args(Form))
+    assert len(everything) == len(HEAD_DIMS) * len(DTYPES) * len(PAGE_SIZES) * len(SHAPES) * forms
     few = default_variants(
         "sm_90a", forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])
     )
@@ -152,11 +144,6 @@ def test_filters_select() -> None:
     assert {config.form for config in few} == {"pod", "decode"}
     assert {config.head_dim for config in few} == {64}
     assert default_variants("sm_90a", forms=[]) == []
-
-
-def test_ratio_is_of_the_fused_form_only() -> None:
-    assert variant("pod", "sm_90a", "float16", 64, ratio=(3, 1)).prefill_share == 3
-    assert variant("decode", "sm_90a", "float16", 64, ratio=(3, 1)).prefill_share == 1
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -14,6 +14,7 @@ from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
 from podrt.plan import Plan, PlanBounds, Tiling, make_plan, partial_rows_within, plan_bounds
 from podrt.reference import check_plan
+from podrt.spec.attention import make_spec
 from podrt.spec.batch import HybridBatch
 
 GROUPS = (1, 4, 7, 8, 20, 71)
@@ -59,7 +60,8 @@ def limited(draw: st.DrawFn) -> tuple[int, dict[str, int], list[tuple[int, int]]
 def plan_of(
     requests: list[tuple[int, int]], tiling: Tiling, heads: int, group: int, causal: bool = True
 ) -> Plan:
-    return make_plan(batch_of(requests), tiling, num_kv_heads=heads, group=group, causal=causal)
+    spec = make_spec(heads * group, heads, 128, None, "NHD", "bfloat16", causal, None)
+    return make_plan(batch_of(requests), tiling, spec)
 
 
 def batch_of(requests: list[tuple[int, int]]) -> HybridBatch:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_support import tiling_of
+from spec_support import spec_of
 
 from podrt.gpu.arch import DEFAULT_ARCHS
 from podrt.kernels.families import Variant
@@ -55,9 +56,7 @@ def plan_of(
     group: int = 4,
     causal: bool = True,
 ) -> Plan:
-    return make_plan(
-        batch_of(lengths), tiling, num_kv_heads=num_kv_heads, group=group, causal=causal
-    )
+    return make_plan(batch_of(lengths), tiling, spec_of(num_kv_heads, group, causal))
 
 
 variants = st.one_of(
@@ -137,7 +136,7 @@ def test_walking_the_plan_in_any_order_gives_the_reference(
         batch, table, pages = paged(batch, page_size, rng)
         shape = (pages, page_size, heads, 8)
     tiling = tiling_of(config, num_sms, group)
-    plan = make_plan(batch, tiling, num_kv_heads=heads, group=group, causal=causal)
+    plan = make_plan(batch, tiling, spec_of(heads, group, causal))
     check_plan(plan, batch)
     q = rng.standard_normal((batch.total_tokens, heads * group, 8))
     k, v = rng.standard_normal((2, *shape))
@@ -325,7 +324,7 @@ def test_items_point_into_the_page_table() -> None:
         num_kv_indices=6,
         page_size=16,
     )
-    plan = make_plan(batch, SMALL, num_kv_heads=1, group=1, causal=True)
+    plan = make_plan(batch, SMALL, spec_of())
     assert plan.decode[["page_begin", "q_begin"]].tolist() == [(0, 0)]
     assert plan.prefill[["page_begin", "q_begin"]].tolist() == [(3, 1)]
 
@@ -337,7 +336,7 @@ def test_splitting_without_limit_is_right_too(data: st.DataObject) -> None:
     )
     tiling = replace(SMALL, prefill_waves=None, prefill_slots=data.draw(st.integers(1, 60)))
     batch = batch_of(lengths)
-    check_plan(make_plan(batch, tiling, num_kv_heads=2, group=3, causal=True), batch)
+    check_plan(make_plan(batch, tiling, spec_of(2, 3)), batch)
 
 
 def test_splitting_without_limit_ignores_the_decodes() -> None:

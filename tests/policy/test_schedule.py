@@ -12,14 +12,15 @@ from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import get_arch
 from podrt.gpu.nominal import H100
 from podrt.kernels.hopper.presets import hopper_variant
-from podrt.kernels.portable.presets import RATIOS, variant
+from podrt.kernels.portable.presets import variant
 from podrt.kernels.variant import Form
 from podrt.plan import keys_of
 from podrt.policy.policies import Policy, parse_policy
-from podrt.policy.portable import nearest_ratio
+from podrt.policy.portable import RATIOS, nearest_ratio
 from podrt.policy.schedule import Schedule, Scheduler, schedule
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
 from podrt.spec.types import DType
 
 H200 = replace(H100, name="NVIDIA H200", memory_gbs=4917.0)
@@ -34,8 +35,8 @@ def layer_of(
     group: int = 4,
     head_dim: int = 128,
     dtype: DType = "bfloat16",
-) -> Layer:
-    return make_layer(
+) -> AttentionSpec:
+    return make_spec(
         num_kv_heads * group, num_kv_heads, head_dim, page_size, "NHD", dtype, causal, None
     )
 
@@ -51,7 +52,7 @@ def scheduled(
     kv_lens: list[int] | None = None,
     policy: str | Policy = "auto",
     *,
-    layer: Layer | None = None,
+    layer: AttentionSpec | None = None,
     arch: str = "sm_90a",
     num_sms: int = 132,
     decode_rows: int | None = None,
@@ -94,8 +95,7 @@ def test_every_ratio_is_its_own_nearest() -> None:
 
 
 def ratio_of(result: Schedule) -> tuple[int, int]:
-    (fused,) = result.variants
-    return fused.prefill_share, fused.decode_share  # type: ignore[union-attr]
+    return result.plan.prefill_share, result.plan.decode_share
 
 
 def test_ratio_follows_the_work_on_each_side() -> None:
@@ -128,9 +128,10 @@ def test_a_side_that_is_alone_gets_its_own_kernel(policy: str, arch: str) -> Non
     assert forms(scheduled([1, 1], [512, 7], policy, arch=arch)) == ["decode"]
 
 
-def test_lone_side_does_not_depend_on_the_ratio() -> None:
-    lone = [scheduled([1, 1], [512, 7], policy).variants for policy in ("1:3", "portable")]
-    assert lone[0] == lone[1]
+def test_lone_side_needs_no_ratio() -> None:
+    for q_lens, kv_lens in (([1, 1], [512, 7]), ([512], [512]), ([0], [5])):
+        assert ratio_of(scheduled(q_lens, kv_lens, "portable")) == (1, 1)
+    assert ratio_of(scheduled(*MIXED, "portable-serial")) == (1, 1)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -171,7 +172,7 @@ def test_variants_follow_the_layer(arch: str, family: str, policy: str) -> None:
     )
     layer = layer_of(32, causal=False, head_dim=64, dtype="float16")
     result = schedule(batch, layer, replace(H100, arch=get_arch(arch)), parse_policy(policy))
-    assert result.plan.causal is False
+    assert result.plan.mask == Mask(causal=False)
     for config in (result.base, *result.variants):
         assert (config.family, config.arch) == (family, arch)
         assert (config.dtype, config.head_dim) == ("float16", 64)
@@ -188,7 +189,7 @@ def test_variants_follow_the_layer(arch: str, family: str, policy: str) -> None:
     ],
     ids=["head_dim", "page of no copies", "page of one token", "group beyond a tile"],
 )
-def test_layers_that_hopper_cannot_serve_are_portable(layer: Layer, obstacle: str) -> None:
+def test_layers_that_hopper_cannot_serve_are_portable(layer: AttentionSpec, obstacle: str) -> None:
     assert scheduled([1], layer=layer).base.family == "portable"
     with pytest.raises(
         UnsupportedConfigError, match=f"cannot serve this layer: {obstacle}"

@@ -11,7 +11,7 @@ from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.schedule import schedule
 from podrt.policy.sm_allocation import SmAllocation
-from podrt.spec.attention import make_layer
+from podrt.spec.attention import make_spec
 from podrt.spec.batch import HybridBatch
 
 NUM_SMS = 132
@@ -26,7 +26,7 @@ def unshared(
         np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
     )
     heads = num_kv_heads * group, num_kv_heads
-    layer = make_layer(*heads, 128, None, "NHD", "bfloat16", causal, None)
+    layer = make_spec(*heads, 128, None, "NHD", "bfloat16", causal, None)
     return schedule(batch, layer, H100, Policy(family="hopper", decode_only_sms=0)).plan
 
 
@@ -110,6 +110,12 @@ def test_sms_are_kept_for_one_side_at_most() -> None:
     assert decode_only > 0 == prefill_only
     decode_only, prefill_only = allocation(H200_GBS).shares(one_head_plan(128))
     assert decode_only == 0 < prefill_only
+
+
+@pytest.mark.parametrize("memory_gbs", [0.0, -1.0, float("nan")])
+def test_memory_without_bandwidth_is_refused(memory_gbs: float) -> None:
+    with pytest.raises(ValueError, match=f"memory_gbs={memory_gbs}: must be greater than 0"):
+        allocation(memory_gbs)
 
 
 def test_prefill_that_sees_no_key_needs_no_sms() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spec_support import spec_of
 
 from podrt.plan.work import WORK_ITEM, Plan, keys_of
 from podrt.reference import (
@@ -49,13 +51,11 @@ def cut(
     return Plan(
         prefill,
         decode,
-        kv_heads,
-        group,
+        spec_of(kv_heads, group, causal),
         ROWS["prefill"],
         ROWS["decode"],
         merges,
         partial_row,
-        causal,
         prefill_keys=int(keys_of(prefill).sum()),
         decode_keys=int(keys_of(decode).sum()),
     )
@@ -215,6 +215,62 @@ def test_check_plan_names_what_is_wrong(number: int, fields: dict[str, int], mes
     check_plan(plan, batch)
     with pytest.raises(ValueError, match=message):
         check_plan(replaced(plan, "prefill", number, **fields), batch)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 19)), min_size=1, max_size=4),
+    group=st.integers(1, 5),
+    causal=st.booleans(),
+    changes=st.lists(
+        st.tuples(
+            st.sampled_from(["prefill", "decode"]),
+            st.sampled_from(["row_begin", "kv_begin", "kv_end"]),
+            st.integers(0, 99),
+            st.sampled_from([-3, -1, 1, 2]),
+        ),
+        max_size=2,
+    ),
+)
+def test_check_plan_agrees_with_counting_every_pair(
+    lengths: list[tuple[int, int]],
+    group: int,
+    causal: bool,
+    changes: list[tuple[str, str, int, int]],
+) -> None:
+    batch = make_batch([q for q, _ in lengths], [kv for _, kv in lengths])
+    plan = cut(batch, group, 1, 5, causal)
+    for side, field, number, change in changes:
+        items = getattr(plan, side)
+        if len(items):
+            number %= len(items)
+            plan = replaced(plan, side, number, **{field: items[field][number] + change})
+    try:
+        got = coverage(plan, batch)
+    except ValueError:  # an item reaches outside its request
+        with pytest.raises(ValueError):
+            check_plan(plan, batch)
+        return
+    wrong = any((a != b).any() for a, b in zip(got, expected_coverage(plan, batch), strict=True))
+    try:
+        check_plan(plan, batch)
+    except ValueError as error:
+        assert wrong or "is written" in str(error)
+    else:
+        assert not wrong
+
+
+def test_check_plan_of_a_million_keys_needs_no_table_of_pairs() -> None:
+    batch = make_batch([65536, 1], [1_000_000, 1_000_000])
+    plan = cut(batch, group=1, split_keys=500_000)
+    tracemalloc.start()
+    try:
+        check_plan(plan, batch)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ValueError, match="and key 999999 are computed 0 times"):
+        check_plan(replaced(plan, "decode", 1, kv_end=999_999), batch)
 
 
 def test_check_plan_wants_every_row_written_once() -> None:

@@ -1,4 +1,4 @@
-"""`make_layer`: every argument of an attention layer is checked once, by name."""
+"""`make_spec`: every argument of an attention layer is checked once, by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from podrt.errors import UnsupportedConfigError
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.mask import Mask
 
 ARGUMENTS: dict[str, Any] = {
     "num_qo_heads": 32,
@@ -26,8 +27,8 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def layer_of(**changes: Any) -> Layer:
-    return make_layer(**(ARGUMENTS | changes))
+def layer_of(**changes: Any) -> AttentionSpec:
+    return make_spec(**(ARGUMENTS | changes))
 
 
 def test_defaults_and_group() -> None:
@@ -38,7 +39,19 @@ def test_defaults_and_group() -> None:
     assert layer_of(page_size=None).page_size is None
 
 
-@pytest.mark.parametrize("scale", [0.5, 1, np.float32(0.25), 1e-30])
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+def test_sizes_may_be_integers_of_numpy(integer: type[np.integer[Any]]) -> None:
+    sizes = {"num_qo_heads": 32, "num_kv_heads": 8, "head_dim": 128, "page_size": 16}
+    layer = layer_of(**{name: integer(size) for name, size in sizes.items()})
+    assert layer == layer_of()
+    assert {type(getattr(layer, name)) for name in sizes} == {int}
+
+
+def test_causal_may_be_a_bool_of_numpy() -> None:
+    assert layer_of(causal=np.bool_(False)).mask == Mask(causal=False)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1, np.float32(0.25), 1e-30, 2.3e38, 1e-38])
 def test_scale_may_be_any_positive_number(scale: float) -> None:
     assert layer_of(sm_scale=scale).sm_scale == float(scale)
 
@@ -68,6 +81,9 @@ def test_dtype_of_any_framework(dtype: object, name: str) -> None:
         ({"num_kv_heads": -8}, ValueError, "num_kv_heads=-8: must be at least 1"),
         ({"num_qo_heads": 32.0}, TypeError, "num_qo_heads=32.0: expected an int"),
         ({"num_kv_heads": True}, TypeError, "num_kv_heads=True: expected an int"),
+        ({"num_kv_heads": np.True_}, TypeError, "expected an int"),
+        ({"num_kv_heads": np.array([8, 8])}, TypeError, "expected an int"),
+        ({"num_kv_heads": np.float64(8)}, TypeError, "expected an int"),
         (
             {"num_qo_heads": 12},
             ValueError,
@@ -92,6 +108,10 @@ def test_dtype_of_any_framework(dtype: object, name: str) -> None:
         ({"causal": 1}, TypeError, "causal=1: expected True or False"),
         ({"sm_scale": math.nan}, ValueError, "sm_scale=nan: must be finite and greater than 0"),
         ({"sm_scale": math.inf}, ValueError, "sm_scale=inf: must be finite"),
+        # Finite in float64 alone; the kernels multiply by sm_scale * log2(e) in float32.
+        ({"sm_scale": 1e39}, ValueError, "sm_scale=1e+39: must be from 1e-38 to 2.3e38"),
+        ({"sm_scale": 2.4e38}, ValueError, "sm_scale=2.4e+38: must be from"),
+        ({"sm_scale": 1e-46}, ValueError, "sm_scale=1e-46: must be from"),
         ({"sm_scale": 0}, ValueError, "sm_scale=0: must be finite and greater than 0"),
         ({"sm_scale": -1.0}, ValueError, "sm_scale=-1.0: must be finite and greater than 0"),
         ({"sm_scale": "big"}, TypeError, "sm_scale='big': expected a number or None"),

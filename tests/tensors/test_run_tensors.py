@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from podrt.spec.attention import Layer, make_layer
+from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
 from podrt.tensors import run_tensors
 from podrt.tensors.run_tensors import RunTensors, require_kernel_can_read, view_tensors
@@ -27,8 +27,8 @@ CONTIGUOUS = HybridBatch.contiguous(BATCH.qo_indptr, BATCH.kv_lens)
 CACHE = (6, 16, 2, 64)
 
 
-def layer_of(**changes: Any) -> Layer:
-    layer = make_layer(8, 2, 64, 16, "NHD", "float16", True, None)
+def layer_of(**changes: Any) -> AttentionSpec:
+    layer = make_spec(8, 2, 64, 16, "NHD", "float16", True, None)
     return dataclasses.replace(layer, **changes)
 
 
@@ -36,7 +36,9 @@ def zeros(*shape: int, dtype: Any = np.float16) -> np.ndarray:
     return np.zeros(shape, dtype)
 
 
-def viewed(layer: Layer | None = None, batch: HybridBatch = BATCH, **changes: Any) -> RunTensors:
+def viewed(
+    layer: AttentionSpec | None = None, batch: HybridBatch = BATCH, **changes: Any
+) -> RunTensors:
     arguments = {
         "q": zeros(3, 8, 64),
         "k_cache": zeros(*CACHE),

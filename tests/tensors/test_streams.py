@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from podrt.tensors.streams import cupy_stream, is_capturing, resolve_stream
+from podrt.tensors.streams import _torch_stream_of, cupy_stream, resolve_stream
 
 
 class ProtocolStream:
@@ -22,7 +22,7 @@ class PropertyStream:
 def fake_torch_tensor(*, is_cuda):
     kind = type("Tensor", (), {"__module__": "torch"})
     tensor = kind()
-    tensor.is_cuda, tensor.device = is_cuda, "cuda:1"
+    tensor.is_cuda, tensor.get_device = is_cuda, lambda: 1
     return tensor
 
 
@@ -53,11 +53,16 @@ def test_none_without_a_gpu_framework_is_the_legacy_stream(like):
     assert resolve_stream(None, like) == 0
 
 
-def test_none_is_the_current_torch_stream_of_the_tensors_device(monkeypatch):
-    streams = {"cuda:0": 5, "cuda:1": 6}
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_none_is_the_current_torch_stream_of_the_tensors_device(monkeypatch, is_raw):
+    streams = {0: 5, 1: 6}
     cuda = SimpleNamespace(current_stream=lambda d: SimpleNamespace(cuda_stream=streams[d]))
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    raw = {"_cuda_getCurrentRawStream": streams.get} if is_raw else {}
+    torch = SimpleNamespace(cuda=cuda, _C=SimpleNamespace(**raw))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    _torch_stream_of.cache_clear()
     assert resolve_stream(None, fake_torch_tensor(is_cuda=True)) == 6
+    _torch_stream_of.cache_clear()
 
 
 def test_none_is_the_current_cupy_stream_of_the_arrays_device(monkeypatch):
@@ -87,8 +92,3 @@ def test_impossible_handles_are_refused(handle):
 def test_unknown_protocol_version_is_refused():
     with pytest.raises(ValueError, match="version 3"):
         resolve_stream(ProtocolStream(version=3))
-
-
-@pytest.mark.parametrize("handle", [0, 1])
-def test_legacy_stream_never_captures(handle):
-    assert is_capturing(handle) is False

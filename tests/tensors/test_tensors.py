@@ -1,3 +1,4 @@
+import ctypes
 import gc
 import subprocess
 import sys
@@ -25,6 +26,26 @@ class Exporter:
 
     def __dlpack_device__(self):
         return self.array.__dlpack_device__()
+
+
+class DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint8 * 4),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+def with_byte_offset(capsule, offset_bytes):
+    """Return an unversioned DLPack capsule, its tensor moved on by an offset."""
+    address_of = ctypes.pythonapi.PyCapsule_GetPointer
+    address_of.restype, address_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    DLTensor.from_address(address_of(capsule, b"dltensor")).byte_offset = offset_bytes
+    return capsule
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int32, np.int64, BF16])
@@ -131,6 +152,17 @@ class TestExchangeProtocols:
         exporter = Exporter(np.zeros(2))
         view(exporter, "q", stream=5)
         assert exporter.streams == [None]
+
+    def test_byte_offset_counts(self):
+        """PyTorch and others export a slice as the whole allocation and an offset."""
+        array = np.arange(24, dtype=np.int32).reshape(6, 4)
+
+        class Offset(Exporter):
+            def __dlpack__(self, **options):
+                return with_byte_offset(super().__dlpack__(), array[:4].nbytes // 2)
+
+        seen = view(Offset(array[:4]), "q")  # stands for array[2:6]
+        assert (seen.pointer, seen.shape) == (array[2:].ctypes.data, (4, 4))
 
     def test_read_only_flag_is_kept(self):
         array = np.zeros(3)

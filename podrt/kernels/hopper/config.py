@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from podrt.errors import UnsupportedConfigError
+from podrt.kernels.arguments import PLAN_HEADER_BYTES
 from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantForm
 from podrt.spec.types import DType
 
@@ -152,6 +153,16 @@ class HopperConfig(VariantForm):
         return max(self.launch_registers, prefill, decode)
 
     @property
+    def role_registers(self) -> dict[str, int]:
+        """Registers of a thread by role, once the roles have shared them out."""
+        registers = {"producer": self.producer_registers}
+        if self.has_decode:
+            registers["decode"] = self.decode_registers
+        if self.has_prefill:
+            registers["prefill"] = self.prefill_registers
+        return registers
+
+    @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of the CTA; the map is in ``hopper/shared_memory.cuh``."""
         tiles = self._prefill_bytes
@@ -160,7 +171,7 @@ class HopperConfig(VariantForm):
         if self.form == "decode":
             tiles += (self.lanes - 1) * self._lane_bytes(self.next_slots)
         barriers = 2 + 4 * self.stages + 5
-        control = -(-8 * barriers // 16) * 16 + 2 * _WORK_SLOT_BYTES + 16
+        control = PLAN_HEADER_BYTES + -(-8 * barriers // 16) * 16 + 2 * _WORK_SLOT_BYTES + 16
         lane_barriers = 4 + 2 * max(self.decode_slots, self.next_slots)
         lane_control = 2 * _WORK_SLOT_BYTES + 20 * self.decode_rows + 16 + 8 * lane_barriers
         return tiles + control + self.lanes * lane_control

@@ -10,12 +10,17 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from podrt.kernels.hopper.config import DECODE_KEYS, HopperConfig
-from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, tensor_map
+from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, TensorMapEncoder, tensor_map
 from podrt.spec.types import DType
 from podrt.tensors.view import TensorView
 
 #: Columns of a swizzled row, and rows of a swizzle atom.
 _COLUMNS, _GROUP = 64, 8
+#: What strides of a map are multiples of, in elements.
+_STRIDE_STEP = 8
+#: Addresses whose maps are kept.
+_MOST_KNOWN = 4096
+_CACHE_AXES = 4
 
 
 class CacheMaps(NamedTuple):
@@ -34,9 +39,40 @@ class CacheMaps(NamedTuple):
     head_blocks: int
 
 
-def query_map(q: TensorView, *, group: int, tokens: int, dtype: DType) -> bytes:
-    """Map queries [tokens, num_qo_heads, head_dim] for tiles of `group` heads of some tokens."""
-    return _query_map(_Layout.of(q), group, tokens, dtype)
+class QueryMaps:
+    """Maps of queries [tokens, num_qo_heads, head_dim] for tiles of `group` heads of some tokens.
+
+    Parameters
+    ----------
+    q : TensorView
+        How queries lie; their address and number is that of `at`.
+    group, tokens : int
+        Query heads of a KV head, and tokens of a tile.
+    dtype : {"bfloat16", "float16"}
+        Element type.
+    """
+
+    def __init__(self, q: TensorView, *, group: int, tokens: int, dtype: DType) -> None:
+        require_mappable(q)
+        _, heads, head_dim = q.shape
+        token, head, _ = q.strides
+        if token % _STRIDE_STEP or token <= 0:  # of a single row, which is never stepped over
+            token = head_dim
+        head = head if heads > 1 else head_dim
+        shape, box = (head_dim, heads, max(q.shape[0], 1)), (_COLUMNS, group, tokens)
+        self._encoder = TensorMapEncoder(shape, (1, head, token), box, dtype)
+        self._known: dict[tuple[int, int], bytes] = {}
+
+    def at(self, pointer: int, rows: int) -> bytes:
+        """Return the map of queries at an address."""
+        known = self._known.get((pointer, rows))
+        if known is None:
+            if rows == 0:  # nothing will be read, and the driver maps no empty tensor
+                return bytes(TENSOR_MAP_BYTES)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            known = self._known[pointer, rows] = self._encoder.encode(pointer, rows)
+        return known
 
 
 def cache_maps(cache: TensorView, config: HopperConfig) -> CacheMaps:
@@ -67,17 +103,8 @@ class _Layout(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _query_map(q: _Layout, group: int, tokens: int, dtype: DType) -> bytes:
-    _require_no_steps_back(q)
-    if 0 in q.shape:  # nothing will be read, and the driver maps no empty tensor
-        return bytes(TENSOR_MAP_BYTES)
-    box = (_COLUMNS, group, tokens)
-    return tensor_map(q.pointer, q.shape[::-1], _valid_strides(q)[::-1], box, dtype)
-
-
-@lru_cache(maxsize=4096)
 def _cache_maps(cache: _Layout, pieces: tuple[int, int], paged: bool, dtype: DType) -> CacheMaps:
-    _require_no_steps_back(cache)
+    require_mappable(cache)
     if 0 in cache.shape:
         return CacheMaps(bytes(TENSOR_MAP_BYTES), bytes(TENSOR_MAP_BYTES), 0)
     head_blocks = _head_blocks(cache)
@@ -107,23 +134,27 @@ def _contiguous_map(cache: _Layout, head_blocks: int, rows: int, dtype: DType) -
 
 
 def _head_blocks(cache: _Layout) -> int:
-    heads, stride = cache.shape[2], cache.strides[2]
-    if heads == 1:
-        return 0
-    if stride % _COLUMNS:
-        raise ValueError(
-            f"{cache.name}: got strides {cache.strides} (in elements), expected a multiple of "
-            f'{_COLUMNS} from a KV head to the next; pass another tensor, or use policy="portable"'
-        )
-    return stride // _COLUMNS
+    return 0 if cache.shape[2] == 1 else cache.strides[2] // _COLUMNS
 
 
-def _require_no_steps_back(tensor: _Layout) -> None:
-    if 0 not in tensor.shape and any(stride < 0 for stride in tensor.strides):
-        raise ValueError(
-            f"{tensor.name}: got strides {tensor.strides} (in elements), expected none below 0; "
-            'pass another tensor, or use policy="portable"'
-        )
+def why_unmappable(tensor: TensorView | _Layout) -> str | None:
+    """Say why no map can describe a tensor's strides; None if one can. Caches have four axes."""
+    shape, strides = tensor.shape, tensor.strides
+    got = f"{tensor.name}: got strides {strides} (in elements), expected "
+    if 0 in shape:
+        return None
+    if any(stride < 0 for extent, stride in zip(shape, strides, strict=True) if extent > 1):
+        return got + "none below 0"
+    if len(shape) == _CACHE_AXES and shape[2] > 1 and strides[2] % _COLUMNS:
+        return got + f"a multiple of {_COLUMNS} from a KV head to the next"
+    return None
+
+
+def require_mappable(tensor: TensorView | _Layout) -> None:
+    """Raise ValueError if no map can describe a tensor's strides."""
+    obstacle = why_unmappable(tensor)
+    if obstacle:
+        raise ValueError(f'{obstacle}; pass another tensor, or use policy="portable"')
 
 
 def _valid_strides(tensor: _Layout) -> tuple[int, ...]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import RESERVED_SMEM_BYTES, get_arch
 from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantForm
 from podrt.spec.types import HEAD_DIMS, DType
-
-Assignment = Literal["sm_aware", "cta_parallel"]
 
 _ELEMENT_BYTES = 2
 _WARP = 32
@@ -64,13 +62,6 @@ class KernelConfig(VariantForm):
         Warps of one CTA.
     ctas_per_sm : int
         CTAs that must fit on one SM together; bounds registers and shared memory.
-    prefill_share, decode_share : int
-        The prefill:decode split ratio: of every ``prefill_share + decode_share`` CTAs that draw a
-        ticket, the first `prefill_share` take prefill work.
-    assignment : {"sm_aware", "cta_parallel"}
-        Tickets counted per SM (POD-Attention §4.1), or by CTA number.
-    persistent : bool
-        CTAs draw work until none is left, instead of one unit of work each.
     page_size : int or None
         Tokens of a page of the KV cache; None for a contiguous cache.
     causal : bool
@@ -85,10 +76,6 @@ class KernelConfig(VariantForm):
     decode: Tile
     warps: int
     ctas_per_sm: int
-    prefill_share: int = 1
-    decode_share: int = 1
-    assignment: Assignment = "sm_aware"
-    persistent: bool = True
     page_size: int | None = None
     causal: bool = True
 
@@ -101,6 +88,11 @@ class KernelConfig(VariantForm):
     def family(self) -> str:
         """Kernel family; also its folder in ``templates/``."""
         return "portable"
+
+    @property
+    def decode_rows(self) -> int:
+        """Packed query rows of a decode tile."""
+        return self.decode.rows
 
     @property
     def threads(self) -> int:
@@ -141,11 +133,6 @@ class KernelConfig(VariantForm):
         if self.has_decode:
             parts.append(f"d{self.decode}")
         parts.append(f"w{self.warps}c{self.ctas_per_sm}")
-        if self.form == "pod":
-            parts.append(f"r{self.prefill_share}to{self.decode_share}")
-            if self.assignment == "cta_parallel":
-                parts.append("ctapar")
-        parts.append("persistent" if self.persistent else "oneshot")
         parts.append("contiguous" if self.page_size is None else f"page{self.page_size}")
         parts.append("causal" if self.causal else "full")
         return "_".join(parts)
@@ -158,7 +145,6 @@ class KernelConfig(VariantForm):
         for field, allowed in (
             ("form", get_args(Form)),
             ("dtype", get_args(DType)),
-            ("assignment", get_args(Assignment)),
             ("head_dim", HEAD_DIMS),
         ):
             value = getattr(self, field)
@@ -167,16 +153,15 @@ class KernelConfig(VariantForm):
                 raise UnsupportedConfigError(
                     f"{field}={value!r}: allowed are {', '.join(map(repr, allowed))}"
                 )
-        for field in ("warps", "ctas_per_sm", "prefill_share", "decode_share"):
+        for field in ("warps", "ctas_per_sm"):
             _require_positive_int(field, getattr(self, field))
         for side in ("prefill", "decode"):
             for field, value in asdict(getattr(self, side)).items():
                 _require_positive_int(f"{side}.{field}", value)
         if self.page_size is not None:
             _require_positive_int("page_size", self.page_size, ", or None")
-        for field in ("persistent", "causal"):
-            if not isinstance(getattr(self, field), bool):
-                raise UnsupportedConfigError(f"{field}={getattr(self, field)!r}: must be a bool")
+        if not isinstance(self.causal, bool):
+            raise UnsupportedConfigError(f"causal={self.causal!r}: must be a bool")
         get_arch(self.arch)
 
     def _check_tiles(self) -> None:

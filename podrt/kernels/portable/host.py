@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
-
 from podrt.jit import KernelSource, render
 from podrt.kernels.arguments import (
     BUFFERS,
-    COUNTS,
+    HEADS,
     OUTPUT_STRIDES,
-    WORK_ITEM_STRUCT,
-    buffer_arguments,
+    PLAN_STRUCTS,
 )
 from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
+from podrt.kernels.structs import Field, render_struct, struct_dtype
 from podrt.kernels.variant import NUM_TICKETS
-from podrt.plan import Plan
-
-if TYPE_CHECKING:
-    from podrt.runtime.workspace import Workspace
-    from podrt.tensors.run_tensors import RunTensors
 
 #: Arguments of every kernel of the family, in memory order. Strides are in elements.
 #: They fit 32 bits (checked where tensors enter), which saves registers in the inner loops.
@@ -41,7 +29,8 @@ PARAMS = (
     Field("int", "v_stride_token", ""),
     Field("int", "v_stride_head", ""),
     *OUTPUT_STRIDES,
-    *COUNTS,
+    *HEADS,
+    Field("int", "num_pages", "pages of the cache, or rows of a contiguous one"),
     Field("float", "scale_log2", "sm_scale * log2(e)"),
 )
 PARAMS_DTYPE = struct_dtype(PARAMS)
@@ -58,7 +47,7 @@ def source_of(config: KernelConfig) -> KernelSource:
             "config": config,
             "num_tickets": NUM_TICKETS,
             "params_struct": render_struct("Params", PARAMS),
-            "work_item_struct": WORK_ITEM_STRUCT,
+            "plan_structs": PLAN_STRUCTS,
         },
     )
     return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
@@ -70,32 +59,4 @@ def num_ctas(
     """Return the grid of a launch: one CTA per piece of work, or as many as fit on the GPU."""
     prefill = num_prefill_units if config.has_prefill else 0
     decode = -(-num_decode_units // config.warps) if config.has_decode else 0
-    work = prefill + decode
-    return min(work, config.ctas_per_sm * num_sms) if config.persistent else work
-
-
-def params_of(
-    plan: Plan,
-    tensors: RunTensors,
-    workspace: Workspace,
-    page_table: int,
-    sm_scale: float,
-) -> npt.NDArray[np.void]:
-    """Return a launch's argument block."""
-    q, k, v = tensors.q, tensors.k_cache, tensors.v_cache
-    return fill_struct(
-        PARAMS_DTYPE,
-        q=q.pointer,
-        k=k.pointer,
-        v=v.pointer,
-        q_stride_token=q.strides[0],
-        q_stride_head=q.strides[1],
-        k_stride_page=k.strides[0],
-        k_stride_token=k.strides[1],
-        k_stride_head=k.strides[2],
-        v_stride_page=v.strides[0],
-        v_stride_token=v.strides[1],
-        v_stride_head=v.strides[2],
-        scale_log2=sm_scale * math.log2(math.e),
-        **buffer_arguments(plan, tensors, workspace, page_table),
-    )
+    return min(prefill + decode, config.ctas_per_sm * num_sms)

@@ -18,10 +18,6 @@ from podrt.spec.types import HEAD_DIMS, DType
 
 Shape = Literal["large", "small"]
 
-#: Prefill:decode ratios of the default set, of which the dispatcher takes the nearest to the work;
-#: a ratio that the caller fixes is compiled as it is.
-RATIOS = ((8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 4), (1, 8))
-
 #: Page sizes of the default set; None is a contiguous cache.
 PAGE_SIZES = (None, 16)
 
@@ -81,13 +77,11 @@ def variant(
     head_dim: int,
     *,
     shape: Shape = "large",
-    ratio: tuple[int, int] = (1, 1),
     page_size: int | None = None,
     causal: bool = True,
 ) -> KernelConfig:
-    """Return the default variant for a job; `ratio` is prefill:decode and matters to ``"pod"``."""
+    """Return the default variant for a job."""
     prefill, decode, warps, ctas_per_sm = preset(arch, head_dim, shape)
-    prefill_share, decode_share = ratio if form == "pod" else (1, 1)
     return KernelConfig(
         form=form,
         arch=arch,
@@ -97,8 +91,6 @@ def variant(
         decode=decode,
         warps=warps,
         ctas_per_sm=ctas_per_sm,
-        prefill_share=prefill_share,
-        decode_share=decode_share,
         page_size=page_size,
         causal=causal,
     )
@@ -111,18 +103,16 @@ def default_variants(
     dtypes: Iterable[DType] = get_args(DType),
     head_dims: Iterable[int] = HEAD_DIMS,
     shapes: Iterable[Shape] = get_args(Shape),
-    ratios: Iterable[tuple[int, int]] = RATIOS,
     page_sizes: Iterable[int | None] = PAGE_SIZES,
 ) -> list[KernelConfig]:
     """Return the causal variants that the dispatcher may pick on `arch`, as the filters allow."""
-    forms, shapes, ratios = tuple(forms), tuple(shapes), tuple(ratios)
+    forms, shapes = tuple(forms), tuple(shapes)
     page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
     return [
-        variant(form, arch, dtype, head_dim, shape=shape, ratio=ratio, page_size=page_size)
+        variant(form, arch, dtype, head_dim, shape=shape, page_size=page_size)
         for head_dim in head_dims
         for dtype in dtypes
         for page_size in page_sizes
         for shape in shapes
         for form in forms
-        for ratio in (ratios if form == "pod" else ((1, 1),))
     ]

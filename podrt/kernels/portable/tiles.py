@@ -6,7 +6,7 @@ from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.variant import TileGeometry
 
 
-def geometry_of(config: KernelConfig, group: int, num_sms: int) -> TileGeometry:
+def geometry_of(config: KernelConfig, num_sms: int) -> TileGeometry:
     """Return the tiles of a variant on so many SMs; they are the same whatever the group."""
     ctas = num_sms * config.ctas_per_sm
     return TileGeometry(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from podrt.cli._building import build_all
-from podrt.cli._check import expected_of
 from podrt.gpu.nominal import H100
-from podrt.kernels.families import all_default_variants
-from podrt.kernels.portable.presets import RATIOS
+from podrt.jit import Build
+from podrt.kernels.families import Variant, all_default_variants
 from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.schedule import Schedule, schedule
 from podrt.reference import check_plan, execute_plan, flat_page_table
-from podrt.spec.attention import Layer
+from podrt.spec.attention import AttentionSpec
 from podrt.workloads.chunked_prefill import Request, hybrid_steps
 from podrt.workloads.random_batch import Geometry, Workload, make_workload
 
@@ -63,13 +61,31 @@ class DryRun:
 
 
 def dry_run(
-    requests: Sequence[Request], geometry: Geometry, policy: str, rng: np.random.Generator
+    requests: Sequence[Request],
+    geometry: Geometry,
+    policy: str,
+    rng: np.random.Generator,
+    *,
+    build_all: Callable[[Sequence[Variant], str], list[Build]],
 ) -> DryRun:
     """Compile the variants of `geometry`, and walk the plans of a small batch of the trace.
 
     Both is done for every kernel family that `policy` may choose, on one GPU or another.
+
+    Parameters
+    ----------
+    requests : sequence of Request
+        The trace.
+    geometry : Geometry
+        Shape of the layer.
+    policy : str
+        As of `podrt.HybridAttention`.
+    rng : Generator
+        Source of the tensors.
+    build_all : callable
+        Compiles variants, with words that say what for.
     """
-    layer, parsed = geometry.layer(), parse_policy(policy)
+    layer, parsed = geometry.spec(), parse_policy(policy)
     short = [replace(r, prompt_tokens=min(r.prompt_tokens, _MAX_PROMPT_TOKENS)) for r in requests]
     (step,) = hybrid_steps(short, budget=_BUDGET, max_kv_tokens=_MAX_KV_TOKENS, count=1)
     work = make_workload(step, geometry, rng)
@@ -80,12 +96,13 @@ def dry_run(
         dtypes=[geometry.dtype],
         head_dims=[geometry.head_dim],
         page_sizes=[geometry.page_size],
-        ratios=RATIOS if parsed.ratio is None else [parsed.ratio],
     )
     builds = build_all(configs, f"compiling for {_GPU.arch.name}")
-    expected = expected_of(work)
+    expected = work.expected()
     # NumPy's max keeps a NaN, which is never within tolerance.
-    error = float(np.max([expected.error_of(_walk(each, work)) for each in schedules]))
+    error = float(
+        np.max([expected.error_of(_walk(each, work)[expected.rows]) for each in schedules])
+    )
     return DryRun(
         arch=_GPU.arch.name,
         families=tuple(each.base.family for each in schedules),
@@ -99,7 +116,7 @@ def dry_run(
     )
 
 
-def _schedules(work: Workload, layer: Layer, policy: Policy) -> list[Schedule]:
+def _schedules(work: Workload, layer: AttentionSpec, policy: Policy) -> list[Schedule]:
     """Schedule the batch as on a GPU, once for every family that the policy may choose.
 
     ``"auto"`` takes the Hopper family only where it can, so what it takes elsewhere counts too.

@@ -1,4 +1,4 @@
-"""One batch of the demo on the GPU: fused against serial, checked and timed."""
+"""One batch on the GPU: fused against serial, checked and timed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from podrt.attention import HybridAttention
-from podrt.bench.accuracy import tolerance_of
+from podrt.bench.planned import planned_attention
 from podrt.bench.timing import median_times_us
-from podrt.cli._check import LSE_TOLERANCE, expected_of
 from podrt.gpu.device import load_cupy
 from podrt.policy.policies import parse_policy
+from podrt.workloads.accuracy import LSE_TOLERANCE, tolerance_of
 from podrt.workloads.random_batch import Geometry, Workload
 
 
@@ -78,14 +77,18 @@ def baseline_of(policy: str) -> str:
 def compete(workload: Workload, geometry: Geometry, policy: str) -> Outcome:
     """Run a batch fused and serial (two launches); compare both with the reference, and time."""
     cupy = load_cupy()
-    attentions = [_planned(workload, geometry, each) for each in (policy, baseline_of(policy))]
+    spec, batch = geometry.spec(), workload.batch
+    attentions = [
+        planned_attention(spec, each, batch.qo_indptr, batch.kv_lens, workload.block_table)
+        for each in (policy, baseline_of(policy))
+    ]
     tensors = [cupy.asarray(array) for array in (workload.q, workload.k_cache, workload.v_cache)]
-    expected = expected_of(workload)
+    expected = workload.expected()
     launches, errors, lse_errors = [], [], []
     for attention in attentions:
         out, lse = attention.run(*tensors, return_lse=True)
-        errors.append(expected.error_of(out.get()))
-        lse_errors.append(expected.lse_error_of(lse.get()))
+        errors.append(expected.error_of(out.get()[expected.rows]))
+        lse_errors.append(expected.lse_error_of(lse.get()[expected.rows]))
         launches.append(partial(attention.run, *tensors, out=out, lse=lse, return_lse=True))
     # NumPy's max keeps a NaN, and comparing with NaN is false: NaN is never within tolerance.
     error, lse_error = float(np.max(errors)), float(np.max(lse_errors))
@@ -103,18 +106,3 @@ def compete(workload: Workload, geometry: Geometry, policy: str) -> Outcome:
         checked_rows=len(expected.rows),
         ok=error <= tolerance_of(geometry.dtype) and lse_error <= LSE_TOLERANCE,
     )
-
-
-def _planned(workload: Workload, geometry: Geometry, policy: str) -> HybridAttention:
-    attention = HybridAttention(
-        geometry.num_qo_heads,
-        geometry.num_kv_heads,
-        geometry.head_dim,
-        page_size=geometry.page_size,
-        dtype=geometry.dtype,
-        policy=policy,
-    )
-    batch = workload.batch
-    block_table = load_cupy().asarray(workload.block_table)
-    attention.plan(batch.qo_indptr, batch.kv_lens, block_table=block_table)
-    return attention

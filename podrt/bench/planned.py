@@ -1,0 +1,44 @@
+"""A `HybridAttention` that is planned for a batch with a page table on the GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.attention import HybridAttention
+from podrt.gpu.device import load_cupy
+from podrt.spec.attention import AttentionSpec
+
+
+def planned_attention(
+    spec: AttentionSpec,
+    policy: str,
+    qo_indptr: npt.NDArray[np.int32],
+    kv_lens: npt.NDArray[np.int32],
+    block_table: npt.NDArray[np.int32] | None,
+) -> HybridAttention:
+    """Return attention of a layer, planned on the current GPU.
+
+    Parameters
+    ----------
+    spec : AttentionSpec
+        The attention layer.
+    policy : str
+        As of `HybridAttention`.
+    qo_indptr, kv_lens : int32 arrays
+        Lengths of the batch.
+    block_table : int32 array [requests, max_pages] or None
+        Pages of a paged layer, copied to the GPU.
+    """
+    attention = HybridAttention(
+        spec.num_qo_heads,
+        spec.num_kv_heads,
+        spec.head_dim,
+        page_size=spec.page_size,
+        dtype=spec.dtype,
+        causal=spec.mask.causal,
+        policy=policy,
+    )
+    table = None if block_table is None else load_cupy().asarray(block_table)
+    attention.plan(qo_indptr, kv_lens, block_table=table)
+    return attention

@@ -1,0 +1,99 @@
+"""`Family`: what every kernel family answers, so that nobody need know which there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
+
+import numpy as np
+
+from podrt.jit import KernelSource
+from podrt.kernels.arguments import Buffers
+from podrt.kernels.variant import Form, TileGeometry
+from podrt.plan import Plan
+from podrt.spec.attention import AttentionSpec
+from podrt.spec.types import HEAD_DIMS, DType
+from podrt.tensors.run_tensors import RunTensors
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which of a family's default variants to make.
+
+    Attributes
+    ----------
+    forms, dtypes, head_dims : tuple
+        What to keep.
+    page_sizes : tuple of int or None
+        Pages to make variants for, None being a contiguous cache; a family leaves out what it
+        cannot serve.
+    decode_rows : tuple of int
+        Rows of a decode tile, where the family has several.
+    """
+
+    forms: tuple[Form, ...] = get_args(Form)
+    dtypes: tuple[DType, ...] = get_args(DType)
+    head_dims: tuple[int, ...] = HEAD_DIMS
+    page_sizes: tuple[int | None, ...] = (None, 16)
+    decode_rows: tuple[int, ...] = (8, 16, 32)
+
+    @classmethod
+    def of(cls, **filters: Iterable[Any]) -> Filters:
+        """Return filters from iterables, which may be iterators."""
+        return cls(**{name: tuple(values) for name, values in filters.items()})
+
+
+class Family(Protocol):
+    """One kind of kernel: what it can serve, how it is planned for, built and launched.
+
+    A variant is passed as `config`: one of the family's own.
+
+    Attributes
+    ----------
+    name : str
+        Also the folder in ``templates/``, and `family` of every variant.
+    """
+
+    name: str
+
+    def why_unsupported(self, spec: AttentionSpec, arch: str) -> str | None:
+        """Say why there is no kernel for a layer on an architecture; None if there is one."""
+
+    def default_variants(self, arch: str, filters: Filters) -> list[Any]:
+        """Return the causal variants that a schedule may pick on `arch`."""
+
+    def geometry_of(self, config: Any, group: int, num_sms: int) -> TileGeometry:
+        """Return what a variant means for planning `group` heads per KV head on so many SMs."""
+
+    def source_of(self, config: Any) -> KernelSource:
+        """Render the CUDA C++ source of a variant."""
+
+    def grid_of(self, config: Any, plan: Plan, num_sms: int) -> int:
+        """Return the CTAs of a launch: what the work needs, or as many as run at once."""
+
+    def params_dtype(self) -> np.dtype[np.void]:
+        """Return the layout of the kernels' arguments."""
+
+    def argument_block(
+        self, config: Any, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+    ) -> Arguments:
+        """Return the arguments of launches over tensors of one layout.
+
+        Raises
+        ------
+        ValueError
+            The family cannot read tensors that lie like that (`why_unreadable`).
+        """
+
+    def why_unreadable(self, tensors: RunTensors) -> str | None:
+        """Say why the kernels cannot read tensors that lie like that; None if they can."""
+
+
+class Arguments(Protocol):
+    """What a kernel is given, in memory that stays where it is; `bytes` of it are the struct."""
+
+    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+        """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
+
+    def __bytes__(self) -> bytes: ...

@@ -1,0 +1,67 @@
+"""The arguments of the Hopper kernels over tensors of one layout."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from podrt.kernels.argument_block import ArgumentBlock
+from podrt.kernels.arguments import Buffers, shared_arguments
+from podrt.kernels.hopper.config import HopperConfig
+from podrt.kernels.hopper.host import PARAMS
+from podrt.kernels.hopper.maps import QueryMaps, cache_maps
+from podrt.kernels.hopper.tiles import tile_tokens
+from podrt.spec.attention import AttentionSpec
+from podrt.tensors.run_tensors import RunTensors
+
+#: Tensor maps, q, out and lse.
+_CHANGING = 8
+#: Pairs of caches whose maps are kept.
+_MOST_KNOWN = 4096
+
+
+class HopperArguments:
+    """Arguments in which a launch changes addresses, and the tensor maps that go with them.
+
+    Raises
+    ------
+    ValueError
+        No tensor map can describe how a tensor lies.
+    """
+
+    def __init__(
+        self, config: HopperConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+    ) -> None:
+        tokens = tile_tokens(spec.group)
+        described = tensors.described()
+        self._config, self._k, self._v = config, described.k_cache, described.v_cache
+        self._q_maps = QueryMaps(described.q, group=spec.group, tokens=tokens, dtype=config.dtype)
+        self._kv_maps: dict[tuple[int, int], tuple[bytes, bytes, bytes, bytes]] = {}
+        keys, values = (cache_maps(cache, config) for cache in (self._k, self._v))
+        self._block = ArgumentBlock(
+            PARAMS,
+            _CHANGING,
+            **shared_arguments(spec, tensors, buffers),
+            tile_tokens=tokens,
+            k_head_blocks=keys.head_blocks,
+            v_head_blocks=values.head_blocks,
+            scale_log2=spec.sm_scale * math.log2(math.e),
+        )
+
+    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+        """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
+        caches = self._kv_maps.get((k_cache, v_cache)) or self._map_caches(k_cache, v_cache)
+        self._block.change(self._q_maps.at(q, rows), *caches, q, out, lse)
+        return self._block.address
+
+    def _map_caches(self, k_cache: int, v_cache: int) -> tuple[bytes, bytes, bytes, bytes]:
+        if len(self._kv_maps) >= _MOST_KNOWN:
+            self._kv_maps.clear()
+        keys = cache_maps(replace(self._k, pointer=k_cache), self._config)
+        values = cache_maps(replace(self._v, pointer=v_cache), self._config)
+        maps = keys.prefill, values.prefill, keys.decode, values.decode
+        self._kv_maps[k_cache, v_cache] = maps
+        return maps
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._block)

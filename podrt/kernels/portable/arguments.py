@@ -1,0 +1,44 @@
+"""The arguments of the portable kernels over tensors of one layout."""
+
+from __future__ import annotations
+
+import math
+
+from podrt.kernels.argument_block import ArgumentBlock
+from podrt.kernels.arguments import Buffers, shared_arguments, short_strides
+from podrt.kernels.portable.config import KernelConfig
+from podrt.kernels.portable.host import PARAMS
+from podrt.spec.attention import AttentionSpec
+from podrt.tensors.run_tensors import RunTensors
+
+#: q, k, v, out and lse.
+_CHANGING = 5
+
+
+class PortableArguments:
+    """Arguments in which a launch changes addresses."""
+
+    def __init__(
+        self, config: KernelConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+    ) -> None:
+        strides = {
+            f"{name}_stride_{axis}": stride
+            for name, cache in (("k", tensors.k_cache), ("v", tensors.v_cache))
+            for axis, stride in zip(("page", "token", "head"), short_strides(cache), strict=False)
+        }
+        self._block = ArgumentBlock(
+            PARAMS,
+            _CHANGING,
+            **shared_arguments(spec, tensors, buffers),
+            **strides,
+            num_pages=tensors.k_cache.shape[0],
+            scale_log2=spec.sm_scale * math.log2(math.e),
+        )
+
+    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+        """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
+        self._block.change(q, k_cache, v_cache, out, lse)
+        return self._block.address
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._block)

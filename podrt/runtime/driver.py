@@ -1,0 +1,160 @@
+"""The CUDA calls that the runtime makes, in one place, so that tests can stand in for them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.gpu.device import load_cupy
+from podrt.tensors.streams import LEGACY_STREAMS, cupy_stream
+
+_HOST_TO_DEVICE = 1
+
+
+class Pinned(NamedTuple):
+    """Page-locked host memory, as NumPy and as CUDA see it; `owner` keeps it alive."""
+
+    bytes: npt.NDArray[np.uint8]
+    address: int
+    owner: Any
+
+
+class Memory(NamedTuple):
+    """Device memory: its address and size; `owner` keeps it alive."""
+
+    pointer: int
+    nbytes: int
+    owner: Any
+
+
+class Driver:
+    """One GPU.
+
+    Parameters
+    ----------
+    ordinal : int
+        CUDA device number.
+    """
+
+    def __init__(self, ordinal: int) -> None:
+        self.ordinal = ordinal
+        self._cuda: Any = load_cupy().cuda
+        self._driver: Any = self._cuda.driver
+        self._runtime: Any = self._cuda.runtime
+        with uncaptured(), self._cuda.Device(ordinal):
+            self._runtime.setDevice(ordinal)
+            self._runtime.free(0)  # makes the primary context, should setDevice not have
+            self._context: int = self._driver.ctxGetCurrent()
+
+    def is_current(self) -> bool:
+        """Whether CUDA calls of this thread go to this GPU, without asking for it first."""
+        return bool(self._driver.ctxGetCurrent() == self._context)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Have CUDA calls of this thread go to this GPU; a thread that had none keeps it."""
+        previous = self._driver.ctxGetCurrent()
+        if previous == self._context:
+            yield
+            return
+        self._driver.ctxSetCurrent(self._context)
+        try:
+            yield
+        finally:
+            if previous:
+                self._driver.ctxSetCurrent(previous)
+
+    def is_capturing(self, stream: int) -> bool:
+        """Whether the stream is being captured; the legacy default stream never can be."""
+        return stream not in LEGACY_STREAMS and bool(self._runtime.streamIsCapturing(stream))
+
+    def capture_of(self, stream: int) -> int | None:
+        """Return the number of the capture that the stream takes part in, or None."""
+        if not self.is_capturing(stream):
+            return None
+        from cuda.bindings import driver
+
+        found = driver.cuStreamGetCaptureInfo(driver.CUstream(stream))
+        if found[0] != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"cuStreamGetCaptureInfo: {found[0].name}")
+        return int(found[2])
+
+    def stream_key(self, stream: int) -> Hashable:
+        """Name the stream behind a handle: handles are reused, and 2 is another one in each thread.
+
+        The legacy default stream has two handles and one name.
+        """
+        if stream in LEGACY_STREAMS:
+            return 0
+        from cuda.bindings import driver
+
+        error, number = driver.cuStreamGetId(driver.CUstream(stream))
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise ValueError(f"stream={stream:#x}: the driver does not know it ({error.name})")
+        return int(number)
+
+    def allocate(self, nbytes: int, stream: int) -> Memory:
+        """Return uninitialised memory to be used in the order of a stream.
+
+        CuPy's pool hands it out again, once it is dropped, in the order of that stream.
+        """
+        with uncaptured(), cupy_stream(stream):
+            owner = self._cuda.alloc(nbytes)
+        return Memory(int(owner.ptr), nbytes, owner)
+
+    def allocate_pinned(self, nbytes: int) -> Pinned:
+        """Return page-locked host memory."""
+        with uncaptured():
+            owner = self._cuda.alloc_pinned_memory(nbytes)
+        return Pinned(np.frombuffer(owner, np.uint8, nbytes), int(owner.ptr), owner)
+
+    def clear(self, pointer: int, nbytes: int, stream: int) -> None:
+        """Set memory to zero in the order of a stream."""
+        self._runtime.memsetAsync(pointer, 0, nbytes, stream)
+
+    def upload(self, pointer: int, host_address: int, nbytes: int, stream: int) -> None:
+        """Copy host memory to the GPU in the order of a stream; asynchronous if it is pinned."""
+        self._runtime.memcpyAsync(pointer, host_address, nbytes, _HOST_TO_DEVICE, stream)
+
+    def event(self) -> Any:
+        """Return a new event, which has nothing to wait for."""
+        return self._cuda.Event(block=False, disable_timing=True)
+
+    def record(self, event: Any, stream: int) -> None:
+        """Have the event happen when the stream's work so far is done."""
+        self._runtime.eventRecord(event.ptr, stream)
+
+    def has_happened(self, event: Any) -> bool:
+        """Whether the work before the event is done."""
+        return bool(self._runtime.eventQuery(event.ptr) == 0)
+
+    def private_stream(self) -> Any:
+        """Return a new stream with ``ptr`` and ``synchronize``."""
+        return self._cuda.Stream(non_blocking=True)
+
+    def launch(
+        self, function: int, grid: int, threads: int, smem_bytes: int, stream: int, arguments: int
+    ) -> None:
+        """Enqueue a kernel; `arguments` is the address of an array of addresses of arguments."""
+        self._driver.launchKernel(
+            function, grid, 1, 1, threads, 1, 1, smem_bytes, stream, arguments, 0
+        )
+
+
+@contextmanager
+def uncaptured() -> Iterator[None]:
+    """Allow this thread calls that CUDA otherwise forbids while any stream is being captured."""
+    from cuda.bindings import runtime
+
+    relaxed = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+    error, previous = runtime.cudaThreadExchangeStreamCaptureMode(relaxed)
+    if error != runtime.cudaError_t.cudaSuccess:
+        raise RuntimeError(f"cudaThreadExchangeStreamCaptureMode: {error}")
+    try:
+        yield
+    finally:
+        runtime.cudaThreadExchangeStreamCaptureMode(previous)

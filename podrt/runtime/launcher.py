@@ -1,0 +1,114 @@
+"""Prepared launches: one kernel over tensors of one layout; a launch only changes addresses.
+
+What a batch's plan holds lies on the GPU (`podrt.kernels.arguments.PLAN_HEADER`), so a prepared
+launch outlives plans; what it holds of the workspace does not outlive the workspace's buffers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from podrt.kernels.arguments import Buffers
+from podrt.kernels.families import Variant, argument_block
+from podrt.runtime.driver import Driver
+from podrt.runtime.kernels import load_kernel
+from podrt.spec.attention import AttentionSpec
+from podrt.tensors.run_tensors import RunTensors
+from podrt.tensors.view import TensorView
+
+#: Layouts whose launches are kept; one is usual.
+_MOST_LAYOUTS = 8
+
+
+class Addresses(NamedTuple):
+    """Where the tensors of a run lie (`lse` 0 for none), and how many rows q has."""
+
+    q: int
+    k_cache: int
+    v_cache: int
+    out: int
+    lse: int
+    rows: int
+
+    @classmethod
+    def of(cls, tensors: RunTensors) -> Addresses:
+        """Return those of a run."""
+        return cls(
+            tensors.q.pointer,
+            tensors.k_cache.pointer,
+            tensors.v_cache.pointer,
+            tensors.out.pointer,
+            tensors.lse.pointer if tensors.lse else 0,
+            tensors.q.shape[0],
+        )
+
+
+class Layout(NamedTuple):
+    """How a run's tensors lie, wherever they do and however many rows q has."""
+
+    q: tuple[int, ...]
+    k_cache: tuple[tuple[int, ...], tuple[int, ...]]
+    v_cache: tuple[tuple[int, ...], tuple[int, ...]]
+    out: tuple[int, ...]
+    lse: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, tensors: RunTensors) -> Layout:
+        """Return that of a run."""
+        return cls(
+            tensors.q.strides,
+            _shape_and_strides(tensors.k_cache),
+            _shape_and_strides(tensors.v_cache),
+            tensors.out.strides,
+            tensors.lse.strides if tensors.lse else None,
+        )
+
+
+def _shape_and_strides(tensor: TensorView) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tensor.shape, tensor.strides
+
+
+class Launcher:
+    """One kernel with its arguments, for tensors of one layout and one workspace.
+
+    Not for two threads at once: the arguments are changed in place.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        variant: Variant,
+        spec: AttentionSpec,
+        tensors: RunTensors,
+        buffers: Buffers,
+    ) -> None:
+        variant.require_spec(spec)
+        kernel = load_kernel(variant, driver.ordinal)
+        self._launch = driver.launch
+        self._function = kernel.function
+        self._threads, self._smem_bytes = variant.threads, variant.smem_bytes
+        self._arguments = argument_block(variant, spec, tensors, buffers)
+
+    def launch(self, at: Addresses, grid: int, stream: int) -> None:
+        """Enqueue the kernel."""
+        arguments = self._arguments.point_to(*at)
+        self._launch(self._function, grid, self._threads, self._smem_bytes, stream, arguments)
+
+
+class Launchers:
+    """The prepared launches of one workspace."""
+
+    def __init__(self) -> None:
+        self._by_layout: dict[Layout, dict[Variant, Launcher]] = {}
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._by_layout.clear()
+
+    def of(self, layout: Layout) -> dict[Variant, Launcher]:
+        """Return those for tensors of a layout, to be added to."""
+        if layout not in self._by_layout:
+            if len(self._by_layout) == _MOST_LAYOUTS:
+                self._by_layout.pop(next(iter(self._by_layout)))
+            self._by_layout[layout] = {}
+        return self._by_layout[layout]

@@ -1,0 +1,117 @@
+"""The short way through `run`, for tensors like those of the last call that took the long way.
+
+A model calls `run` once for each layer, with tensors that differ in their addresses alone. Those
+are compared with the last ones and handed to prepared launches. Anything unlike takes the long way,
+where everything is checked; so nothing is refused here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from podrt.runtime.driver import Driver
+from podrt.runtime.launcher import Addresses, Launcher
+from podrt.runtime.planned import Planned
+from podrt.runtime.workspace import Workspace
+from podrt.tensors.frameworks import Framework
+from podrt.tensors.likeness import Address, address_if_like
+from podrt.tensors.run_tensors import RunTensors
+from podrt.tensors.streams import LEGACY_STREAMS, current_stream_of, resolve_stream
+
+_ALIGNMENT_BYTES = 16
+
+#: The launches of a batch, in order, with their grids.
+Steps = tuple[tuple[Launcher, int], ...]
+
+
+class Repeat:
+    """Launches of a planned batch over tensors like those of one run, on one stream.
+
+    Attributes
+    ----------
+    workspace : Workspace
+        What the launches use.
+    tensors : RunTensors
+        How the tensors lie; none of them is kept alive.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        workspace: Workspace,
+        stream: int,
+        tensors: RunTensors,
+        addresses: tuple[Address, Address, Address, Address],
+    ) -> None:
+        self.workspace, self.tensors = workspace, tensors.described()
+        self._driver = driver
+        self._stream, self._stream_key = stream, driver.stream_key(stream)
+        self._framework: Framework = tensors.q.framework
+        self._q, self._k, self._v, self._out = addresses
+        self._steps: Steps = ()
+        self._planned: Planned | None = None
+        self._rows = range(0)
+
+    @classmethod
+    def of(
+        cls, driver: Driver, workspace: Workspace, stream: int, tensors: RunTensors
+    ) -> Repeat | None:
+        """Return what repeats a run; None for frameworks that have no short way."""
+        q = address_if_like(tensors.q.owner, any_length=True)
+        k = address_if_like(tensors.k_cache.owner)
+        v = address_if_like(tensors.v_cache.owner)
+        out = address_if_like(tensors.out.owner, any_length=True)
+        if q is None or k is None or v is None or out is None:
+            return None
+        return cls(driver, workspace, stream, tensors, (q, k, v, out))
+
+    def aim(self, planned: Planned, steps: Steps, rows: range) -> None:
+        """Launch these from now on; `rows` are the numbers of rows that q may have."""
+        self._planned, self._steps, self._rows = planned, steps, rows
+
+    def run(self, q: Any, k_cache: Any, v_cache: Any, out: Any, stream: Any) -> Any:
+        """Launch and return out, allocated if None; return None if anything is unlike."""
+        rows = len(q)
+        at_q, at_k, at_v = self._q(q), self._k(k_cache), self._v(v_cache)
+        if not (at_q and at_k and at_v and rows in self._rows):
+            return None
+        handle = self._handle(stream)
+        planned = self._planned
+        if handle < 0 or planned is None or self.workspace.planned is not planned:
+            return None
+        if out is None:
+            if stream is not None:  # perhaps not the one in whose order memory is allocated
+                return None
+            out = _empty_like(q, self._framework)
+        at_out = self._out(out)
+        if not at_out or len(out) != rows or (at_q | at_k | at_v | at_out) % _ALIGNMENT_BYTES:
+            return None
+        planned.require_pages_exist(self.tensors.k_cache.shape[0])
+        at = Addresses(at_q, at_k, at_v, at_out, 0, rows)
+        for launcher, grid in self._steps:
+            launcher.launch(at, grid, handle)
+        return out
+
+    def _handle(self, stream: Any) -> int:
+        """Return the handle of the run's stream; -1 unless it is this one's, as it was before."""
+        driver = self._driver
+        if stream is None:
+            handle = current_stream_of(self._framework, driver.ordinal)
+        else:
+            handle = resolve_stream(stream)
+        if handle != self._stream or not driver.is_current():
+            return -1
+        if handle in LEGACY_STREAMS:
+            return handle
+        if driver.is_capturing(handle) or driver.stream_key(handle) != self._stream_key:
+            return -1
+        return handle
+
+
+def _empty_like(q: Any, framework: Framework) -> Any:
+    """Allocate a row-major output on the framework's current stream."""
+    if framework == "torch":
+        return q.new_empty(q.shape)
+    import cupy
+
+    return cupy.empty(q.shape, q.dtype)

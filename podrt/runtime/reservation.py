@@ -1,0 +1,138 @@
+"""Limits within which one captured graph computes any batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from podrt.kernels.families import Variant
+from podrt.plan.bounds import plan_bounds
+from podrt.policy.schedule import Scheduler
+from podrt.runtime.planned import Launches, plan_bytes
+from podrt.runtime.scratch import scratch_bytes
+from podrt.runtime.workspace import Workspace
+from podrt.spec.batch import HybridBatch
+from podrt.tensors.page_table import PageTable
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest batch that will be planned.
+
+    Attributes
+    ----------
+    max_requests, max_tokens, max_kv_len : int
+        Requests, query tokens of all together, and keys of one.
+    max_decode_tokens : int
+        Query tokens of a request that shall count as a decode: 1, or more for speculative decoding.
+    """
+
+    max_requests: int
+    max_tokens: int
+    max_kv_len: int
+    max_decode_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name}={value!r}: expected an int")
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+
+    def max_pages(self, page_size: int | None) -> int:
+        """Return the pages of the longest request; 0 for a contiguous cache."""
+        return 0 if page_size is None else -(-self.max_kv_len // page_size)
+
+    def require(self, batch: HybridBatch, table: PageTable | None) -> None:
+        """Raise ValueError unless the batch and its page table are within the limits."""
+        most_entries = self.max_requests * self.max_pages(batch.page_size)
+        entries = 0 if table is None or table.host_values is None else len(table.host_values)
+        if table is not None and entries > most_entries:
+            raise ValueError(
+                f"{table.tensor.name}: has {entries} entries in host memory, expected at most the "
+                f"{most_entries} pages of max_requests and max_kv_len; pass no more than the "
+                "requests need"
+            )
+        for name, got, most in (
+            ("max_requests", batch.num_requests, self.max_requests),
+            ("max_tokens", batch.total_tokens, self.max_tokens),
+            ("max_kv_len", batch.max_kv_len, self.max_kv_len),
+        ):
+            if got > most:
+                raise ValueError(
+                    f"the batch has {name[4:]}={got}, more than the {name}={most} that was "
+                    "reserved; call reserve() with a larger limit and capture graphs again"
+                )
+
+
+@dataclass(frozen=True)
+class Room:
+    """What batches within some limits need.
+
+    Attributes
+    ----------
+    decode_rows : int
+        Packed query rows of a decode tile, which is the same for all batches.
+    plan_bytes, scratch_bytes : int
+        Device memory for a plan, and for counters and partial results.
+    captured, captured_decode : tuple of Variant
+        Kernels that graphs hold, for any batch and for batches of decodes alone.
+    variants : tuple of Variant
+        All kernels that graphs or ordinary runs may launch.
+    """
+
+    decode_rows: int
+    plan_bytes: int
+    scratch_bytes: int
+    captured: tuple[Variant, ...]
+    captured_decode: tuple[Variant, ...]
+    variants: tuple[Variant, ...]
+
+
+def room_for(limits: Limits, scheduler: Scheduler) -> Room:
+    """Return what batches within the limits need, without allocating or compiling anything."""
+    spec = scheduler.spec
+    decode_rows = scheduler.decode_rows_for(limits.max_decode_tokens)
+    bounds = plan_bounds(
+        scheduler.tiling(decode_rows),
+        num_kv_heads=spec.num_kv_heads,
+        group=spec.group,
+        max_requests=limits.max_requests,
+        max_tokens=limits.max_tokens,
+        max_kv_len=limits.max_kv_len,
+    )
+    entries = limits.max_requests * limits.max_pages(spec.page_size)
+    return Room(
+        decode_rows=decode_rows,
+        plan_bytes=plan_bytes(bounds.items, entries),
+        scratch_bytes=scratch_bytes(bounds.partial_rows * spec.num_kv_heads, spec.head_dim),
+        captured=scheduler.captured(decode_rows),
+        captured_decode=scheduler.captured(decode_rows, decodes_only=True),
+        variants=scheduler.variants(decode_rows),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Reservation:
+    """Memory and kernels of graphs whose batches are within some limits.
+
+    Attributes
+    ----------
+    limits : Limits
+        The largest batch.
+    decode_rows : int
+        Packed query rows of a decode tile.
+    workspace : Workspace
+        Memory that never moves.
+    captured, captured_decode : Launches
+        What graphs hold, for any batch and for batches of decodes alone.
+    """
+
+    limits: Limits
+    decode_rows: int
+    workspace: Workspace
+    captured: Launches
+    captured_decode: Launches
+
+    def launches(self, *, decodes_only: bool) -> Launches:
+        """Return what a graph holds, whatever is planned."""
+        return self.captured_decode if decodes_only else self.captured

@@ -1,0 +1,195 @@
+"""What one `HybridAttention` has on its GPU: plans, workspaces, launches, a reservation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from podrt.kernels.families import Variant, full_grid, grid_of, why_unreadable
+from podrt.policy.schedule import Schedule, Scheduler
+from podrt.runtime.driver import Driver, Memory
+from podrt.runtime.kernels import load_kernel
+from podrt.runtime.launcher import Addresses, Launcher, Layout
+from podrt.runtime.planned import Launches, Planned
+from podrt.runtime.repeat import Repeat, Steps
+from podrt.runtime.reservation import Limits, Reservation, room_for
+from podrt.runtime.scratch import SCRATCH_ALIGNMENT_BYTES
+from podrt.runtime.workspace import Workspace
+from podrt.runtime.workspaces import Workspaces
+from podrt.spec.batch import HybridBatch
+from podrt.tensors.checks import (
+    require_alignment,
+    require_dtype,
+    require_rank,
+    require_unit_stride,
+    require_writable,
+)
+from podrt.tensors.page_table import PageTable
+from podrt.tensors.run_tensors import RunTensors
+from podrt.tensors.view import TensorView
+
+
+class Session:
+    """Plans and launches of one layer on one GPU. Its caller sees to one thread at a time.
+
+    Parameters
+    ----------
+    driver : Driver
+        The GPU.
+    scheduler : Scheduler
+        Chooses plans and kernels for the layer on that GPU.
+    """
+
+    def __init__(self, driver: Driver, scheduler: Scheduler) -> None:
+        self.driver, self.scheduler = driver, scheduler
+        self._spec, self._num_sms = scheduler.spec, scheduler.gpu.num_sms
+        self.workspaces = Workspaces(driver, self._spec.head_dim)
+        self.reservation: Reservation | None = None
+        self.planned: Planned | None = None
+        self._repeat: Repeat | None = None
+
+    def plan(
+        self, batch: HybridBatch, table: PageTable | None, lengths: TensorView | None
+    ) -> Planned:
+        """Plan a batch and make sure of its kernels; what was planned before stays in place."""
+        reserved = self.reservation
+        if reserved is not None:
+            reserved.limits.require(batch, table)
+        schedule = self.scheduler.schedule(
+            batch, decode_rows=reserved.decode_rows if reserved else None
+        )
+        launches = self._launches(schedule)
+        return Planned(batch, schedule.plan, launches, table, lengths)
+
+    def adopt(self, planned: Planned, stream: int | None) -> None:
+        """Take a plan as the one that runs compute, and copy it to where those on a stream find it.
+
+        Without a stream the first run copies it.
+        """
+        repeat, self._repeat = self._repeat, None
+        if stream is not None:
+            workspace = self._workspace(planned, stream)
+            if repeat is not None and repeat.workspace is workspace:
+                self._aim(repeat, planned)
+        self.planned = planned
+
+    def reserve(self, limits: Limits, scratch: TensorView | None, stream: int) -> None:
+        """Fix memory and kernels for all batches within some limits, and plan an empty one.
+
+        `scratch` is memory that the caller brings for counters and partial results.
+        """
+        room = room_for(limits, self.scheduler)
+        brought = None if scratch is None else self._brought(scratch, room.scratch_bytes)
+        for variant in room.variants:
+            load_kernel(variant, self.driver.ordinal)
+        workspace = self.workspaces.new()
+        workspace.fix(room.plan_bytes, brought or room.scratch_bytes, stream)
+        full = self._with_full_grids
+        self.reservation = Reservation(
+            limits, room.decode_rows, workspace, full(room.captured), full(room.captured_decode)
+        )
+        self._repeat = None
+        self.adopt(self.plan(HybridBatch.empty(self._spec.page_size), None, None), stream)
+
+    def repeat(self, q: Any, k_cache: Any, v_cache: Any, out: Any, stream: Any) -> Any:
+        """Run as the last time and return out; None where that cannot be."""
+        if self._repeat is None:
+            return None
+        return self._repeat.run(q, k_cache, v_cache, out, stream)
+
+    def run(
+        self, planned: Planned, tensors: RunTensors, stream: int, *, decodes_only: bool
+    ) -> None:
+        """Enqueue a run of the planned batch whose tensors have been checked."""
+        planned, reserved = self._readable(planned, tensors), self.reservation
+        launches = planned.launches
+        if reserved is not None and self.driver.is_capturing(stream):
+            launches = reserved.launches(decodes_only=decodes_only)
+        if not launches:
+            return
+        workspace = self._workspace(planned, stream)
+        at = Addresses.of(tensors)
+        for launcher, grid in self._steps(workspace, launches, tensors):
+            launcher.launch(at, grid, stream)
+        self._remember(workspace, planned, tensors, stream)
+
+    def _brought(self, scratch: TensorView, nbytes: int) -> Memory:
+        """Check memory that the caller brings."""
+        require_rank(scratch, 1, "[bytes]")
+        require_dtype(scratch, "uint8")
+        require_unit_stride(scratch)
+        require_alignment(scratch, SCRATCH_ALIGNMENT_BYTES)
+        require_writable(scratch)
+        if scratch.device != self.driver.ordinal:
+            raise ValueError(
+                f"workspace: lies on {scratch.place}, expected cuda:{self.driver.ordinal}"
+            )
+        if scratch.shape[0] < nbytes:
+            raise ValueError(
+                f"workspace: has {scratch.shape[0]} bytes, expected at least the {nbytes} of "
+                "workspace_bytes() with the same limits"
+            )
+        return Memory(scratch.pointer, scratch.shape[0], scratch.owner)
+
+    def _readable(self, planned: Planned, tensors: RunTensors) -> Planned:
+        """Return the plan, or one for the portable family if only that can read the tensors."""
+        reasons = (why_unreadable(variant, tensors) for variant in self._all_variants(planned))
+        reason = next(filter(None, reasons), None)
+        if reason is None:
+            return planned
+        policy = self.scheduler.policy
+        if policy.family != "auto" or self.reservation is not None:
+            raise ValueError(f'{reason}; pass another tensor, or use policy="portable"')
+        self.scheduler = Scheduler(
+            self._spec, self.scheduler.gpu, replace(policy, family="portable")
+        )
+        self.planned = self.plan(planned.batch, planned.page_table, planned.device_kv_lens)
+        return self.planned
+
+    def _all_variants(self, planned: Planned) -> tuple[Variant, ...]:
+        captured = self.reservation.captured if self.reservation else ()
+        return planned.variants + tuple(variant for variant, _ in captured)
+
+    def _launches(self, schedule: Schedule) -> Launches:
+        for variant in schedule.variants:
+            load_kernel(variant, self.driver.ordinal)  # compiles now rather than in the first run
+        return tuple(
+            (variant, grid_of(variant, schedule.plan, self._num_sms))
+            for variant in schedule.variants
+        )
+
+    def _with_full_grids(self, variants: tuple[Variant, ...]) -> Launches:
+        return tuple((variant, full_grid(variant, self._num_sms)) for variant in variants)
+
+    def _workspace(self, planned: Planned, stream: int) -> Workspace:
+        if self.reservation is None:
+            return self.workspaces.ready(planned, stream)
+        workspace = self.reservation.workspace
+        workspace.load(planned, stream)
+        return workspace
+
+    def _steps(self, workspace: Workspace, launches: Launches, tensors: RunTensors) -> Steps:
+        prepared = workspace.launchers.of(Layout.of(tensors))
+        for variant, _ in launches:
+            if variant not in prepared:
+                prepared[variant] = Launcher(
+                    self.driver, variant, self._spec, tensors, workspace.buffers
+                )
+        return tuple((prepared[variant], grid) for variant, grid in launches)
+
+    def _remember(
+        self, workspace: Workspace, planned: Planned, tensors: RunTensors, stream: int
+    ) -> None:
+        """Let the next run with tensors like these go the short way."""
+        self._repeat = None
+        if tensors.lse is None and not self.driver.is_capturing(stream):
+            repeat = Repeat.of(self.driver, workspace, stream, tensors)
+            if repeat is not None:
+                self._aim(repeat, planned)
+
+    def _aim(self, repeat: Repeat, planned: Planned) -> None:
+        tokens = planned.batch.total_tokens
+        most = self.reservation.limits.max_tokens if self.reservation else tokens
+        steps = self._steps(repeat.workspace, planned.launches, repeat.tensors)
+        repeat.aim(planned, steps, range(tokens, max(most, tokens) + 1))
+        self._repeat = repeat

@@ -1,0 +1,56 @@
+"""`Mask`: which keys a query token sees; planner, kernels' variants and reference share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = int | npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The keys that a token sees, which are a range whatever the mask.
+
+    Attributes
+    ----------
+    causal : bool
+        Bottom-right aligned: token t of a request sees keys 0 to ``kv_len - q_len + t``. Without
+        it, all ``kv_len``.
+    """
+
+    causal: bool = True
+
+    def key_range(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> tuple[Any, Any]:
+        """Return the first key that tokens see, and one past the last.
+
+        Parameters
+        ----------
+        tokens : whole numbers
+            Which of the request's query tokens; more may be asked for than it has.
+        q_len, kv_len : whole numbers
+            Query tokens and keys of the request, or of each token's. Like `tokens` of any type that
+            holds their sums.
+
+        Returns
+        -------
+        begin, end : arrays of the type and shape that the arguments broadcast to
+            ``0 <= begin <= end <= kv_len``; equal where nothing is seen.
+        """
+        if self.causal:
+            end = np.minimum(np.maximum(tokens + (kv_len - q_len + 1), 0), kv_len)
+        else:
+            end = kv_len + np.zeros_like(tokens)
+        return np.zeros_like(end), end
+
+    def sees(
+        self, tokens: npt.ArrayLike, keys: npt.ArrayLike, q_len: int, kv_len: int
+    ) -> npt.NDArray[np.bool_]:
+        """Tell which of some keys which of some tokens of a request see, ``[tokens, keys]``."""
+        begin, end = self.key_range(np.asarray(tokens, np.int64), q_len, kv_len)
+        keys = np.asarray(keys)
+        seen: npt.NDArray[np.bool_] = (keys >= begin[:, None]) & (keys < end[:, None])
+        return seen

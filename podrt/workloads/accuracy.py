@@ -1,0 +1,117 @@
+"""Compare results with the float64 reference, on windows of the rows of some requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.reference import reference_attention
+from podrt.spec.batch import HybridBatch
+
+#: Spacing of the numbers just below 1: the rounding step that errors are counted in.
+STEPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+#: Steps allowed: one each for rounding the softmax weights and the result, twice over.
+_ALLOWED_STEPS = 4
+#: The LSE is float32 all the way; its error is absolute.
+LSE_TOLERANCE = 1e-3
+
+
+def tolerance_of(dtype: str) -> float:
+    """Return the largest error of a right result, relative to the largest value of its row."""
+    return _ALLOWED_STEPS * STEPS[dtype]
+
+
+def largest_error(got: npt.NDArray[Any], expected: npt.NDArray[np.float64]) -> float:
+    """Return the largest ``max|got - expected| / max|expected|`` of any row and head.
+
+    Both are ``[rows, num_qo_heads, head_dim]``. NaN in `got` gives NaN; no rows give 0.
+    """
+    difference = np.abs(got.astype(np.float64) - expected).max(axis=2)
+    return float((difference / np.abs(expected).max(axis=2)).max(initial=0.0))
+
+
+class Window(NamedTuple):
+    """Query tokens `begin` to `end` of a request."""
+
+    request: int
+    begin: int
+    end: int
+
+
+class Source(Protocol):
+    """Where the tensors of a batch are read from, be that host memory or a GPU."""
+
+    @property
+    def lengths(self) -> Sequence[tuple[int, int]]:
+        """``(q_len, kv_len)`` of every request, whose query rows lie one after the other."""
+
+    def read_q(self, begin: int, end: int) -> npt.NDArray[Any]:
+        """Return rows of q: ``[end - begin, num_qo_heads, head_dim]``."""
+
+    def read_kv(self, request: int, num_keys: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return the first keys and values of a request: ``[num_keys, num_kv_heads, head_dim]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """Reference results of some rows.
+
+    Attributes
+    ----------
+    rows : int array [checked]
+        Which rows of q.
+    requests : int array [checked]
+        Which request each belongs to.
+    out : float64 array [checked, num_qo_heads, head_dim]
+    lse : float64 array [checked, num_qo_heads]
+    """
+
+    rows: npt.NDArray[np.int64]
+    requests: npt.NDArray[np.int64]
+    out: npt.NDArray[np.float64]
+    lse: npt.NDArray[np.float64]
+
+    def of(self, requests: slice) -> Expected:
+        """Return what is expected of some requests alone."""
+        mine = (self.requests >= requests.start) & (self.requests < requests.stop)
+        return Expected(self.rows[mine], self.requests[mine], self.out[mine], self.lse[mine])
+
+    def error_of(self, got: npt.NDArray[Any]) -> float:
+        """Return the `largest_error` of the output's `rows`, which alone are passed."""
+        return largest_error(got, self.out)
+
+    def lse_error_of(self, got: npt.NDArray[Any]) -> float:
+        """Return the largest ``|lse - reference|`` of the `rows` and any head."""
+        return float(np.abs(got.astype(np.float64) - self.lse).max(initial=0.0))
+
+
+def expected_of(source: Source, windows: Sequence[Window]) -> Expected:
+    """Compute the causal reference for windows of requests."""
+    starts = np.concatenate(([0], np.cumsum([q_len for q_len, _ in source.lengths])))
+    outs, lses, rows, requests = [], [], [], []
+    for request, begin, end in windows:
+        first = int(starts[request])
+        out, lse = _of_window(source, first, Window(request, begin, end))
+        outs.append(out)
+        lses.append(lse)
+        rows.append(first + np.arange(begin, end))
+        requests.append(np.full(end - begin, request))
+    return Expected(*(np.concatenate(parts) for parts in (rows, requests, outs, lses)))
+
+
+def _of_window(
+    source: Source, first_row: int, window: Window
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Tokens `begin` to `end` of a request are a request whose keys end with its last token."""
+    q_len, kv_len = source.lengths[window.request]
+    visible = kv_len - (q_len - window.end)
+    keys, values = source.read_kv(window.request, visible)
+    batch = HybridBatch.contiguous(
+        np.array([0, window.end - window.begin], np.int32), np.array([visible], np.int32)
+    )
+    q = source.read_q(first_row + window.begin, first_row + window.end)
+    return reference_attention(q, keys[None], values[None], batch)

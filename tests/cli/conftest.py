@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+
+from podrt import jit, knobs
+
+
+@pytest.fixture
+def empty_cache(tmp_path):
+    """Nothing in memory, and a cache folder of the test's own."""
+    jit.reset()
+    with knobs.scope(cache_dir=tmp_path / "cache", disable_jit=False, disable_cache=False):
+        yield tmp_path / "cache"

@@ -1,0 +1,103 @@
+"""``podrt warmup`` and ``podrt cache``: what is stored is said, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+from cli_support import HOPPER, SMALL, SMALL_PAGED, run, run_json, small_paged
+
+from podrt import jit, knobs
+from podrt.cli.cache import format_age
+from podrt.errors import PodrtError
+
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
+
+def test_warmup_then_cache_list_and_clear(empty_cache):
+    first = run_json("warmup", *SMALL)
+    assert first["compiled"] == len(first["variants"]) == len(small_paged())
+    assert run_json("warmup", *SMALL)["compiled"] == 0
+    assert "already cached" in run("warmup", *SMALL)
+
+    entries = run_json("cache", "list")
+    assert {entry["name"] for entry in entries} == set(first["variants"])
+    assert all(entry["size_bytes"] > 0 for entry in entries)
+    assert f"{len(entries)} kernels" in run("cache", "list")
+
+    assert f"Deleted {len(entries)} kernels" in run("cache", "clear")
+    assert run_json("cache", "list") == []
+    assert "empty" in run("cache", "list")
+
+
+def test_warmup_of_one_family():
+    first = run_json("warmup", *HOPPER)
+    (name,) = first["variants"]
+    assert name.startswith("decode_hopper_")
+    assert first["compiled"] == 1
+
+
+def test_warmup_of_the_full_mask():
+    (name,) = run_json("warmup", *HOPPER, "--mask", "full")["variants"]
+    assert name.endswith("_full")
+    names = run("explore", "list", *HOPPER, "--mask", "full", "--mask", "causal").split()
+    assert [name.rpartition("_")[2] for name in names] == ["full", "causal"]
+    assert name in run("explore", "show", name)
+    with pytest.raises(ValueError, match="mask='half': allowed are causal, full"):
+        run("explore", "list", "--mask", "half")
+
+
+def test_warmup_without_a_cache_refuses_before_it_compiles():
+    with (
+        knobs.scope(disable_cache=True),
+        pytest.raises(ValueError, match="unset PODRT_DISABLE_CACHE"),
+    ):
+        run("warmup", *HOPPER)
+    assert jit.stats().compiled == 0
+
+
+def test_warmup_into_a_folder_that_cannot_be_written_refuses_before_it_compiles(tmp_path):
+    blocked = tmp_path / "file"  # stops even the superuser
+    blocked.write_text("")
+    with (
+        knobs.scope(cache_dir=blocked / "cache"),
+        pytest.raises(PodrtError, match=r"cannot be written, and 1 of 1 variants.*PODRT_CACHE_DIR"),
+    ):
+        run("warmup", *HOPPER)
+    assert jit.stats().compiled == 0
+
+
+def test_warmup_is_content_with_a_full_cache_that_cannot_be_written(monkeypatch):
+    run("warmup", *HOPPER)
+    monkeypatch.setattr("podrt.jit.cache.is_writable", lambda folder: False)
+    assert run_json("warmup", *HOPPER)["not_stored"] == []
+
+
+def test_warmup_says_what_was_not_stored(monkeypatch):
+    monkeypatch.setattr("podrt.jit.DiskCache.store", lambda cache, build: None)
+    result = run_json("warmup", *HOPPER, exit_code=1)
+    assert result["not_stored"] == result["variants"]
+
+
+def test_warmup_under_a_bound_that_is_too_small_says_so():
+    with knobs.scope(cache_max_bytes=1000):
+        result = run_json("warmup", *SMALL_PAGED, exit_code=1)
+    assert len(result["not_stored"]) == len(result["variants"]) - 1
+
+
+def test_cache_path(empty_cache):
+    assert run("cache", "path").strip() == str(empty_cache)
+    assert not empty_cache.exists()
+
+
+def test_cache_commands_without_a_cache():
+    with (
+        knobs.scope(disable_cache=True),
+        pytest.raises(ValueError, match="unset PODRT_DISABLE_CACHE"),
+    ):
+        run("cache", "list")
+
+
+@pytest.mark.parametrize(
+    ("age_s", "text"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (259200, "3 d")]
+)
+def test_format_age(age_s, text):
+    assert format_age(age_s) == text

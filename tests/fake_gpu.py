@@ -1,0 +1,261 @@
+"""A GPU of bytes: streams whose work is done when the test says so, graphs, and PyTorch's tensors.
+
+Copies read their source when they are done, not when they are asked for, so a staging buffer that
+is written too early shows. A launch keeps its arguments as they are at the call, and reads the plan
+that they point at when it is done, as kernels do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from podrt.gpu.arch import get_arch
+from podrt.gpu.device import DeviceInfo
+from podrt.kernels.arguments import PLAN_HEADER_BYTES, PLAN_HEADER_DTYPE
+from podrt.kernels.families import Variant, params_dtype
+from podrt.plan import WORK_ITEM
+from podrt.runtime.driver import Memory, Pinned
+
+H100 = DeviceInfo(0, "NVIDIA H100", get_arch("sm_90a"), 132, 80 << 30, 50 << 20, 3352.0)
+A100 = DeviceInfo(0, "NVIDIA A100", get_arch("sm_80"), 108, 80 << 30, 40 << 20, 2039.0)
+
+_ALIGN = 1024
+
+
+@dataclass
+class Launch:
+    """One launch: what it was asked for, and the plan that it found when it was done."""
+
+    variant: Variant
+    grid: int
+    stream: int
+    arguments: np.void
+    prefill: Any = None
+    decode: Any = None
+    header: Any = None
+
+
+class FakeEvent:
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu, self.pending = gpu, 0
+
+    def synchronize(self) -> None:
+        self._gpu.finish()
+
+
+class FakeGpu:
+    """Stands for `podrt.runtime.driver.Driver`."""
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self.ordinal = ordinal
+        self.memory: dict[int, bytearray] = {}
+        self.pinned: dict[int, np.ndarray] = {}
+        self.work: list[tuple[int, Callable[[], None]]] = []  # (stream, what), in order of asking
+        self.launches: list[Launch] = []  # done
+        self.capturing: dict[int, int] = {}  # stream -> capture
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.stream_keys: dict[int, Hashable] = {}
+        self.functions: list[Variant] = []
+        self.allocations = 0
+        self._next = itertools.count(_ALIGN, 1 << 32)
+        self._context_is_current = True
+
+    # What Driver offers.
+
+    def is_current(self) -> bool:
+        return self._context_is_current
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        yield
+
+    def is_capturing(self, stream: int) -> bool:
+        return stream in self.capturing
+
+    def capture_of(self, stream: int) -> int | None:
+        return self.capturing.get(stream)
+
+    def stream_key(self, stream: int) -> Hashable:
+        return self.stream_keys.get(stream, stream)
+
+    def allocate(self, nbytes: int, stream: int) -> Memory:
+        self.allocations += 1
+        pointer = next(self._next)
+        self.memory[pointer] = bytearray(b"\xaa" * nbytes)
+        return Memory(pointer, nbytes, pointer)
+
+    def allocate_pinned(self, nbytes: int) -> Pinned:
+        self.allocations += 1
+        array = np.full(nbytes, 0xBB, np.uint8)
+        address = next(self._next)
+        self.pinned[address] = array
+        return Pinned(array, address, array)
+
+    def clear(self, pointer: int, nbytes: int, stream: int) -> None:
+        self._refuse_in_capture(stream, "memset")
+        self.work.append((stream, lambda: self.write(pointer, bytes(nbytes))))
+
+    def upload(self, pointer: int, host_address: int, nbytes: int, stream: int) -> None:
+        self._refuse_in_capture(stream, "copy")
+        source = self.pinned[host_address]
+        self.work.append((stream, lambda: self.write(pointer, source[:nbytes].tobytes())))
+
+    def event(self) -> FakeEvent:
+        return FakeEvent(self)
+
+    def record(self, event: FakeEvent, stream: int) -> None:
+        event.pending += 1
+
+        def happen() -> None:
+            event.pending -= 1
+
+        self.work.append((stream, happen))
+
+    def has_happened(self, event: FakeEvent) -> bool:
+        return event.pending == 0
+
+    def private_stream(self) -> Any:
+        return SimpleNamespace(ptr=next(self._next), synchronize=self.finish)
+
+    def launch(
+        self, function: int, grid: int, threads: int, smem_bytes: int, stream: int, arguments: int
+    ) -> None:
+        variant = self.functions[function]
+        dtype = params_dtype(variant)
+        block = ctypes.c_uint64.from_address(arguments).value
+        values = np.frombuffer(ctypes.string_at(block, dtype.itemsize), dtype)[0]
+
+        def compute() -> None:
+            self.launches.append(self._computed(Launch(variant, grid, stream, values)))
+
+        if stream in self.capturing:
+            self.graphs.setdefault(self.capturing[stream], []).append(compute)
+        else:
+            self.work.append((stream, compute))
+
+    # What tests do with it.
+
+    def write(self, pointer: int, values: bytes) -> None:
+        base = self._base(pointer)
+        memory, at = self.memory[base], pointer - base
+        assert at + len(values) <= len(memory), "written beyond the end"
+        memory[at : at + len(values)] = values
+
+    def read(self, pointer: int, nbytes: int) -> bytes:
+        base = self._base(pointer)
+        at = pointer - base
+        assert at + nbytes <= len(self.memory[base]), "read beyond the end"
+        return bytes(self.memory[base][at : at + nbytes])
+
+    def finish(self, stream: int | None = None) -> None:
+        """Do all work that has been asked for, or that of one stream."""
+        todo = [what for where, what in self.work if stream in (None, where)]
+        self.work = [entry for entry in self.work if stream is not None and entry[0] != stream]
+        for what in todo:
+            what()
+
+    def replay(self, capture: int, stream: int) -> None:
+        """Ask for what was captured."""
+        self.work += [(stream, what) for what in self.graphs.get(capture, [])]
+
+    def load_kernel(self, variant: Variant, device: int) -> Any:
+        """Stands for `podrt.runtime.kernels.load_kernel`."""
+        if variant not in self.functions:
+            self.functions.append(variant)
+        return SimpleNamespace(function=self.functions.index(variant))
+
+    def _computed(self, launch: Launch) -> Launch:
+        plan = int(launch.arguments["plan"])
+        header = np.frombuffer(self.read(plan, PLAN_HEADER_BYTES), PLAN_HEADER_DTYPE)[0]
+        counts = int(header["num_prefill_items"]), int(header["num_decode_items"])
+        items = np.frombuffer(
+            self.read(plan + PLAN_HEADER_BYTES, sum(counts) * WORK_ITEM.itemsize), WORK_ITEM
+        )
+        launch.header, launch.prefill, launch.decode = (
+            header,
+            items[: counts[0]],
+            items[counts[0] :],
+        )
+        return launch
+
+    def _base(self, pointer: int) -> int:
+        return max(base for base in self.memory if base <= pointer)
+
+    def _refuse_in_capture(self, stream: int, what: str) -> None:
+        assert stream not in self.capturing, f"a {what} is captured into the graph"
+
+
+def _tensor_type() -> type:
+    """Return a class that passes for `torch.Tensor`."""
+
+    @dataclass(eq=False)
+    class Tensor:
+        shape: tuple[int, ...]
+        pointer: int
+        dtype: str = "torch.float16"
+        device_number: int = 0
+        strides: tuple[int, ...] = ()
+        is_cuda: bool = True
+        is_cpu: bool = False
+        made: list[Any] = field(default_factory=list)
+
+        def __post_init__(self) -> None:
+            if not self.strides:
+                steps = np.cumprod((1, *self.shape[:0:-1]))[::-1]
+                self.strides = tuple(int(step) for step in steps)
+
+        def __len__(self) -> int:
+            return self.shape[0]
+
+        def stride(self) -> tuple[int, ...]:
+            return self.strides
+
+        def get_device(self) -> int:
+            return self.device_number
+
+        def data_ptr(self) -> int:
+            return self.pointer
+
+        def new_empty(self, shape: tuple[int, ...]) -> Any:
+            made = type(self)(tuple(shape), self.pointer + (1 << 20), self.dtype)
+            self.made.append(made)
+            return made
+
+    Tensor.__module__ = "torch"
+    return Tensor
+
+
+TorchTensor: Any = _tensor_type()
+
+
+def install(monkeypatch: pytest.MonkeyPatch, info: DeviceInfo = H100) -> FakeGpu:
+    """Let podrt find a GPU that is not there, with PyTorch's current stream at ``gpu.stream``."""
+    from podrt import attention
+    from podrt.kernels import tensor_map
+    from podrt.runtime import launcher, session
+    from podrt.tensors import streams
+
+    def encode(*arguments: Any) -> int:
+        return 0
+
+    gpu: Any = FakeGpu()
+    monkeypatch.setattr(
+        tensor_map, "_driver", lambda: SimpleNamespace(cuTensorMapEncodeTiled=encode)
+    )
+    gpu.stream = 7
+    monkeypatch.setattr(attention, "current_device", lambda: info)
+    monkeypatch.setattr(attention, "device_info", lambda ordinal: info)
+    monkeypatch.setattr(attention, "Driver", lambda ordinal: gpu)
+    monkeypatch.setattr(launcher, "load_kernel", gpu.load_kernel)
+    monkeypatch.setattr(session, "load_kernel", gpu.load_kernel)
+    monkeypatch.setattr(streams, "_torch_stream_of", lambda: lambda device: gpu.stream)
+    return gpu  # type: ignore[no-any-return]

@@ -1,0 +1,21 @@
+"""A page number that is none may give wrong numbers, but neither a hang nor a fault."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gpu_support import skip_without_hopper
+
+SCRIPT = Path(__file__).with_name("bad_pages.py")
+LIMIT_S = 120
+
+
+@pytest.mark.parametrize("family", ["portable", "hopper"])
+def test_page_numbers_that_are_none(family):
+    if family == "hopper":
+        skip_without_hopper()
+    command = [sys.executable, str(SCRIPT), family]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ended") == 2 * 4 * 4

@@ -1,0 +1,121 @@
+"""What a launch hands to a kernel: tensors, strides, buffers and sizes; nothing of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from map_support import record_maps
+
+from podrt.kernels.arguments import Buffers
+from podrt.kernels.families import Variant, argument_block, params_dtype, why_unreadable
+from podrt.kernels.hopper.presets import hopper_variant
+from podrt.kernels.portable.presets import variant
+from podrt.spec.attention import make_layer
+from podrt.tensors.run_tensors import RunTensors
+from podrt.tensors.view import view
+
+HOPPER = hopper_variant("pod", "float16", 64, page_size=16)
+PORTABLE = variant("pod", "sm_90a", "float16", 64, page_size=16)
+SPEC = make_layer(6, 2, 64, 16, "NHD", "float16", True, 0.125)
+BUFFERS = Buffers(10_000, 10_001, 10_002, 10_003, 10_004)
+Q, K, V, OUT, LSE = AT = (1 << 20, 1 << 21, 1 << 22, 1 << 23, 1 << 24)
+
+
+@pytest.fixture(autouse=True)
+def maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Arguments of the maps asked for; each map is the bytes of its number, from 1."""
+    return record_maps(monkeypatch)
+
+
+def tensors_of(**changes: np.ndarray | None) -> RunTensors:
+    cache = np.zeros((6, 16, 2, 64), np.float16)
+    arrays = {
+        "q": np.zeros((52, 6, 128), np.float16)[:, :, :64],
+        "k_cache": cache,
+        "v_cache": np.zeros((6, 2, 16, 64), np.float16).transpose(0, 2, 1, 3),
+        "out": np.zeros((52, 6, 64), np.float16),
+        "lse": np.zeros((6, 52), np.float32).T,
+    } | changes
+    views = [None if a is None else view(a, name) for name, a in arrays.items()]
+    return RunTensors(*views, None, None, (True, True))  # type: ignore[arg-type]
+
+
+def params_of(config: Variant, at: tuple[int, ...] = AT, **changes: np.ndarray | None) -> np.void:
+    block = argument_block(config, SPEC, tensors_of(**changes), BUFFERS)
+    address = block.point_to(*at, rows=52)
+    assert block.point_to(*at, rows=52) == address
+    return np.frombuffer(bytes(block), params_dtype(config), 1)[0]
+
+
+@pytest.mark.parametrize("config", [HOPPER, PORTABLE])
+def test_kernel_gets_tensors_buffers_and_sizes(config: Variant) -> None:
+    params = params_of(config)
+    assert [int(params[name]) for name in ("q", "out", "lse")] == [Q, OUT, LSE]
+    assert tuple(int(params[name]) for name in Buffers._fields) == BUFFERS
+    assert (params["q_stride_token"], params["q_stride_head"]) == (768, 128)
+    assert (params["out_stride_token"], params["out_stride_head"]) == (384, 64)
+    assert (params["lse_stride_token"], params["lse_stride_head"]) == (1, 52)
+    assert (params["num_kv_heads"], params["group"]) == (2, 3)
+    assert params["scale_log2"] == np.float32(0.125 * np.log2(np.e))
+
+
+def test_hopper_kernel_gets_maps_of_tensors_where_they_lie(maps: list[tuple[Any, ...]]) -> None:
+    params = params_of(HOPPER)
+    asked = {number: pointer for number, (pointer, *_) in enumerate(maps, start=1)}
+    for name, pointer in (
+        ("q_map", Q),
+        ("prefill_k_map", K),
+        ("decode_k_map", K),
+        ("prefill_v_map", V),
+        ("decode_v_map", V),
+    ):
+        assert asked[params[name].tobytes()[0]] == pointer
+    assert (params["k_head_blocks"], params["v_head_blocks"]) == (1, 16)
+    assert params["tile_tokens"] == 42
+
+
+def test_portable_kernel_gets_strides_and_pages_of_the_caches() -> None:
+    params = params_of(PORTABLE)
+    assert [int(params[name]) for name in ("k", "v")] == [K, V]
+    strides = [[int(params[f"{c}_stride_{a}"]) for a in ("page", "token", "head")] for c in "kv"]
+    assert strides == [[2048, 128, 64], [2048, 64, 1024]]
+    assert params["num_pages"] == 6
+
+
+@pytest.mark.parametrize("config", [HOPPER, PORTABLE])
+def test_a_launch_elsewhere_changes_addresses_alone(config: Variant) -> None:
+    here, there = params_of(config), params_of(config, tuple(2 * address for address in AT))
+    changed = {name for name in here.dtype.names or () if here[name] != there[name]}
+    assert changed >= {"q", "out", "lse"}
+    assert not {name for name in changed if name.endswith("_map")} ^ (
+        {name for name in here.dtype.names or () if name.endswith("_map")}
+    )
+    assert changed <= {"q", "k", "v", "out", "lse"} | {
+        name for name in here.dtype.names or () if name.endswith("_map")
+    }
+
+
+@pytest.mark.parametrize("config", [HOPPER, PORTABLE])
+def test_without_lse_the_kernel_gets_a_null_pointer(config: Variant) -> None:
+    assert params_of(config, (*AT[:4], 0), lse=None)["lse"] == 0
+
+
+def test_strides_of_single_extents_need_not_fit() -> None:
+    one_page = np.lib.stride_tricks.as_strided(
+        np.zeros((16, 2, 64), np.float16), (1, 16, 2, 64), (1 << 34, 256, 128, 2)
+    )
+    assert params_of(PORTABLE, k_cache=one_page)["k_stride_page"] == 0
+
+
+def test_the_hopper_family_says_what_it_cannot_read() -> None:
+    cache = np.zeros((6, 16, 2, 72), np.float16)
+    assert why_unreadable(HOPPER, tensors_of()) is None
+    backwards = tensors_of(v_cache=cache[::-1, :, :, :64])
+    assert "v_cache: got strides (-2304, 144, 72, 1)" in str(why_unreadable(HOPPER, backwards))
+    between = tensors_of(k_cache=cache[..., :64])
+    assert "a multiple of 64 from a KV head" in str(why_unreadable(HOPPER, between))
+    assert why_unreadable(PORTABLE, backwards) is None
+    with pytest.raises(ValueError, match=r'k_cache: got strides .* use policy="portable"'):
+        argument_block(HOPPER, SPEC, between, BUFFERS)

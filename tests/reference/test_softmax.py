@@ -1,0 +1,199 @@
+"""The kernels' softmax recurrences: every row right, whatever it sees of which step."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from podrt.jit import templates_dir
+from podrt.reference import softmax as model
+from podrt.reference.softmax import (
+    LaggingSoftmax,
+    Rows,
+    Softmax,
+    hopper_decode,
+    hopper_prefill,
+    merge_splits,
+    portable,
+)
+
+DTYPES = {"bfloat16": (np.dtype(ml_dtypes.bfloat16), 2.0**-8), "float16": (np.float16, 2.0**-11)}
+#: Roles with what is as coarse in each: steps of 128, 112, 176 and 64 keys.
+ROLES = {
+    "decode 8": hopper_decode(8),
+    "decode 32": hopper_decode(32),
+    "prefill 112": hopper_prefill(112),
+    "prefill 176": hopper_prefill(176),
+    "portable 64": portable(64, warp_rows=32),
+    "portable 16": portable(16),
+}
+HEAD_DIM = 8
+
+# Not an error where a row has seen nothing: powers of masked or far larger scores.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero)")
+
+
+def scores_of(kind: str, rows: int, keys: int) -> np.ndarray:
+    """Scores in base 2, of the kinds that tell the rules apart."""
+    rng = np.random.default_rng(keys)
+    noise = rng.standard_normal((rows, keys))
+    earlier = np.arange(keys)[::-1]  # steps go from the last key to the first
+    made: dict[str, Any] = {
+        "small": noise,
+        "large": 20 * noise,
+        "low": noise / 16 - 45,  # float16 has no such powers
+        "high": noise / 16 + 300,
+        "growing slowly": 7.2 + 2.3 * earlier / keys + noise / 64,
+        "growing": earlier / 8 + noise,
+        "falling": -earlier / 8 + noise,
+        "one high": np.where(earlier == keys // 2, 40, noise),
+    }
+    return made[kind].astype(np.float32)
+
+
+KINDS = ("small", "large", "low", "high", "growing slowly", "growing", "falling", "one high")
+
+
+def exact(scores: np.ndarray, values: np.ndarray, visible: np.ndarray) -> tuple[Any, Any]:
+    """Outputs and base-2 log-sum-exps in float64."""
+    hidden = np.arange(len(values))[None] >= visible[:, None]
+    masked = np.where(hidden, -np.inf, scores.astype(np.float64))
+    largest = np.maximum(masked.max(1, initial=-np.inf), -1e300)
+    powers = np.exp2(masked - largest[:, None])
+    total = powers.sum(1)
+    seen = total > 0
+    out = np.where(seen[:, None], powers @ values / np.where(seen, total, 1)[:, None], 0)
+    return out, np.where(seen, largest + np.log2(np.where(seen, total, 1)), -np.inf)
+
+
+def error_of(
+    role: Softmax, kind: str, dtype: str, q_len: int, kv_len: int, group: int = 1, **item: int
+) -> float:
+    """Largest error of outputs and log-sum-exps, in units of what the dtype allows."""
+    visible = np.repeat(kv_len - q_len + 1 + np.arange(q_len), group)
+    scores = scores_of(kind, len(visible), kv_len)
+    values = np.random.default_rng(1).standard_normal((kv_len, HEAD_DIM)).astype(np.float32)
+    got = role.attend(scores, values, visible, DTYPES[dtype][0], **item)
+    return difference(got, exact(scores, values, visible), dtype)
+
+
+def difference(got: tuple[Any, Any], expected: tuple[Any, Any], dtype: str) -> float:
+    allowed = 4 * DTYPES[dtype][1]
+    nothing = np.isneginf(expected[1])
+    if not np.array_equal(np.isneginf(got[1]), nothing):
+        return np.inf
+    out = np.abs(got[0] - expected[0]).max(initial=0)
+    lse = np.abs(np.where(nothing, 0, got[1] - np.where(nothing, 0, expected[1]))).max(initial=0)
+    return float(max(out, lse) / allowed)
+
+
+def edges(step: int) -> list[int]:
+    """Lengths at, before and after the first multiples of a step."""
+    return [n * step + d for n in (1, 2, 3) for d in (-1, 0, 1, 2, 5, 7)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_is_right_at_every_edge(role: str, kind: str, dtype: str) -> None:
+    for kv_len in edges(ROLES[role].step_keys):
+        for q_len in (1, 2, 3, 8):
+            assert error_of(ROLES[role], kind, dtype, q_len, kv_len) <= 1, (q_len, kv_len)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_rows_that_see_nothing_of_several_steps(role: str) -> None:
+    step = ROLES[role].step_keys
+    for q_len in (2 * step + 3, 3 * step):
+        assert error_of(ROLES[role], "growing", "bfloat16", q_len, 3 * step) <= 1
+        # As many keys as tokens, and fewer: the first rows see none at all.
+        assert error_of(ROLES[role], "small", "bfloat16", 3 * step + 5, 3 * step) <= 1
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_splits_may_be_empty_for_some_rows_or_all(role: str) -> None:
+    """Also those behind the last key, as an exact length from the device leaves them."""
+    step, q_len = ROLES[role].step_keys, 5
+    for kv_len in (1, step, step + 1, 2 * step + 3):
+        visible = kv_len - q_len + 1 + np.arange(q_len)
+        scores = scores_of("growing", q_len, kv_len)
+        values = np.random.default_rng(1).standard_normal((kv_len, HEAD_DIM)).astype(np.float32)
+        planned = [(begin, begin + step) for begin in range(0, 4 * step, step)]
+        items = [(begin, max(begin, min(end, kv_len))) for begin, end in planned]
+        parts = [
+            ROLES[role].attend(scores, values, visible, np.float16, kv_begin=begin, kv_end=end)
+            for begin, end in items
+        ]
+        merged = merge_splits([out for out, _ in parts], [lse for _, lse in parts])
+        assert difference(merged, exact(scores, values, visible), "float16") <= 1
+
+
+@dataclass(frozen=True)
+class StartsAtInfinity(LaggingSoftmax):
+    """The rule before: a reference of -inf, which stands for 0 wherever powers are taken."""
+
+    @property
+    def nothing_seen(self) -> np.float32:
+        return np.float32(-np.inf)
+
+    def powers_of(self, rows: Rows, scores: np.ndarray, *, exact: bool) -> Any:
+        return super().powers_of(_Finite(rows), scores, exact=exact)
+
+    def relative(self, rows: Rows, scores: np.ndarray) -> Any:
+        return np.exp2(scores - _finite(rows.reference)[:, None])
+
+
+class _Finite:
+    """Rows whose factors are finite too."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    @property
+    def reference(self) -> np.ndarray:
+        return self._rows.reference
+
+    def raise_to(self, reference: np.ndarray, which: np.ndarray) -> None:
+        rows = self._rows
+        raised = np.where(which, np.maximum(rows.reference, reference), rows.reference)
+        shrink = np.where(which, np.exp2(rows.reference - _finite(raised)), 1)
+        rows.reference, rows.total = raised, rows.total * shrink
+        rows.out = rows.out * shrink[:, None]
+
+
+def _finite(reference: np.ndarray) -> np.ndarray:
+    return np.where(np.isneginf(reference), np.float32(0), reference)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "q_len", "kv_len"),
+    [
+        ("small", "bfloat16", 2, 129),
+        ("growing slowly", "bfloat16", 2, 513),
+        ("low", "float16", 2, 257),
+    ],
+)
+def test_the_rule_before_fails_where_a_row_sees_none_of_the_first_step(
+    kind: str, dtype: str, q_len: int, kv_len: int
+) -> None:
+    now = hopper_decode(8)
+    before = StartsAtInfinity(now.step_keys, now.rows_together, now.share_of)
+    assert error_of(before, kind, dtype, q_len, kv_len) > 4
+    assert error_of(now, kind, dtype, q_len, kv_len) <= 1
+    assert error_of(before, kind, dtype, 1, kv_len) <= 1  # every row sees some of every step
+
+
+def test_model_has_the_constants_of_the_kernels() -> None:
+    header = (templates_dir() / "common" / "softmax.cuh").read_text(encoding="utf-8")
+    for name, value in (
+        ("kSlack", model.SLACK),
+        ("kOutgrownSum", model.OUTGROWN_SUM),
+        ("kNothingSeen", model.NOTHING_SEEN),
+    ):
+        (text,) = re.findall(rf"constexpr float {name} = (.+)f;", header)
+        assert np.float32(text) == value

@@ -1,0 +1,44 @@
+"""Which keys a token sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from podrt.spec.mask import Mask
+
+LENGTHS = [(1, 1), (1, 7), (4, 4), (3, 9), (5, 2), (3, 0)]
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), LENGTHS)
+def test_a_causal_mask_ends_with_the_last_token_at_the_last_key(q_len: int, kv_len: int) -> None:
+    begin, end = Mask(causal=True).key_range(np.arange(q_len), q_len, kv_len)
+    assert not begin.any()
+    assert end.tolist() == [max(0, kv_len - q_len + token + 1) for token in range(q_len)]
+    assert end[-1] == kv_len
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), LENGTHS)
+def test_without_a_mask_every_token_sees_every_key(q_len: int, kv_len: int) -> None:
+    begin, end = Mask(causal=False).key_range(np.arange(q_len), q_len, kv_len)
+    assert not begin.any()
+    assert end.tolist() == [kv_len] * q_len
+
+
+def test_tokens_beyond_the_request_see_no_key_that_it_lacks() -> None:
+    assert Mask(causal=True).key_range(8, 3, 9)[1] == 9
+
+
+def test_lengths_may_be_those_of_several_requests() -> None:
+    _, end = Mask(causal=True).key_range(np.array([0, 1]), np.array([2, 2]), np.array([7, 2]))
+    assert end.tolist() == [6, 2]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_sees_is_the_range_by_key(causal: bool) -> None:
+    mask, keys = Mask(causal), np.arange(2, 6)
+    seen = mask.sees(np.arange(3), keys, 3, 6)
+    begin, end = mask.key_range(np.arange(3), 3, 6)
+    pairs = zip(begin, end, strict=True)
+    expected = [[first <= key < last for key in keys] for first, last in pairs]
+    assert seen.tolist() == expected

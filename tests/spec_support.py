@@ -1,0 +1,16 @@
+"""Layers for tests that do not care about most of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.mask import Mask
+
+_SPEC = make_spec(8, 8, 128, None, "NHD", "bfloat16", True, None)
+
+
+def spec_of(num_kv_heads: int = 1, group: int = 1, causal: bool = True) -> AttentionSpec:
+    """Return a layer of so many heads."""
+    heads = {"num_qo_heads": num_kv_heads * group, "num_kv_heads": num_kv_heads}
+    return replace(_SPEC, **heads, mask=Mask(causal))
