@@ -8,7 +8,7 @@ Prefill then takes longer on the others, but that is not what the launch waits f
 Where prefill is the longer side and an SM has one tile of it, the launch waits for the longest
 tiles. SMs that have those are better left to them, as long as the others can decode everything
 meanwhile.
-`design/hopper-kernel.md` has the measurements, `podrt.policy.calibration` what came of them.
+`bench/results/h200/NOTES.md` has the measurements, `podrt.policy.calibration` what came of them.
 """
 
 from __future__ import annotations

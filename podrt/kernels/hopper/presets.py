@@ -48,7 +48,7 @@ _DECODE_SLOTS = {
 }
 #: Keys of a prefill tile without decode, by head_dim, and the larger one if there is any. With
 #: larger tiles queries are read from shared memory less often, and a unit takes longer to begin and
-#: to end (`design/hopper-kernel.md`).
+#: to end (`bench/results/h200/NOTES.md`).
 _PREFILL_TILES = {64: 128, 128: 128}
 _LARGE_PREFILL_TILES = {128: 176}
 
