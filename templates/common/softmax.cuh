@@ -14,8 +14,9 @@ constexpr float kSlack = 8.f;  // probabilities up to 2^8 are as exact in bfloat
 constexpr float kOutgrownSum = 1024.f;
 // The reference of a row that has seen no key yet. Finite, so that the powers of masked scores are
 // zeros and not NaN, and so low that those of any other score are infinite: any test for outgrown
-// references then finds the row's first key.
-constexpr float kNothingSeen = -1e30f;
+// references then finds the row's first key. A power of two, as its product with the scale must be
+// exact: x * scale - round(x * scale), fused, would leave the rounding error of 1e30.
+constexpr float kNothingSeen = -0x1p100f;
 
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));

@@ -175,7 +175,7 @@ class Case:
 
     def _keys(self, rng, length):
         """Keys and values of a request: [2, length, num_kv_heads, head_dim]."""
-        keys = rng.standard_normal((2, length, *self._row), np.float32)
+        keys = rng.standard_normal((2, length, *self._row))
         if self.score_ramp is not None:
             scores = np.linspace(*self.score_ramp, length)
             keys[0, :, :, 0] = (scores / (_RAMP_QUERY * self.scale * LOG2_E))[:, None]
