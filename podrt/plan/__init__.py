@@ -1,5 +1,6 @@
 """From a batch to work items; pure NumPy."""
 
+from podrt.plan.bounds import PlanBounds, plan_bounds
 from podrt.plan.planner import is_decode, make_plan, most_decode_tokens
 from podrt.plan.tiling import DEFAULT_PARTIAL_BYTES, Tiling, partial_rows_within
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, Plan, WorkList, keys_of
@@ -9,6 +10,7 @@ __all__ = [
     "WORK_ITEM",
     "WORK_ITEM_FIELDS",
     "Plan",
+    "PlanBounds",
     "Tiling",
     "WorkList",
     "is_decode",
@@ -16,4 +18,5 @@ __all__ = [
     "make_plan",
     "most_decode_tokens",
     "partial_rows_within",
+    "plan_bounds",
 ]

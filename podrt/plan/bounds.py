@@ -1,16 +1,109 @@
-"""Stub."""
+"""What any plan of a batch within limits needs at most: memory that is set aside beforehand."""
 
-from types import SimpleNamespace
-from typing import Any
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from podrt.plan.planner import most_decode_tokens
+from podrt.plan.split import MANY_WAVES, MAX_SPLITS, MOST_PIECES
+from podrt.plan.tiling import Tiling
+
+
+class PlanBounds(NamedTuple):
+    """Most work items, rows of partial results (`Plan.partial_rows`) and merges of a plan."""
+
+    items: int
+    partial_rows: int
+    merges: int
+
+
+class _SideBounds(NamedTuple):
+    """Most tiles of a side, the rows of each, and its pieces that leave partial results."""
+
+    tiles: int
+    tile_rows: int
+    partials: int
 
 
 def plan_bounds(
-    tiling: Any,
+    tiling: Tiling,
     *,
     num_kv_heads: int,
     group: int,
     max_requests: int,
     max_tokens: int,
     max_kv_len: int,
-) -> Any:
-    return SimpleNamespace(items=20000, partial_rows=20000)
+) -> PlanBounds:
+    """Return what no plan of a batch within the limits exceeds.
+
+    Parameters
+    ----------
+    tiling : Tiling
+        What the plans are made with; its `max_partial_rows` keeps the bounds small.
+    num_kv_heads, group : int
+        KV heads, and query heads per KV head.
+    max_requests : int
+        Most requests of a batch.
+    max_tokens : int
+        Most query tokens of a batch, all requests together.
+    max_kv_len : int
+        Most keys of a request.
+    """
+    sides = (
+        _prefill_bounds(tiling, num_kv_heads, group, max_requests, max_tokens, max_kv_len),
+        _decode_bounds(tiling, group, max_requests, max_tokens, max_kv_len),
+    )
+    split = [side for side in sides if side.partials]
+    partial_rows = sum(side.partials * side.tile_rows for side in split)
+    if tiling.max_partial_rows is not None:
+        partial_rows = min(partial_rows, tiling.max_partial_rows)
+    fewest_rows = min((side.tile_rows for side in split), default=1)
+    partials = min(sum(side.partials for side in split), partial_rows // fewest_rows)
+    # A split tile has at least two pieces, one of which it would have anyway.
+    return PlanBounds(
+        items=sum(side.tiles for side in sides) + max(partials - 1, 0),
+        partial_rows=partial_rows,
+        merges=min(sum(side.tiles for side in split), partials // 2),
+    )
+
+
+def _prefill_bounds(
+    tiling: Tiling,
+    num_kv_heads: int,
+    group: int,
+    max_requests: int,
+    max_tokens: int,
+    max_kv_len: int,
+) -> _SideBounds:
+    rows, slots = tiling.prefill_rows, tiling.prefill_slots
+    requests = min(max_requests, max_tokens // (most_decode_tokens(group, tiling.decode_rows) + 1))
+    # Each request has at most one tile that is not full.
+    tiles = (max_tokens * group + requests * (rows - 1)) // rows if requests else 0
+    steps = -(-max_kv_len // tiling.prefill_kv_tile)
+    if tiling.prefill_waves is None:
+        return _SideBounds(tiles, rows, _partials(tiles, min(steps, MAX_SPLITS)))
+    to_use_idle_slots = tiling.prefill_waves * slots // num_kv_heads
+    to_fill_waves = MOST_PIECES * min(tiles, MANY_WAVES * slots // num_kv_heads)
+    partials = _partials(
+        tiles, _most_splits(steps, tiling.min_prefill_keys // tiling.prefill_kv_tile)
+    )
+    return _SideBounds(tiles, rows, min(partials, max(to_use_idle_slots, to_fill_waves)))
+
+
+def _decode_bounds(
+    tiling: Tiling, group: int, max_requests: int, max_tokens: int, max_kv_len: int
+) -> _SideBounds:
+    rows = tiling.decode_rows
+    tiles = min(max_requests, max_tokens) * -(-group // rows)
+    steps = -(-max_kv_len // tiling.decode_kv_tile)
+    splits = _most_splits(steps, tiling.min_decode_keys // tiling.decode_kv_tile)
+    return _SideBounds(tiles, rows, _partials(tiles, splits))
+
+
+def _most_splits(steps: int, least_steps: int) -> int:
+    """Return the most splits of a tile, each but the last of a limit of at least so many steps."""
+    return -(-steps // max(least_steps, 1))
+
+
+def _partials(tiles: int, splits: int) -> int:
+    return tiles * splits if splits > 1 else 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,8 @@ from podrt.plan.tiles import RADIX_LIMIT, Tiles
 #: By what the limit that fills the slots once is multiplied or divided; what starting a unit and
 #: merging one more split of a tile cost, in keys; how near to the best end is near enough.
 _FACTORS, _START_KEYS, _SPLIT_KEYS, _NEAR_BEST = (1, 2, 3, 4, 6, 8, 12, 16), 128, 8, 1.08
-#: Tiles times limits that are tried in one go at first.
-_BLOCK = 256
+#: Tiles times limits that are tried in one go.
+_BLOCK = 2048
 
 
 def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | None:
@@ -35,21 +37,26 @@ def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | N
         No limit of a piece above this is tried, but to keep `side.max_partials`.
     """
     limits = _candidates(tiles, side, max_keys)
+    if len(limits) == 1:
+        return cut_at(tiles, limits[0])
+    cuts: list[Cut | None] = []
     ends: list[float] = []
-    # With many tiles the first limit is often good enough; few are soon tried with all limits.
-    chosen, block = 0, max(1, _BLOCK // len(tiles))
+    chosen = 0
+    block = 1  # the first limit is often good enough
     while len(ends) < len(limits):
-        ends += _ends(tiles, side, limits[len(ends) : len(ends) + block])
+        for cut, end in _try(tiles, side, limits[len(ends) : len(ends) + block]):
+            cuts.append(cut)
+            ends.append(end)
         near_best = min(ends) * _NEAR_BEST
         chosen = next(i for i, end in enumerate(ends) if end <= near_best)
         # No later limit changes the choice once it is near the best that any of them can reach.
         if ends[chosen] <= _earliest_end(tiles, side, limits[len(ends) :]) * _NEAR_BEST:
             break
-        block *= 4
-    return cut_at(tiles, limits[chosen])
+        block = max(1, _BLOCK // len(tiles))
+    return cuts[chosen]
 
 
-def _candidates(tiles: Tiles, side: Side, max_keys: int) -> list[int]:
+def _candidates(tiles: Tiles, side: Side, max_keys: int) -> tuple[int, ...]:
     """Return the limits to try, in KV tiles, falling."""
     one_wave = limit_for(tiles, side, side.slots // side.units_per_tile)
     most = -(-max_keys // tiles.kv_tile)
@@ -58,14 +65,17 @@ def _candidates(tiles: Tiles, side: Side, max_keys: int) -> list[int]:
         least = max(least, limit_within(tiles, side.max_partials))
         most = max(least, most)
     whole = tiles.longest_steps
-    least, most = min(least, whole), min(most, whole)
-    wanted = [one_wave * factor for factor in reversed(_FACTORS)]
-    wanted += [-(-one_wave // factor) for factor in _FACTORS[1:]]
-    clipped = [most if limit > most else least if limit < least else limit for limit in wanted]
-    return list(dict.fromkeys(clipped))
+    return _around(one_wave, min(least, whole), min(most, whole))
 
 
-def _earliest_end(tiles: Tiles, side: Side, limits: list[int]) -> float:
+@lru_cache(maxsize=4096)  # from one step of a server to the next they rarely change
+def _around(one_wave: int, least: int, most: int) -> tuple[int, ...]:
+    wanted = {-(-one_wave // factor) for factor in _FACTORS}
+    wanted |= {one_wave * factor for factor in _FACTORS}
+    return tuple(sorted({min(max(limit, least), most) for limit in wanted}, reverse=True))
+
+
+def _earliest_end(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> float:
     """Return an end, in keys, that no cut by any of the falling `limits` comes before."""
     if not limits:
         return math.inf
@@ -80,24 +90,26 @@ def _earliest_end(tiles: Tiles, side: Side, limits: list[int]) -> float:
     return max(share_of_slot, shortest_piece) + _START_KEYS * waves + merging
 
 
-def _ends(tiles: Tiles, side: Side, limits: list[int]) -> list[float]:
-    """Return when the last slot ends, in keys, with each of the falling `limits`."""
+def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> Iterator[tuple[Cut | None, float]]:
+    """Yield the cut by each of the falling `limits`, and when its last slot ends, in keys."""
     whole = tiles.longest_steps
     if limits[0] >= whole:
-        end = _waves_end(tiles.keys[tiles.order()], side)
-        return [end, *_ends(tiles, side, limits[1:])] if len(limits) > 1 else [end]
+        yield None, _waves_end(tiles.keys[tiles.order()], side)
+        limits = limits[1:]
+        if not limits:
+            return
     counts, lengths = cut_steps(tiles.steps, np.array(limits, np.float64)[:, None])
     pieces = piece_keys(tiles, lengths)
     has_radix = limits[0] * tiles.kv_tile < RADIX_LIMIT
     if has_radix:
         pieces = pieces.astype(np.uint16)
-    ends = []
-    for limit, keys, repeats in zip(limits, pieces, counts.astype(np.intp), strict=True):
-        handed_out = keys.repeat(repeats)
+    repeats = counts.astype(np.intp)
+    for i, limit in enumerate(limits):
+        handed_out = pieces[i].repeat(repeats[i])
         handed_out.sort(kind="stable" if has_radix else None)
         merging = _SPLIT_KEYS * -(-whole // limit)
-        ends.append(_waves_end(handed_out[::-1], side) + merging)
-    return ends
+        cut = Cut(counts[i], lengths[i], limit * tiles.kv_tile)
+        yield cut, _waves_end(handed_out[::-1], side) + merging
 
 
 def _waves_end(pieces: npt.NDArray[Any], side: Side) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.plan.cut import Cut
-from podrt.plan.tiles import Tiles, longest_first
+from podrt.plan.tiles import Floats, Indices, Tiles, longest_first
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, WorkList
 from podrt.spec.batch import HybridBatch
 
@@ -52,7 +52,6 @@ def lay_out(
     rows: Rows,
     tiles: Tiles,
     cut: Cut | None,
-    *,
     tile_rows: int,
     first_merge: int = 0,
     first_partial_row: int = 0,
@@ -77,21 +76,22 @@ def lay_out(
     of_tiles = rows.take(tiles.request, axis=0, mode="clip")
     if tiles.row_begin is not None:
         of_tiles[:, _ROW_BEGIN] = tiles.row_begin
-    of_tiles[:, _NUM_SPLITS] = cut.counts
-    is_split = cut.counts > 1
-    partials = cut.counts * is_split
-    ends = np.add.accumulate(partials)
-    num_partials = int(ends[-1])
-    ends -= partials
-    ends *= tile_rows
-    ends += first_partial_row
-    of_tiles[:, _PARTIAL_ROW] = ends
-    merge = np.add.accumulate(is_split, dtype=np.int64)
-    num_merges = int(merge[-1])
-    merge -= is_split
-    merge += first_merge
+    of_tiles[:, _NUM_SPLITS] = counts = cut.counts
+    number = np.arange(len(counts))
+    is_split = (counts > 1.0).astype(np.float64)
+    num_merges, merge = _running_sum(is_split)
+    num_pieces, piece = _running_sum(counts)
+    # Tiles in one piece leave no partial result: of the pieces before, those of split tiles count.
+    partial_row = piece - number
+    partial_row += merge
+    partial_row *= tile_rows
+    if first_merge:
+        partial_row += first_partial_row
+        merge += first_merge
+    of_tiles[:, _PARTIAL_ROW] = partial_row
     of_tiles[:, _MERGE] = merge
-    items = _pieces(of_tiles, tiles, cut)
+    items = _pieces(of_tiles, tiles, cut, number.repeat(counts.astype(np.intp)), piece)
+    num_partials = num_pieces - len(counts) + num_merges
     return SideItems(items, num_merges, num_partials * tile_rows)
 
 
@@ -101,17 +101,27 @@ def _whole(rows: Rows, tiles: Tiles, first_merge: int, first_partial_row: int) -
     if tiles.row_begin is not None:
         items[:, _ROW_BEGIN] = tiles.row_begin[order]
         items[:, _KV_END] = tiles.keys[order]
-    items[:, _PARTIAL_ROW] = first_partial_row
-    items[:, _MERGE] = first_merge
+    if first_merge:
+        items[:, _PARTIAL_ROW] = first_partial_row
+        items[:, _MERGE] = first_merge
     return SideItems(_as_items(items), 0, 0)
 
 
-def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut) -> WorkList:
-    """Return an item for every piece of every tile, longest first."""
-    counts = cut.counts.astype(np.intp)
-    tile = np.arange(len(counts)).repeat(counts)
+def _running_sum(values: Floats) -> tuple[int, Floats]:
+    """Return the sum of whole numbers, and of those before each."""
+    before = np.add.accumulate(values)
+    total = int(before[-1])
+    before -= values
+    return total, before
+
+
+def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut, tile: Indices, first_piece: Floats) -> WorkList:
+    """Return an item for every piece, longest first, given the tile of each.
+
+    `first_piece` has the number of each tile's first one.
+    """
     split = np.arange(len(tile), dtype=np.float64)
-    split -= (np.add.accumulate(cut.counts) - cut.counts)[tile]
+    split -= first_piece[tile]
     length = (cut.lengths * tiles.kv_tile)[tile]
     begin = split * length
     keys = tiles.keys[tile]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan.cut import Cut, Side, num_partials
+from podrt.plan.cut import Cut, Side
 from podrt.plan.end_together import split_to_end_together
-from podrt.plan.items import SideItems, lay_out, request_rows
+from podrt.plan.items import Rows, SideItems, lay_out, request_rows
 from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
 from podrt.plan.tiles import Tiles, tiles_of
 from podrt.plan.tiling import Tiling
@@ -34,31 +34,24 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     spec : AttentionSpec
         The attention layer: its heads and mask.
     """
-    prefill, decode = _sides(batch, tiling, spec.group, spec.mask)
-    prefill_cut, decode_cut = _cuts(prefill, decode, tiling, spec.num_kv_heads)
+    prefill, decode = _tiles(batch, tiling, spec.group, spec.mask)
     rows = request_rows(batch)
-    prefill_items = decode_items = _NO_ITEMS
-    if prefill is not None:
-        prefill_items = lay_out(rows, prefill, prefill_cut, tile_rows=tiling.prefill_rows)
-    if decode is not None:
-        decode_items = lay_out(
-            rows,
-            decode,
-            decode_cut,
-            tile_rows=tiling.decode_rows,
-            first_merge=prefill_items.num_merges,
-            first_partial_row=prefill_items.partial_rows,
-        )
+    cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads)
+    prefill_side, decode_side = _lay_out(rows, prefill, decode, tiling, cuts)
+    wanted = prefill_side.partial_rows, decode_side.partial_rows
+    if tiling.max_partial_rows is not None and sum(wanted) > tiling.max_partial_rows:
+        cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads, _shares(*wanted, tiling))
+        prefill_side, decode_side = _lay_out(rows, prefill, decode, tiling, cuts)
     return Plan(
-        prefill=prefill_items.items,
-        decode=decode_items.items,
+        prefill=prefill_side.items,
+        decode=decode_side.items,
         spec=spec,
         prefill_rows=tiling.prefill_rows,
         decode_rows=tiling.decode_rows,
-        num_merges=prefill_items.num_merges + decode_items.num_merges,
-        partial_rows=prefill_items.partial_rows + decode_items.partial_rows,
-        prefill_keys=prefill.total if prefill is not None else 0,
-        decode_keys=decode.total if decode is not None else 0,
+        num_merges=prefill_side.num_merges + decode_side.num_merges,
+        partial_rows=prefill_side.partial_rows + decode_side.partial_rows,
+        prefill_keys=0 if prefill is None else prefill.total,
+        decode_keys=0 if decode is None else decode.total,
     )
 
 
@@ -73,7 +66,7 @@ def most_decode_tokens(group: int, decode_rows: int) -> int:
     return max(1, decode_rows // group)
 
 
-def _sides(
+def _tiles(
     batch: HybridBatch, tiling: Tiling, group: int, mask: Mask
 ) -> tuple[Tiles | None, Tiles | None]:
     """Return the tiles of prefill and decode, None for a side without any."""
@@ -94,56 +87,75 @@ def _sides(
 
 
 def _cuts(
-    prefill: Tiles | None, decode: Tiles | None, tiling: Tiling, num_kv_heads: int
+    prefill: Tiles | None,
+    decode: Tiles | None,
+    tiling: Tiling,
+    num_kv_heads: int,
+    max_partials: tuple[int | None, int | None] = (None, None),
 ) -> tuple[Cut | None, Cut | None]:
-    """Return the cuts of both sides, within the bound on partial results that they share."""
-    decode_fills_gpu = decode is not None and len(decode) * num_kv_heads >= tiling.decode_slots
-    beside_prefill = prefill is not None
+    """Return the cuts of prefill and decode, with no more partial results than given for each."""
+    min_keys, slots = tiling.min_prefill_keys, tiling.prefill_slots
+    prefill_side = Side(min_keys, num_kv_heads, slots, max_partials[0])
+    min_keys, slots = tiling.min_decode_keys, tiling.decode_slots
+    decode_side = Side(min_keys, num_kv_heads, slots, max_partials[1])
+    return (
+        _cut_prefill(prefill, prefill_side, tiling, decode),
+        _cut_decode(decode, decode_side, tiling, prefill),
+    )
 
-    def cut_prefill(max_partials: int | None = None) -> Cut | None:
-        if prefill is None:
-            return None
-        side = Side(tiling.min_prefill_keys, num_kv_heads, tiling.prefill_slots, max_partials)
-        return _cut_prefill(prefill, side, tiling.prefill_waves, decode_fills_gpu)
 
-    def cut_decode(max_partials: int | None = None) -> Cut | None:
-        if decode is None:
-            return None
-        side = Side(tiling.min_decode_keys, num_kv_heads, tiling.decode_slots, max_partials)
-        return _cut_decode(decode, side, tiling, beside_prefill)
+def _shares(prefill_rows: int, decode_rows: int, tiling: Tiling) -> tuple[int | None, int | None]:
+    """Return the partial results that each side may have, None for as many as it wants.
 
-    prefill_cut, decode_cut = cut_prefill(), cut_decode()
-    most = tiling.max_partial_rows
-    if most is None:
-        return prefill_cut, decode_cut
-    prefill_rows = num_partials(prefill_cut) * tiling.prefill_rows
-    decode_rows = num_partials(decode_cut) * tiling.decode_rows
-    if prefill_rows + decode_rows <= most:
-        return prefill_cut, decode_cut
-    # Half for each side, and what the other leaves of its own.
+    Of too few rows each side may have half, and what the other leaves of its own.
+    """
+    most = tiling.max_partial_rows or 0
     prefill_most = max(most // 2, most - decode_rows)
-    decode_most = max(most - most // 2, most - prefill_rows)
-    if prefill_rows > prefill_most:
-        prefill_cut = cut_prefill(prefill_most // tiling.prefill_rows)
-    if decode_rows > decode_most:
-        decode_cut = cut_decode(decode_most // tiling.decode_rows)
-    return prefill_cut, decode_cut
+    decode_most = most - min(most // 2, prefill_rows)
+    return (
+        prefill_most // tiling.prefill_rows if prefill_rows > prefill_most else None,
+        decode_most // tiling.decode_rows if decode_rows > decode_most else None,
+    )
 
 
-def _cut_decode(decode: Tiles, side: Side, tiling: Tiling, beside_prefill: bool) -> Cut | None:
-    if not beside_prefill:
+def _cut_decode(
+    decode: Tiles | None, side: Side, tiling: Tiling, prefill: Tiles | None
+) -> Cut | None:
+    if decode is None:
+        return None
+    if prefill is None:
         return split_to_end_together(decode, side, max_keys=tiling.decode_piece_keys)
     cut = split_to_end_together(decode, side, max_keys=tiling.fused_piece_keys)
     return taper(decode, side, cut) if tiling.taper_decode else cut
 
 
 def _cut_prefill(
-    prefill: Tiles, side: Side, waves: int | None, decode_fills_gpu: bool
+    prefill: Tiles | None, side: Side, tiling: Tiling, decode: Tiles | None
 ) -> Cut | None:
+    if prefill is None:
+        return None
+    units, waves = side.units_per_tile, tiling.prefill_waves
     if waves is None:
         return split_for_waves(prefill, side)
-    if decode_fills_gpu:  # it keeps busy what prefill leaves idle
-        return None
-    if len(prefill) * side.units_per_tile < (1 - MAX_IDLE_PREFILL) * side.slots:
-        return split_keys(prefill, side, max_items=waves * side.slots // side.units_per_tile)
+    if decode is not None and len(decode) * units >= tiling.decode_slots:
+        return None  # decode keeps busy what prefill leaves idle
+    if len(prefill) * units < (1 - MAX_IDLE_PREFILL) * side.slots:
+        return split_keys(prefill, side, max_items=waves * side.slots // units)
     return split_to_fill_waves(prefill, side)
+
+
+def _lay_out(
+    rows: Rows,
+    prefill: Tiles | None,
+    decode: Tiles | None,
+    tiling: Tiling,
+    cuts: tuple[Cut | None, Cut | None],
+) -> tuple[SideItems, SideItems]:
+    """Return the items of prefill and decode, which share merges and partial rows."""
+    prefill_items = decode_items = _NO_ITEMS
+    if prefill is not None:
+        prefill_items = lay_out(rows, prefill, cuts[0], tiling.prefill_rows)
+    if decode is not None:
+        _, merges, partial_rows = prefill_items
+        decode_items = lay_out(rows, decode, cuts[1], tiling.decode_rows, merges, partial_rows)
+    return prefill_items, decode_items

@@ -19,10 +19,10 @@ from podrt.plan.tiles import Floats, Tiles, longest_first
 #: FlashAttention-2's constants: most splits of a tile, how full the GPU must be to need none, and
 #: how near to the best wave efficiency is near enough.
 MAX_SPLITS, _BUSY_SHARE, _WAVE_SHARE = 128, 0.8, 0.85
-#: Of `split_to_fill_waves`: beyond so many waves the last one matters little; the numbers of pieces
-#: of the longest tile that are tried; what starting a unit and merging a piece cost, in keys; and
-#: the share of the time that cutting may leave.
-_MANY_WAVES, _NUMBERS, _START_KEYS, _MERGE_KEYS, _WORTH_CUTTING = 6, range(2, 6), 128, 256, 0.88
+#: Of `split_to_fill_waves`: beyond so many waves the last one matters little; most pieces of the
+#: longest tile; what starting a unit and merging a piece cost, in keys; and the share of the time
+#: that cutting may leave.
+MANY_WAVES, MOST_PIECES, _START_KEYS, _MERGE_KEYS, _WORTH_CUTTING = 6, 5, 128, 256, 0.88
 #: Of `taper`: it cuts no more than one key of so many finer.
 _MOST_TAPERED = 4
 
@@ -86,7 +86,7 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
         What they are cut for.
     """
     units, slots, kv_tile = side.units_per_tile, side.slots, tiles.kv_tile
-    if len(tiles) * units > _MANY_WAVES * slots:
+    if len(tiles) * units > MANY_WAVES * slots:
         return None
     whole_costs = tiles.keys[tiles.order()] + _START_KEYS
     allowed = _WORTH_CUTTING * _queue_end(whole_costs.repeat(units), slots)
@@ -94,7 +94,7 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
     if float(np.add.reduce(whole_costs)) * units / slots > allowed:
         return None
     best, best_end = None, np.inf
-    for number in _NUMBERS:
+    for number in range(2, MOST_PIECES + 1):
         cut = cut_at(tiles, -(-tiles.longest // (number * kv_tile)))
         if cut is None or cut.longest < side.min_keys or not _fits(cut, side):
             continue

@@ -35,12 +35,14 @@ class HopperChoices:
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the rows of the smallest tile that holds nearly all requests of few rows whole."""
         q_lens, group = batch.q_lens, self._spec.group
+        empty = len(q_lens) - np.count_nonzero(q_lens)
         # One token is a decode whatever the group; its tile may have more rows than the largest.
-        decodes = _count_up_to(q_lens, max(DECODE_ROWS[-1] // group, 1))
+        decodes = np.count_nonzero(q_lens <= max(DECODE_ROWS[-1] // group, 1)) - empty
         for rows in DECODE_ROWS[:-1]:
-            held = _count_up_to(q_lens, rows // group)
-            if rows >= group and held >= self._form.covered_decodes * decodes:
-                return rows
+            if rows >= group:
+                held = np.count_nonzero(q_lens <= rows // group) - empty
+                if held >= self._form.covered_decodes * decodes:
+                    return rows
         return DECODE_ROWS[-1]
 
     def decode_rows_for(self, tokens: int) -> int:
@@ -97,8 +99,3 @@ class HopperChoices:
 
     def _has_long_units(self, plan: Plan) -> bool:
         return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
-
-
-def _count_up_to(q_lens: np.ndarray[tuple[int], np.dtype[np.int32]], most: int) -> int:
-    """Return how many requests have tokens, and at most so many."""
-    return int(np.count_nonzero(q_lens <= most) - np.count_nonzero(q_lens == 0))

@@ -6,7 +6,7 @@ Attention, the dry run, the bench and the explorer all come here, so that they c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -14,7 +14,13 @@ from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import FAMILIES, Variant, family_of
 from podrt.kernels.variant import Form, TileGeometry
-from podrt.plan import Plan, Tiling, make_plan
+from podrt.plan import (
+    DEFAULT_PARTIAL_BYTES,
+    Plan,
+    Tiling,
+    make_plan,
+    partial_rows_within,
+)
 from podrt.policy.calibration import Cuts
 from podrt.policy.hopper import HopperChoices
 from podrt.policy.policies import Policy
@@ -135,9 +141,14 @@ class Scheduler:
             base = self._choices.variant("pod", decode_rows)
             base.require_spec(self.spec)
             geometry = family_of(base).geometry_of(base, self.spec.group, self.gpu.num_sms)
+            rows = partial_rows_within(
+                DEFAULT_PARTIAL_BYTES, self.spec.num_kv_heads, self.spec.head_dim
+            )
             found = self._bases[decode_rows] = (
                 base,
-                tiling_for(geometry, self._choices.cuts, self.policy),
+                replace(
+                    tiling_for(geometry, self._choices.cuts, self.policy), max_partial_rows=rows
+                ),
             )
         return found
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 Int32Array = npt.NDArray[np.int32]
 
+_INT32 = np.dtype(np.int32)
 _INT32_MAX = np.iinfo(np.int32).max
 
 
@@ -229,7 +230,7 @@ def _int32_vector(array: Int32Array, name: str) -> Int32Array:
     """Return a read-only copy, so that a later change by the caller cannot break the batch."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} is {type(array).__name__}; expected a NumPy int32 array")
-    if array.dtype != np.int32:
+    if array.dtype != _INT32:
         raise TypeError(f'{name} has dtype {array.dtype}; expected int32: use .astype("int32")')
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected one dimension")

@@ -44,7 +44,7 @@ class Mask:
             end = np.minimum(np.maximum(tokens + (kv_len - q_len + 1), 0), kv_len)
         else:
             end = kv_len + np.zeros_like(tokens)
-        return np.zeros_like(end), end
+        return np.zeros(end.shape, end.dtype), end
 
     def sees(
         self, tokens: npt.ArrayLike, keys: npt.ArrayLike, q_len: int, kv_len: int

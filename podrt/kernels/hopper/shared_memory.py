@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from podrt.kernels.arguments import PLAN_HEADER_BYTES
 from podrt.plan import WORK_ITEM
+from podrt.spec.types import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     from podrt.kernels.hopper.config import HopperConfig
@@ -21,7 +22,7 @@ WORK_SLOTS = 2
 #: A work item and its KV head, aligned for 16-byte accesses.
 WORK_SLOT_BYTES = -(-(WORK_ITEM.itemsize + 4) // 16) * 16
 
-_ELEMENT_BYTES, _FLOAT_BYTES, _BARRIER_BYTES = 2, 4, 8
+_FLOAT_BYTES, _BARRIER_BYTES = 4, 8
 _TWO_FLAGS_BYTES = 16  # two ints, and what keeps the next region aligned
 _LANE_WARPS = 4
 
@@ -47,7 +48,7 @@ def cta_regions(config: HopperConfig) -> tuple[Region, ...]:
     """Return what a CTA has. Tiles come first: they must lie on 1024 bytes."""
     ring = config.stages * config.kv_tile if config.has_prefill else 0
     queries = PREFILL_ROWS if config.has_prefill else 0
-    row = config.head_dim * _ELEMENT_BYTES
+    row = config.head_dim * ELEMENT_BYTES[config.dtype]
     first, others = _lane_bytes(config)
     return (
         Region("Q", queries * row, "one prefill tile"),
@@ -65,8 +66,8 @@ def cta_regions(config: HopperConfig) -> tuple[Region, ...]:
 
 def lane_tiles(config: HopperConfig, slots: int) -> tuple[Region, ...]:
     """Return the tiles of a decode lane with a ring of so many slots."""
-    row = config.head_dim * _ELEMENT_BYTES
-    step = config.decode_tiles * DECODE_KEYS * _ELEMENT_BYTES
+    row = config.head_dim * ELEMENT_BYTES[config.dtype]
+    step = config.decode_tiles * DECODE_KEYS * ELEMENT_BYTES[config.dtype]
     return (
         Region("LaneQ", config.decode_rows * row, "one decode tile"),
         Region("LaneP", config.decode_rows * step, "its probabilities"),
@@ -105,7 +106,7 @@ def next_slots(config: HopperConfig) -> int:
     """Return the depth of the rings of decode lanes 1 and 2, which share the prefill tiles."""
     if config.form != "pod":
         return config.decode_slots
-    row = config.head_dim * _ELEMENT_BYTES
+    row = config.head_dim * ELEMENT_BYTES[config.dtype]
     prefill = (PREFILL_ROWS + 2 * config.stages * config.kv_tile) * row
     half = prefill // (config.lanes - 1)
     return (half - offsets_of(lane_tiles(config, 0))["End"]) // (DECODE_KEYS * row)
