@@ -16,9 +16,6 @@ from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
 
-#: Prefill is split as finely as allowed when it would leave more than this share of the GPU idle.
-MAX_IDLE_PREFILL = 0.2
-
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 
 
@@ -95,9 +92,9 @@ def _cuts(
 ) -> tuple[Cut | None, Cut | None]:
     """Return the cuts of prefill and decode, with no more partial results than given for each."""
     min_keys, slots = tiling.min_prefill_keys, tiling.prefill_slots
-    prefill_side = Side(min_keys, num_kv_heads, slots, max_partials[0])
+    prefill_side = Side(min_keys, num_kv_heads, slots, tiling.costs, max_partials[0])
     min_keys, slots = tiling.min_decode_keys, tiling.decode_slots
-    decode_side = Side(min_keys, num_kv_heads, slots, max_partials[1])
+    decode_side = Side(min_keys, num_kv_heads, slots, tiling.costs, max_partials[1])
     return (
         _cut_prefill(prefill, prefill_side, tiling, decode),
         _cut_decode(decode, decode_side, tiling, prefill),
@@ -139,7 +136,7 @@ def _cut_prefill(
         return split_for_waves(prefill, side)
     if decode is not None and len(decode) * units >= tiling.decode_slots:
         return None  # decode keeps busy what prefill leaves idle
-    if len(prefill) * units < (1 - MAX_IDLE_PREFILL) * side.slots:
+    if len(prefill) * units < (1 - side.costs.max_idle_prefill) * side.slots:
         return split_keys(prefill, side, max_items=waves * side.slots // units)
     return split_to_fill_waves(prefill, side)
 
