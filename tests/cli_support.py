@@ -7,7 +7,7 @@ import json
 from typer.testing import CliRunner
 
 from podrt import cli
-from podrt.cli._variants import select
+from podrt.explore.select import select
 
 #: Filters that leave the quickest kernels to compile.
 SMALL = ["--arch", "sm_80", "--form", "decode", "--head-dim", "64", "--dtype", "float16"]

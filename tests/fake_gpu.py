@@ -45,11 +45,7 @@ class Launch:
 
 
 class FakeEvent:
-    def __init__(self, gpu: FakeGpu) -> None:
-        self._gpu, self.pending = gpu, 0
-
-    def synchronize(self) -> None:
-        self._gpu.finish()
+    pending = 0
 
 
 class FakeGpu:
@@ -110,7 +106,7 @@ class FakeGpu:
         self.work.append((stream, lambda: self.write(pointer, source[:nbytes].tobytes())))
 
     def event(self) -> FakeEvent:
-        return FakeEvent(self)
+        return FakeEvent()
 
     def record(self, event: FakeEvent, stream: int) -> None:
         event.pending += 1
@@ -122,6 +118,9 @@ class FakeGpu:
 
     def has_happened(self, event: FakeEvent) -> bool:
         return event.pending == 0
+
+    def wait(self, event: FakeEvent) -> None:
+        self.finish()
 
     def private_stream(self) -> Any:
         return SimpleNamespace(ptr=next(self._next), synchronize=self.finish)

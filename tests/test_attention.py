@@ -140,12 +140,6 @@ def test_auto_backend_computes_host_tensors_on_the_host() -> None:
     np.testing.assert_array_equal(out, call(batch))
 
 
-@pytest.mark.parametrize("policy", ["auto", "hopper", "portable-serial", "50:50", "1:3"])
-def test_policies_do_not_change_the_result(policy: str) -> None:
-    batch = Batch()
-    np.testing.assert_array_equal(call(batch, policy=policy), call(batch))
-
-
 def test_run_before_plan() -> None:
     attention = podrt.HybridAttention(8, 2, 64)
     with pytest.raises(RuntimeError, match=r"no batch is planned: call plan\(\) first"):

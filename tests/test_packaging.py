@@ -86,7 +86,7 @@ def test_compiles_from_a_folder_that_the_locale_cannot_spell(wheel, tmp_path, lo
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     script = (
-        "from podrt.cli._variants import select; from podrt.kernels.families import source_of; "
+        "from podrt.explore.select import select; from podrt.kernels.families import source_of; "
         "from podrt import jit; import podrt; "
         "config = select(archs=['sm_80'], forms=['decode'], head_dims=[64])[0]; "
         "print(ascii(podrt.__file__), len(jit.build(source_of(config)).cubin))"

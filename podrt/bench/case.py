@@ -7,14 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from podrt.spec.attention import AttentionSpec, make_spec
-from podrt.spec.types import DType
-from podrt.workloads.accuracy import Window
+from podrt.spec.types import ELEMENT_BYTES, DType
+from podrt.workloads.accuracy import Window, windows_at_ends
 
 Side = Literal["both", "prefill", "decode"]
-
-_ELEMENT_BYTES = 2
-#: Rows checked at each end of a request.
-_WINDOW_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -88,15 +84,12 @@ class Case:
         """Return what is checked: the ends of the first and the last request of each side."""
         prefills, total = len(self.prefill), len(self.lengths)
         sides = [side for side in ((0, prefills), (prefills, total)) if side[0] < side[1]]
-        windows = []
-        for request in sorted({request for begin, end in sides for request in (begin, end - 1)}):
-            q_len = self.lengths[request][0]
-            ends = [(0, _WINDOW_ROWS), (q_len - _WINDOW_ROWS, q_len)]
-            windows += [
-                Window(request, begin, end)
-                for begin, end in ([(0, q_len)] if q_len <= 2 * _WINDOW_ROWS else ends)
-            ]
-        return windows
+        chosen = sorted({request for begin, end in sides for request in (begin, end - 1)})
+        return [
+            window
+            for request in chosen
+            for window in windows_at_ends(request, self.lengths[request][0])
+        ]
 
     def spec(self) -> AttentionSpec:
         """Return the attention layer; raises as `podrt.HybridAttention`."""
@@ -121,7 +114,7 @@ class Case:
         rows = sum(
             2 * q * self.num_qo_heads + 2 * kv * self.num_kv_heads for q, kv in self._requests(side)
         )
-        return rows * self.head_dim * _ELEMENT_BYTES
+        return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
 
     def _requests(self, side: Side) -> Iterable[tuple[int, int]]:
         requests, prefills = self.lengths, len(self.prefill)

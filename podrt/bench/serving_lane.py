@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,7 @@ from podrt.attention import HybridAttention
 from podrt.bench.tensors import fetch
 from podrt.bench.timing import Enqueue, capture_graph
 from podrt.gpu.device import load_cupy
-from podrt.reference import reference_attention
-from podrt.spec.batch import HybridBatch
-from podrt.workloads.accuracy import largest_error
+from podrt.workloads.accuracy import expected_of, windows_at_ends
 from podrt.workloads.chunked_prefill import HybridStep
 
 HEADS = (8, 2)
@@ -24,10 +23,32 @@ DTYPE = "bfloat16"
 SIZES = (64, 256, 512)
 MAX_REQUESTS = 64
 MAX_KV_LEN = 4096
-#: Requests of a step that are compared with float64, and rows at each end of one.
+#: Requests of a step that are compared with float64.
 _CHECKED_REQUESTS = 4
-_CHECKED_ROWS = 4
 _NAN_BITS = 0x7FFF
+
+
+@dataclass(frozen=True, eq=False)
+class _Tensors:
+    """The tensors of a step: q on the host, the caches on the GPU."""
+
+    step: HybridStep
+    q: npt.NDArray[Any]
+    caches: tuple[Any, Any]
+    table: npt.NDArray[np.int32]
+
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        return list(zip(self.step.q_lens.tolist(), self.step.kv_lens.tolist(), strict=True))
+
+    def read_q(self, begin: int, end: int) -> npt.NDArray[Any]:
+        return self.q[begin:end]
+
+    def read_kv(self, request: int, num_keys: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        pages = self.table[request, : -(-num_keys // PAGE_SIZE)]
+        found = [fetch(cache, pages) for cache in self.caches]
+        keys, values = (rows.reshape(-1, *rows.shape[2:])[:num_keys] for rows in found)
+        return keys, values
 
 
 class ServingLane:
@@ -105,30 +126,15 @@ class ServingLane:
             q = fetch(self._q, np.arange(step.total_tokens))
         if (host[step.total_tokens :].view(np.uint16) != _NAN_BITS).any():
             return float("inf")
-        chosen = self._rng.permutation(len(step.q_lens))[:_CHECKED_REQUESTS]
-        errors = [self._error_of_request(step, int(request), q, host) for request in chosen]
-        return float(np.max(errors))  # NaN wins
-
-    def _error_of_request(
-        self, step: HybridStep, request: int, q: npt.NDArray[Any], out: npt.NDArray[Any]
-    ) -> float:
-        begin, end = (int(row) for row in step.qo_indptr[request : request + 2])
-        kv_len = int(step.kv_lens[request])
-        keys, values = self._keys(request, kv_len)
-        batch = HybridBatch.contiguous(
-            np.array([0, end - begin], np.int32), np.array([kv_len], np.int32)
-        )
-        expected = reference_attention(q[begin:end], keys, values, batch)[0]
-        ends = [*range(_CHECKED_ROWS), *range(end - begin - _CHECKED_ROWS, end - begin)]
-        rows = np.unique(np.clip(ends, 0, end - begin - 1))
-        return largest_error(out[begin:end][rows], expected[rows])
-
-    def _keys(self, request: int, kv_len: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        pages = self._table[request, : -(-kv_len // PAGE_SIZE)]
+        chosen = self._rng.permutation(len(step.q_lens))[:_CHECKED_REQUESTS].tolist()
+        windows = [
+            window
+            for request in chosen
+            for window in windows_at_ends(request, int(step.q_lens[request]))
+        ]
         with self.stream:
-            found = [fetch(cache, pages) for cache in self._caches]
-        keys, values = (rows.reshape(1, -1, *rows.shape[2:])[:, :kv_len] for rows in found)
-        return keys, values
+            expected = expected_of(_Tensors(step, q, self._caches, self._table), windows)
+        return expected.error_of(host[expected.rows])
 
     def _captured(self, size: int) -> Enqueue:
         return capture_graph(

@@ -197,7 +197,10 @@ def _nvdisasm() -> Finding:
 def _cache() -> Finding:
     from podrt.jit import open_cache
 
-    cache = open_cache()
+    try:
+        cache = open_cache()
+    except ValueError as error:
+        return Finding("cache", "missing", str(error), "correct or unset the variable")
     if cache is None:
         return Finding("cache", "optional", "none: kernels stay in memory", _CACHE_FIX)
     entries = cache.list()
@@ -209,6 +212,11 @@ def _cache() -> Finding:
 
 
 def _knobs() -> Finding:
-    names = [knob.variable for knob in knobs.list_knobs() if os.environ.get(knob.variable)]
-    detail = ", ".join(f"{name}={os.environ[name]}" for name in names)
+    known = [knob for knob in knobs.list_knobs() if os.environ.get(knob.variable)]
+    detail = ", ".join(f"{knob.variable}={os.environ[knob.variable]}" for knob in known)
+    for knob in known:
+        try:
+            knob()
+        except ValueError as error:
+            return Finding("knobs", "missing", str(error), "correct or unset the variable")
     return Finding("knobs", "ok", detail or "none set")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from podrt.cli._options import JsonOption
 from podrt.cli._output import console, print_json, table
-from podrt.cli._variants import JsonOption
 from podrt.jit import DiskCache, Entry, open_cache
 
 app = typer.Typer(

@@ -8,8 +8,8 @@ import typer
 from rich.text import Text
 
 from podrt.cli._health import Finding, can_run, findings
+from podrt.cli._options import JsonOption
 from podrt.cli._output import console, print_json, table
-from podrt.cli._variants import JsonOption
 
 _MARKS = {
     "ok": ("ok", "green"),

@@ -11,8 +11,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from podrt.cli._building import build_all
-from podrt.cli._output import console, print_json, table
-from podrt.cli._variants import (
+from podrt.cli._options import (
     ArchOption,
     DecodeRowsOption,
     DtypeOption,
@@ -22,10 +21,10 @@ from podrt.cli._variants import (
     JsonOption,
     MaskOption,
     PageSizeOption,
-    find,
-    select,
 )
+from podrt.cli._output import console, print_json, table
 from podrt.explore.listing import LEXERS, What, diff_of, text_of
+from podrt.explore.select import find, select
 from podrt.explore.stats import VariantStats, stats_of
 from podrt.kernels.families import Variant
 

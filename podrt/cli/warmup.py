@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from podrt.cli._building import build_all
-from podrt.cli._output import console, print_error, print_json
-from podrt.cli._variants import (
+from podrt.cli._options import (
     ArchOption,
     DecodeRowsOption,
     DtypeOption,
@@ -22,10 +21,11 @@ from podrt.cli._variants import (
     JsonOption,
     MaskOption,
     PageSizeOption,
-    select,
 )
+from podrt.cli._output import console, print_error, print_json
 from podrt.cli.cache import disk_cache
 from podrt.errors import PodrtError
+from podrt.explore.select import select
 from podrt.jit import DiskCache, recipe_of
 from podrt.kernels.families import Variant, source_of
 

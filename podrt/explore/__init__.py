@@ -1,0 +1,1 @@
+"""Looking at variants: which there are, their texts, their resources, plans without a GPU."""

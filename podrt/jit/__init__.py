@@ -7,7 +7,7 @@ from podrt.jit.compiler import compile_ptx, compile_source
 from podrt.jit.disassembler import disassemble, find_nvdisasm
 from podrt.jit.key import Recipe, cache_key, recipe_of
 from podrt.jit.load import KernelAttributes, LoadedKernel, load
-from podrt.jit.memory import on_reset, remembered, reset
+from podrt.jit.memory import on_reset, reset
 from podrt.jit.nvrtc import nvrtc_release, nvrtc_version
 from podrt.jit.render import collect_headers, render, templates_dir
 from podrt.jit.source import KernelSource
@@ -36,7 +36,6 @@ __all__ = [
     "on_reset",
     "open_cache",
     "recipe_of",
-    "remembered",
     "render",
     "reset",
     "stats",

@@ -105,15 +105,6 @@ class LoadedKernel:
             packed = args.view(f"V{args.itemsize}")
             self._function(grid, (threads,), (packed,), smem_bytes, _Stream(stream_handle))
 
-    def max_active_ctas_per_sm(self, threads: int, smem_bytes: int) -> int:
-        """Return how many CTAs of that many threads and dynamic shared memory fit on one SM."""
-        with self._cuda.Device(self.device_id):
-            return int(
-                self._cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
-                    self._function.ptr, threads, smem_bytes
-                )
-            )
-
     def _check_launch(self, grid: tuple[int, ...], smem_bytes: int, threads: int) -> None:
         # CuPy would turn a zero into a one and launch a CTA that nobody asked for.
         if not 1 <= len(grid) <= 3 or min(grid) < 1:

@@ -10,7 +10,7 @@ import numpy as np
 
 from podrt.jit import KernelSource
 from podrt.kernels.arguments import Buffers
-from podrt.kernels.variant import Form, TileGeometry
+from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form, TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.types import HEAD_DIMS, DType
@@ -35,7 +35,7 @@ class Filters:
     forms: tuple[Form, ...] = get_args(Form)
     dtypes: tuple[DType, ...] = get_args(DType)
     head_dims: tuple[int, ...] = HEAD_DIMS
-    page_sizes: tuple[int | None, ...] = (None, 16)
+    page_sizes: tuple[int | None, ...] = DEFAULT_PAGE_SIZES
     decode_rows: tuple[int, ...] = (8, 16, 32)
 
     @classmethod

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from podrt.errors import DeviceError
-from podrt.spec.types import DType
+from podrt.spec.types import ELEMENT_BYTES, DType
 
 TENSOR_MAP_BYTES = 128
 _ALIGNMENT = 128
 _DATA_TYPE = {"float16": 6, "bfloat16": 9}  # CU_TENSOR_MAP_DATA_TYPE_*
 _INTERLEAVE_NONE, _SWIZZLE_128B, _L2_PROMOTION_NONE, _ZEROS_OUT_OF_BOUNDS = 0, 3, 0, 0
-_ELEMENT_BYTES = 2
 
 
 def tensor_map(
@@ -75,7 +74,7 @@ class TensorMapEncoder:
         self._memory = np.zeros(TENSOR_MAP_BYTES + _ALIGNMENT, np.uint8)
         self._address = self._memory.ctypes.data + -self._memory.ctypes.data % _ALIGNMENT
         self._shape = (ctypes.c_uint64 * rank)(*shape)
-        strides_bytes = [stride * _ELEMENT_BYTES for stride in strides[1:]]
+        strides_bytes = [stride * ELEMENT_BYTES[dtype] for stride in strides[1:]]
         self._before = (
             ctypes.c_void_p(self._address),
             ctypes.c_int(_DATA_TYPE[dtype]),

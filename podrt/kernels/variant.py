@@ -14,6 +14,8 @@ Form = Literal["pod", "prefill", "decode"]
 
 #: Short names of element types, for variant names.
 DTYPE_TAGS = {"bfloat16": "bf16", "float16": "f16"}
+#: Page sizes of the default variants; None is a contiguous cache.
+DEFAULT_PAGE_SIZES = (None, 16)
 #: The kernels' static shared memory, rounded up to the alignment of the dynamic part.
 STATIC_SMEM_BYTES = 1 * KIB
 #: Tickets for which CTAs draw; SMs with ids beyond it share (see ``templates/common/queue.cuh``).

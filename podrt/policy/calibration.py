@@ -142,7 +142,7 @@ class Calibration:
 
 
 _H200, _H100 = "NVIDIA H200", "NVIDIA H100"
-_HOPPER_NOTES = "design/hopper-kernel.md"
+_HOPPER_NOTES = "bench/results/h200/NOTES.md"
 
 H200 = Calibration(
     portable_cuts=Cuts(

@@ -8,7 +8,7 @@ Prefill then takes longer on the others, but that is not what the launch waits f
 Where prefill is the longer side and an SM has one tile of it, the launch waits for the longest
 tiles. SMs that have those are better left to them, as long as the others can decode everything
 meanwhile.
-`design/hopper-kernel.md` has the measurements, `podrt.policy.calibration` what came of them.
+`bench/results/h200/NOTES.md` has the measurements, `podrt.policy.calibration` what came of them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import numpy.typing as npt
 
 from podrt.plan import Plan, keys_of
 from podrt.policy.calibration import SmSharing
-
-_ELEMENT_BYTES = 2
+from podrt.spec.types import ELEMENT_BYTES
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,8 @@ class SmAllocation:
         return flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6
 
     def _decode_bytes(self, plan: Plan) -> int:
-        return 2 * plan.decode_keys * plan.num_kv_heads * self.head_dim * _ELEMENT_BYTES
+        row_bytes = self.head_dim * ELEMENT_BYTES[plan.spec.dtype]
+        return 2 * plan.decode_keys * plan.num_kv_heads * row_bytes
 
 
 def _waves_keys(keys: npt.NDArray[np.int64], units_per_item: int, num_sms: int) -> int:

@@ -1,0 +1,1 @@
+"""How it runs: memory on the GPU, prepared launches, plans in flight, graphs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,13 @@ class Memory(NamedTuple):
     owner: Any
 
 
+class Event(NamedTuple):
+    """A CUDA event, as the driver takes it; `owner` keeps it."""
+
+    handle: Any
+    owner: Any
+
+
 class Driver:
     """One GPU.
 
@@ -41,7 +49,10 @@ class Driver:
     """
 
     def __init__(self, ordinal: int) -> None:
+        from cuda.bindings import driver
+
         self.ordinal = ordinal
+        self._bindings: Any = driver
         self._cuda: Any = load_cupy().cuda
         self._driver: Any = self._cuda.driver
         self._runtime: Any = self._cuda.runtime
@@ -76,10 +87,8 @@ class Driver:
         """Return the number of the capture that the stream takes part in, or None."""
         if not self.is_capturing(stream):
             return None
-        from cuda.bindings import driver
-
-        found = driver.cuStreamGetCaptureInfo(driver.CUstream(stream))
-        if found[0] != driver.CUresult.CUDA_SUCCESS:
+        found = self._bindings.cuStreamGetCaptureInfo(self._bindings.CUstream(stream))
+        if found[0] != 0:
             raise RuntimeError(f"cuStreamGetCaptureInfo: {found[0].name}")
         return int(found[2])
 
@@ -90,10 +99,8 @@ class Driver:
         """
         if stream in LEGACY_STREAMS:
             return 0
-        from cuda.bindings import driver
-
-        error, number = driver.cuStreamGetId(driver.CUstream(stream))
-        if error != driver.CUresult.CUDA_SUCCESS:
+        error, number = self._bindings.cuStreamGetId(self._bindings.CUstream(stream))
+        if error != 0:
             raise ValueError(f"stream={stream:#x}: the driver does not know it ({error.name})")
         return int(number)
 
@@ -120,17 +127,25 @@ class Driver:
         """Copy host memory to the GPU in the order of a stream; asynchronous if it is pinned."""
         self._runtime.memcpyAsync(pointer, host_address, nbytes, _HOST_TO_DEVICE, stream)
 
-    def event(self) -> Any:
+    def event(self) -> Event:
         """Return a new event, which has nothing to wait for."""
-        return self._cuda.Event(block=False, disable_timing=True)
+        owner = self._cuda.Event(block=False, disable_timing=True)
+        return Event(self._bindings.CUevent(int(owner.ptr)), owner)
 
-    def record(self, event: Any, stream: int) -> None:
+    def record(self, event: Event, stream: int) -> None:
         """Have the event happen when the stream's work so far is done."""
-        self._runtime.eventRecord(event.ptr, stream)
+        self._runtime.eventRecord(event.owner.ptr, stream)
 
-    def has_happened(self, event: Any) -> bool:
+    def has_happened(self, event: Event) -> bool:
         """Whether the work before the event is done."""
-        return bool(self._runtime.eventQuery(event.ptr) == 0)
+        # The runtime's own query leaves "not ready" behind as an error, for others to find.
+        with uncaptured():
+            return bool(self._bindings.cuEventQuery(event.handle)[0] == 0)
+
+    def wait(self, event: Event) -> None:
+        """Return when the work before the event is done."""
+        with uncaptured():
+            event.owner.synchronize()
 
     def private_stream(self) -> Any:
         """Return a new stream with ``ptr`` and ``synchronize``."""
@@ -148,13 +163,20 @@ class Driver:
 @contextmanager
 def uncaptured() -> Iterator[None]:
     """Allow this thread calls that CUDA otherwise forbids while any stream is being captured."""
-    from cuda.bindings import runtime
-
-    relaxed = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
-    error, previous = runtime.cudaThreadExchangeStreamCaptureMode(relaxed)
-    if error != runtime.cudaError_t.cudaSuccess:
+    exchange, relaxed = _capture_modes()
+    error, previous = exchange(relaxed)
+    if error != 0:
         raise RuntimeError(f"cudaThreadExchangeStreamCaptureMode: {error}")
     try:
         yield
     finally:
-        runtime.cudaThreadExchangeStreamCaptureMode(previous)
+        exchange(previous)
+
+
+@cache
+def _capture_modes() -> tuple[Any, Any]:
+    """Return what exchanges a thread's capture mode, and the mode that forbids nothing."""
+    from cuda.bindings import runtime
+
+    relaxed = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+    return runtime.cudaThreadExchangeStreamCaptureMode, relaxed

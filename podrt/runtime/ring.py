@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from podrt.runtime.driver import Driver, Pinned
+from podrt.runtime.driver import Driver, Event, Pinned
 
 #: A host that is so many copies ahead of its GPU waits for the oldest.
 _MOST_SLOTS = 256
@@ -23,7 +22,7 @@ _LEAST_SLOT_BYTES = 16384
 @dataclass
 class _Slot:
     memory: Pinned
-    event: Any
+    event: Event
 
 
 class UploadRing:
@@ -60,7 +59,7 @@ class UploadRing:
             slots.insert(self._next, slot)
         else:
             slot = slots[self._next]
-            slot.event.synchronize()
+            self._driver.wait(slot.event)
         self._next = (self._next + 1) % len(slots)
         if len(slot.memory.bytes) < nbytes:
             slot.memory = self._pinned(nbytes)

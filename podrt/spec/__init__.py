@@ -1,0 +1,1 @@
+"""What is asked: the attention layer, its mask, a batch. Knows nothing of GPUs."""

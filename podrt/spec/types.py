@@ -6,4 +6,7 @@ from typing import Literal
 
 DType = Literal["bfloat16", "float16"]
 
+#: Bytes of an element.
+ELEMENT_BYTES: dict[DType, int] = {"bfloat16": 2, "float16": 2}
+
 HEAD_DIMS = (64, 128, 256)

@@ -16,6 +16,8 @@ from podrt.spec.batch import HybridBatch
 STEPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 #: Steps allowed: one each for rounding the softmax weights and the result, twice over.
 _ALLOWED_STEPS = 4
+#: Rows checked at each end of a request by `windows_at_ends`.
+_END_ROWS = 4
 #: The LSE is float32 all the way; its error is absolute.
 LSE_TOLERANCE = 1e-3
 
@@ -40,6 +42,13 @@ class Window(NamedTuple):
     request: int
     begin: int
     end: int
+
+
+def windows_at_ends(request: int, q_len: int) -> list[Window]:
+    """Return the first and the last few tokens of a request, or all of a short one."""
+    if q_len <= 2 * _END_ROWS:
+        return [Window(request, 0, q_len)]
+    return [Window(request, 0, _END_ROWS), Window(request, q_len - _END_ROWS, q_len)]
 
 
 class Source(Protocol):

@@ -1,6 +1,7 @@
 // The producer warps: they draw units of work, hand them to the consumers and keep their rings full.
 #pragma once
 #include "common/item.cuh"
+#include "common/queue.cuh"
 #include "hopper/kv_copy.cuh"
 #include "hopper/shared_memory.cuh"
 
@@ -23,23 +24,26 @@ struct UnitQueue {
 
 // Draws units from a queue and hands them over through two slots, so that the next unit is known
 // before the current one is finished.
+template <Role kSide>
 struct WorkProducer {
+  const Params& p;
+  const PlanHeader& plan;
   const u32 full, empty;  // addresses of the slots' barriers
   char* const slots;
   UnitQueue queue;
-  const PlanHeader& plan;
-  const WorkItem* const items;
-  const int num_items, num_kv_heads;
   RingPosition<kWorkSlots> position;
 
   // Called by a whole warp. Returns the slot of the unit; its kv_head is -1 when there is none.
   __device__ __forceinline__ const WorkSlot& next(int lane) {
     const int unit = queue.draw(lane);
-    const bool any = unit < num_items * num_kv_heads;
+    // Read again for every unit: a producer has few registers.
+    const int num_items = kSide == kPrefill ? plan.num_prefill_items : plan.num_decode_items;
+    const WorkItem* items = items_of(p.plan) + (kSide == kPrefill ? 0 : plan.num_prefill_items);
+    const bool any = unit < num_items * p.num_kv_heads;
     mbarrier_wait(empty + 8 * position.slot, position.parity ^ 1);
     WorkSlot& slot = reinterpret_cast<WorkSlot*>(slots)[position.slot];
-    if (any) load_item(slot.item, items + unit / num_kv_heads, plan, lane);
-    if (lane == 0) slot.kv_head = any ? unit % num_kv_heads : -1;
+    if (any) load_item(slot.item, items + unit / p.num_kv_heads, plan, lane);
+    if (lane == 0) slot.kv_head = any ? unit % p.num_kv_heads : -1;
     mbarrier_arrive(full + 8 * position.slot);
     __syncwarp();
     position.advance();
@@ -116,14 +120,12 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
                                                    const SharedMemory<Config>& smem,
                                                    const UnitQueue& queue, int lane) {
   using Smem = SharedMemory<Config>;
-  WorkProducer work{smem.barrier(Smem::kWorkFull),
-                    smem.barrier(Smem::kWorkEmpty),
-                    smem.base + Smem::kWork,
-                    queue,
-                    smem.plan(),
-                    items_of(p.plan),
-                    smem.plan().num_prefill_items,
-                    p.num_kv_heads};
+  WorkProducer<kPrefill> work{p,
+                              smem.plan(),
+                              smem.barrier(Smem::kWorkFull),
+                              smem.barrier(Smem::kWorkEmpty),
+                              smem.base + Smem::kWork,
+                              queue};
   PrefillTiles<Config, false> k{p, smem, lane};
   RingPosition<1> q;
   const auto copy_q = [&](const WorkSlot& slot) {
@@ -180,14 +182,12 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
   using Copy = KvCopy<Config, Tile>;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
   const u32 control = smem.address + to.control;
-  WorkProducer work{control + Smem::kLaneWorkFull,
-                    control + Smem::kLaneWorkEmpty,
-                    smem.base + to.control + Smem::kLaneWork,
-                    queue,
-                    smem.plan(),
-                    items_of(p.plan) + smem.plan().num_prefill_items,
-                    smem.plan().num_decode_items,
-                    p.num_kv_heads};
+  WorkProducer<kDecode> work{p,
+                             smem.plan(),
+                             control + Smem::kLaneWorkFull,
+                             control + Smem::kLaneWorkEmpty,
+                             smem.base + to.control + Smem::kLaneWork,
+                             queue};
   Ring ring{to.slots};
   for (;;) {
     const WorkSlot& slot = work.next(lane);

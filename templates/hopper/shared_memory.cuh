@@ -12,13 +12,14 @@
 //   ring   [slots][a KvTile of 64 rows]                         K and V tiles in turn
 //
 // Lanes 1 and 2 lie over the prefill tiles, which they share in time, or behind lane 0 in a kernel
-// without prefill. All tiles are in the 128-byte swizzle of common/descriptor.cuh.
+// without prefill. All tiles are in the 128-byte swizzle of common/descriptor.cuh. Offsets are those of
+// podrt/kernels/hopper/shared_memory.py, rendered as the struct Layout.
 #pragma once
 #include "hopper/kv_tile.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tma.cuh"
 
-constexpr int kWorkSlots = 2;  // units handed over ahead of their use
+constexpr int kWorkSlots = Layout::kWorkSlots;  // units handed over ahead of their use
 
 // A unit as a producer hands it to its consumers.
 struct alignas(16) WorkSlot {
@@ -35,59 +36,18 @@ struct DecodeLane {
 };
 
 template <class Config>
-struct SharedMemory {
+struct SharedMemory : Layout {
   static constexpr int kColumnBlocks = Config::kHeadDim / 64;
   static constexpr int kQBlockBytes = 128 * 128;
   using PrefillTile = KvTile<Config, Config::kKvTile, Config::kPrefillPieceRows>;
   using DecodeTile = KvTile<Config, 64, Config::kDecodePieceRows>;
   static constexpr int kDecodeQBlockBytes = Config::kDecodeRows * 128;
 
-  static constexpr int kQ = 0;
-  static constexpr int kK = kQ + (Config::kHasPrefill ? kColumnBlocks * kQBlockBytes : 0);
-  static constexpr int kV = kK + (Config::kHasPrefill ? Config::kStages * PrefillTile::kBytes : 0);
-  static constexpr int kFirstLane = kV + (Config::kHasPrefill ? Config::kStages * PrefillTile::kBytes : 0);
-
-  // A decode lane, by offset from its start.
-  static constexpr int kLaneQ = 0;
-  static constexpr int kLaneP = kLaneQ + kColumnBlocks * kDecodeQBlockBytes;
-  static constexpr int kLaneRing = kLaneP + Config::kDecodeTiles * Config::kDecodeRows * 128;
-  static constexpr int kFirstLaneBytes = kLaneRing + Config::kDecodeSlots * DecodeTile::kBytes;
-  static constexpr int kNextLaneBytes = kLaneRing + Config::kNextSlots * DecodeTile::kBytes;
-  static constexpr int kNextLanes = Config::kHasPrefill ? kQ : kFirstLane + kFirstLaneBytes;
-  static constexpr int kTilesEnd =
-      !Config::kHasDecode  ? kFirstLane
-      : Config::kHasPrefill ? kFirstLane + kFirstLaneBytes
-                            : kNextLanes + (Config::kLanes - 1) * kNextLaneBytes;
-  static_assert(!Config::kHasPrefill || !Config::kHasDecode ||
-                    (Config::kLanes - 1) * kNextLaneBytes <= kFirstLane, "");
-
-  // Barriers, 8 bytes each, by number.
-  static constexpr int kQFull = 0, kQEmpty = 1;
-  static constexpr int kKFull = 2, kKEmpty = kKFull + Config::kStages;
-  static constexpr int kVFull = kKEmpty + Config::kStages, kVEmpty = kVFull + Config::kStages;
-  static constexpr int kWorkFull = kVEmpty + Config::kStages;
-  static constexpr int kWorkEmpty = kWorkFull + kWorkSlots;
-  static constexpr int kHandOver = kWorkEmpty + kWorkSlots;  // the prefill tiles change hands
-  static constexpr int kNumBarriers = kHandOver + 1;
-  static constexpr int kHeader = kTilesEnd;
-  static constexpr int kBarriers = kHeader + int(sizeof(PlanHeader));
-
-  static constexpr int kWork = (kBarriers + kNumBarriers * 8 + 15) / 16 * 16;
-  static constexpr int kFlags = kWork + kWorkSlots * int(sizeof(WorkSlot));  // int[2]: last to arrive
-  static constexpr int kLaneControl = kFlags + 16;
-
-  // What a decode lane has besides its tiles, by offset from its start.
-  static constexpr int kMaxSlots =
-      Config::kDecodeSlots > Config::kNextSlots ? Config::kDecodeSlots : Config::kNextSlots;
-  static constexpr int kLaneWork = 0;
-  static constexpr int kReduce = kLaneWork + kWorkSlots * int(sizeof(WorkSlot));  // float[5][decode_rows]
-  static constexpr int kOutgrown = kReduce + 5 * Config::kDecodeRows * 4;  // int[2], 16 bytes
-  static constexpr int kLaneWorkFull = kOutgrown + 16;
-  static constexpr int kLaneWorkEmpty = kLaneWorkFull + 8 * kWorkSlots;
-  static constexpr int kRingFull = kLaneWorkEmpty + 8 * kWorkSlots;
-  static constexpr int kRingEmpty = kRingFull + 8 * kMaxSlots;
-  static constexpr int kLaneControlBytes = kRingEmpty + 8 * kMaxSlots;
-  static constexpr int kBytes = kLaneControl + Config::kLanes * kLaneControlBytes;
+  static_assert(Layout::kV - Layout::kK == Config::kStages * PrefillTile::kBytes ||
+                    !Config::kHasPrefill, "a tile is not as large as on the host");
+  static_assert(Layout::kNextLaneBytes - Layout::kLaneRing ==
+                    Layout::kNextSlots * DecodeTile::kBytes, "nor is that of decode");
+  static_assert(sizeof(WorkSlot) == Layout::kWorkSlotBytes, "nor a slot for work");
 
   char* const base;
   const u32 address;
@@ -108,7 +68,7 @@ struct SharedMemory {
   }
   // Lane 1 or 2; in a kernel without prefill, whose lanes are alike, lane 0 too.
   __device__ __forceinline__ DecodeLane next_lane(int index) const {
-    return {index, Config::kNextSlots, kNextLanes + (index - 1) * kNextLaneBytes,
+    return {index, kNextSlots, kNextLanes + (index - 1) * kNextLaneBytes,
             kLaneControl + index * kLaneControlBytes};
   }
 

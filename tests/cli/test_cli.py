@@ -8,10 +8,9 @@ import pytest
 from cli_support import HOPPER, SMALL, SMALL_PAGED, run, run_json, small_paged
 
 from podrt import cli
-from podrt.cli._variants import parse_page_size, select
 from podrt.cli.explore import shorten
 from podrt.errors import DeviceError
-from podrt.explore.stats import role_registers
+from podrt.explore.select import parse_page_size, select
 from podrt.jit import find_nvdisasm
 from podrt.kernels.hopper.presets import hopper_variant
 
@@ -205,7 +204,7 @@ def test_roles_are_those_of_the_form(form, roles):
 
 
 def test_portable_kernels_have_no_roles():
-    assert role_registers(small_paged()[0]) == {}
+    assert small_paged()[0].role_registers == {}
 
 
 def test_stats_fit_in_80_columns(monkeypatch):

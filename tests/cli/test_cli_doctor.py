@@ -10,6 +10,7 @@ import sys
 import pytest
 from cli_support import run, run_json
 
+from podrt import knobs
 from podrt.cli import _health
 from podrt.cli._health import Finding
 
@@ -109,6 +110,15 @@ def test_doctor_sees_a_cuda_core_that_misplaces_slices(monkeypatch, version, sta
     monkeypatch.setattr(_health, "_version", {"cuda-core": version}.get)
     assert found("cuda.core").state == state
     assert found("cuda.core").fix in ("", "pip install 'cuda-core>=1.2'")
+
+
+@pytest.mark.parametrize("variable", ["PODRT_JIT_LINEINFO", "PODRT_DISABLE_CACHE"])
+def test_doctor_prints_its_table_whatever_the_knobs(monkeypatch, variable):
+    monkeypatch.setenv(variable, "perhaps")
+    monkeypatch.setattr(knobs, "_overrides", {})  # those of the fixture go before variables
+    text = run("doctor", exit_code=1)
+    assert f"{variable}='perhaps'" in text
+    assert "knobs: correct or unset the variable" in text
 
 
 def test_doctor_prints_its_table_whatever_the_home(tmp_path):

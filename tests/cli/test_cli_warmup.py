@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 import pytest
 from cli_support import HOPPER, SMALL, SMALL_PAGED, run, run_json, small_paged
 
 from podrt import jit, knobs
 from podrt.cli.cache import format_age
-from podrt.errors import PodrtError
+from podrt.errors import PodrtError, UnsupportedConfigError
+from podrt.explore.select import select
+from podrt.gpu.arch import get_arch
+from podrt.gpu.nominal import H100
+from podrt.policy.policies import parse_policy
+from podrt.policy.schedule import Scheduler
+from podrt.spec.attention import make_spec
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -43,6 +52,33 @@ def test_warmup_of_the_full_mask():
     assert name in run("explore", "show", name)
     with pytest.raises(ValueError, match="mask='half': allowed are causal, full"):
         run("explore", "list", "--mask", "half")
+
+
+POLICIES = ("auto", "hopper", "portable", "1:3", "ctas=4", "decode-only=24", "serial")
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("page_size", [None, 16, 48, 64])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_120"])
+def test_warmup_can_compile_whatever_a_policy_may_choose(arch, head_dim, page_size, causal):
+    """A server that sets PODRT_DISABLE_JIT must find all of it."""
+    spec = make_spec(8, 2, head_dim, page_size, "NHD", "float16", causal, None)
+    gpu = replace(H100, arch=get_arch(arch))
+    known = select(
+        archs=[arch],
+        dtypes=["float16"],
+        head_dims=[head_dim],
+        page_sizes=[str(page_size).lower()],
+        masks=["causal" if causal else "full"],
+    )
+    chosen = set()
+    for policy in map(parse_policy, POLICIES):
+        with suppress(UnsupportedConfigError):  # the Hopper family elsewhere
+            scheduler = Scheduler(spec, gpu, policy)
+            chosen |= {v for rows in (8, 16, 32) for v in scheduler.variants(rows)}
+    assert chosen
+    assert chosen <= set(known)
 
 
 def test_warmup_without_a_cache_refuses_before_it_compiles():

@@ -176,6 +176,28 @@ def test_a_graph_beside_ordinary_runs(policy, stream):
     assert (bits(eager) == expected).all()
 
 
+def test_plans_and_runs_beside_a_capture_on_another_stream(policy, stream):
+    """In the global mode a capture is spoiled by calls that have nothing to do with it."""
+    case, other = Case(*LENGTHS, seed=39), Case([3, 1, 90], [400, 2000, 5000], seed=40)
+    inputs, out = inputs_on_gpu(case), poisoned(case.q.shape, case.q.dtype)
+    attentions = [HybridAttention(**case.layer_arguments, policy=policy) for _ in range(2)]
+    attentions[0].plan(*case.lengths, block_table=cupy.asarray(case.block_table))
+    other_inputs = inputs_on_gpu(other)
+    table, other_out = cupy.asarray(other.block_table), poisoned(other.q.shape, other.q.dtype)
+    beside = cupy.cuda.Stream(non_blocking=True)
+    attentions[1].plan(*other.lengths, block_table=table, stream=beside)
+    cupy.cuda.Device().synchronize()
+    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeGlobal)
+    attentions[0].run(*inputs, out=out, stream=stream)
+    for _ in range(3):
+        attentions[1].plan(*other.lengths, block_table=table, stream=beside)
+        attentions[1].run(*other_inputs, out=other_out, stream=beside)
+    graph = stream.end_capture()
+    beside.synchronize()
+    other.check(other_out.get())
+    case.check(replayed(graph, out, stream))
+
+
 def test_many_streams_do_not_take_ever_more_memory(policy):
     case = Case(*LENGTHS, seed=38)
     inputs = inputs_on_gpu(case)

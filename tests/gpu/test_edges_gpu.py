@@ -83,7 +83,7 @@ def test_decodes_whose_first_token_ends_at_a_step(family, heads, page_size):
 @pytest.mark.parametrize("group", [1, 4, 5, 7, 8])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_every_edge(family, dtype, head_dim, group, page_size):
+def test_every_edge(family, dtype, head_dim, group, page_size, record_property):
     """Fused and one side after the other, which have kernels of their own."""
     of_family(family, head_dim)
     lengths = edge_lengths()
@@ -92,7 +92,9 @@ def test_every_edge(family, dtype, head_dim, group, page_size):
     case = edge_case(lengths, dtype=dtype, head_dim=head_dim, group=group, page_size=page_size)
     for policy in (family, f"{family}-serial"):
         attention = HybridAttention(**case.layer_arguments, policy=policy)
-        case.check(*run(case, attention, strided=False))
+        steps, lse_error = case.check(*run(case, attention, strided=False))
+        record_property("error_steps", steps)
+        record_property("lse_error", lse_error)
 
 
 @pytest.mark.parametrize("group", [1, 4, 8])

@@ -8,6 +8,7 @@ import pytest
 from podrt import jit
 from podrt.errors import DeviceError
 from podrt.gpu.arch import arch_of
+from podrt.gpu.occupancy import occupancy
 
 cp = pytest.importorskip("cupy")
 
@@ -70,8 +71,12 @@ def test_attributes_and_residency(kernel, arch):
     assert kernel.attributes.registers == kernel.build.resources.registers
     assert kernel.attributes.local_bytes == 0
     assert kernel.attributes.max_dynamic_smem_bytes == arch.smem_per_cta_bytes
-    by_smem = arch.smem_per_sm_bytes // (SMEM_BYTES + 1024)
-    assert kernel.max_active_ctas_per_sm(THREADS, SMEM_BYTES) == by_smem
+    by_driver = cp.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+        kernel.function, THREADS, SMEM_BYTES
+    )
+    registers = kernel.attributes.registers
+    ours = occupancy(arch, threads=THREADS, registers=registers, smem_bytes=SMEM_BYTES)
+    assert ours.ctas_per_sm == by_driver
 
 
 def test_loaded_once_per_device_also_from_threads(kernel):

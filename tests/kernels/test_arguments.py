@@ -12,13 +12,13 @@ from podrt.kernels.arguments import Buffers
 from podrt.kernels.families import Variant, argument_block, params_dtype, why_unreadable
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
-from podrt.spec.attention import make_layer
+from podrt.spec.attention import make_spec
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.view import view
 
 HOPPER = hopper_variant("pod", "float16", 64, page_size=16)
 PORTABLE = variant("pod", "sm_90a", "float16", 64, page_size=16)
-SPEC = make_layer(6, 2, 64, 16, "NHD", "float16", True, 0.125)
+SPEC = make_spec(6, 2, 64, 16, "NHD", "float16", True, 0.125)
 BUFFERS = Buffers(10_000, 10_001, 10_002, 10_003, 10_004)
 Q, K, V, OUT, LSE = AT = (1 << 20, 1 << 21, 1 << 22, 1 << 23, 1 << 24)
 

@@ -7,10 +7,8 @@ import re
 
 import pytest
 
-from podrt.errors import CompileError, UnsupportedConfigError
-from podrt.jit import KernelSource, compile_source
+from podrt.errors import UnsupportedConfigError
 from podrt.kernels.hopper.config import KV_TILES, HopperConfig
-from podrt.kernels.hopper.host import source_of
 from podrt.kernels.hopper.presets import default_hopper_variants, hopper_variant
 
 FUSED = hopper_variant("pod", "bfloat16", 128, page_size=16)
@@ -150,24 +148,3 @@ def test_every_field_is_in_the_name(fields: dict[str, object]) -> None:
 
 def test_to_dict_makes_the_same_config() -> None:
     assert HopperConfig(**FUSED.to_dict()) == FUSED
-
-
-def compile_layout(config: HopperConfig, smem_bytes: int) -> None:
-    """Compile the source without its kernel, as if the host gave it that much shared memory."""
-    before, _, _ = source_of(config).text.partition('extern "C"')
-    stated = f"kBytes == {config.smem_bytes}"
-    assert stated in before
-    text = before.replace(stated, f"kBytes == {smem_bytes}")
-    text += 'extern "C" __global__ void layout() {}\n'
-    compile_source(KernelSource(name="layout", arch="sm_90a", text=text, entry="layout"))
-
-
-@pytest.mark.parametrize("form", ["pod", "prefill", "decode"])
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_shared_memory_is_what_the_kernel_lays_out(form: str, head_dim: int) -> None:
-    config = hopper_variant(form, "bfloat16", head_dim)  # type: ignore[arg-type]
-    compile_layout(config, config.smem_bytes)
-    for error in (-16, 16):
-        with pytest.raises(CompileError) as caught:
-            compile_layout(config, config.smem_bytes + error)
-        assert "host and device disagree" in caught.value.log

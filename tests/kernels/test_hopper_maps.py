@@ -10,9 +10,10 @@ import pytest
 from map_support import record_maps
 
 from podrt.kernels.hopper import maps as hopper_maps
-from podrt.kernels.hopper.config import DECODE_KEYS, KV_TILES, PAGE_SIZES
+from podrt.kernels.hopper.config import KV_TILES, PAGE_SIZES
 from podrt.kernels.hopper.maps import CacheMaps, QueryMaps, cache_maps
 from podrt.kernels.hopper.presets import hopper_variant
+from podrt.kernels.hopper.shared_memory import DECODE_KEYS
 from podrt.tensors.view import view
 
 

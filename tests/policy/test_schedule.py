@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from podrt.plan import keys_of
 from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.portable import RATIOS, nearest_ratio
 from podrt.policy.schedule import Schedule, Scheduler, schedule
+from podrt.reference import check_plan, execute_plan, reference_attention
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
@@ -346,3 +348,25 @@ def test_one_scheduler_gives_what_fresh_ones_give(policy: str) -> None:
         assert (again.base, again.tiling) == (fresh.base, fresh.tiling)
         for side in ("prefill", "decode"):
             assert np.array_equal(getattr(again.plan, side), getattr(fresh.plan, side))
+
+
+@pytest.mark.parametrize(
+    ("arch", "policy"),
+    [
+        *product(("sm_80", "sm_90a"), ("auto", "serial", "1:3", "ctas=4", "splits=vanilla")),
+        ("sm_90a", "portable"),
+        ("sm_90a", "decode-only=8"),
+    ],
+)
+def test_no_policy_changes_the_result(arch: str, policy: str) -> None:
+    rng = np.random.default_rng(5)
+    q_lens, kv_lens = [1, 40, 0, 7, 2], [900, 700, 12, 7, 0]
+    result = scheduled(q_lens, kv_lens, policy, layer=layer_of(num_kv_heads=2), arch=arch)
+    batch = batch_of(q_lens, kv_lens)
+    check_plan(result.plan, batch)
+    q = rng.standard_normal((sum(q_lens), 8, 128))
+    k, v = rng.standard_normal((2, len(q_lens), max(kv_lens), 2, 128))
+    for got, expected in zip(
+        execute_plan(result.plan, q, k, v), reference_attention(q, k, v, batch), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9)

@@ -1,0 +1,1 @@
+"""The Hopper family: wgmma and TMA, one CTA per SM (sm_90a)."""

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from podrt.errors import UnsupportedConfigError
-from podrt.kernels.arguments import PLAN_HEADER_BYTES
+from podrt.kernels.hopper import shared_memory
+from podrt.kernels.hopper.shared_memory import DECODE_KEYS, PREFILL_ROWS
 from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantForm
 from podrt.spec.types import DType
 
@@ -17,14 +18,10 @@ KV_TILES = (64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
 #: Page sizes whose pages a bulk copy can place in a swizzled tile.
 PAGE_SIZES = (16, 32, 64, 128, 256)
-#: Packed query rows of a prefill tile, and keys of a decode tile.
-PREFILL_ROWS, DECODE_KEYS = 128, 64
 #: Decode tiles of a step: more of them share the latency of its chain of products and softmax.
 DECODE_TILES = 2
 
 _WARPGROUP = 128
-_ELEMENT_BYTES = 2
-_WORK_SLOT_BYTES = 64
 #: Registers that the warpgroups of one CTA share, in units of one thread of each (ISA limits).
 _REGISTER_POOL = {3: 504, 4: 512}
 
@@ -164,38 +161,13 @@ class HopperConfig(VariantForm):
 
     @property
     def smem_bytes(self) -> int:
-        """Dynamic shared memory of the CTA; the map is in ``hopper/shared_memory.cuh``."""
-        tiles = self._prefill_bytes
-        if self.has_decode:
-            tiles += self._lane_bytes(self.decode_slots)
-        if self.form == "decode":
-            tiles += (self.lanes - 1) * self._lane_bytes(self.next_slots)
-        barriers = 2 + 4 * self.stages + 5
-        control = PLAN_HEADER_BYTES + -(-8 * barriers // 16) * 16 + 2 * _WORK_SLOT_BYTES + 16
-        lane_barriers = 4 + 2 * max(self.decode_slots, self.next_slots)
-        lane_control = 2 * _WORK_SLOT_BYTES + 20 * self.decode_rows + 16 + 8 * lane_barriers
-        return tiles + control + self.lanes * lane_control
+        """Dynamic shared memory of the CTA."""
+        return shared_memory.smem_bytes(self)
 
     @property
     def next_slots(self) -> int:
         """Depth of the rings of decode lanes 1 and 2, which lie over the prefill tiles if any."""
-        if self.form != "pod":
-            return self.decode_slots
-        return (self._prefill_bytes // 2 - self._lane_bytes(0)) // self._tile_bytes
-
-    @property
-    def _tile_bytes(self) -> int:
-        return DECODE_KEYS * self.head_dim * _ELEMENT_BYTES
-
-    @property
-    def _prefill_bytes(self) -> int:
-        rows = PREFILL_ROWS + 2 * self.stages * self.kv_tile
-        return rows * self.head_dim * _ELEMENT_BYTES if self.has_prefill else 0
-
-    def _lane_bytes(self, slots: int) -> int:
-        """Return the shared memory of a decode lane: queries, probabilities and ring."""
-        columns = self.head_dim + self.decode_tiles * DECODE_KEYS
-        return self.decode_rows * columns * _ELEMENT_BYTES + slots * self._tile_bytes
+        return shared_memory.next_slots(self)
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from podrt.kernels.arguments import (
     PLAN_STRUCTS,
 )
 from podrt.kernels.hopper.config import HopperConfig
+from podrt.kernels.hopper.shared_memory import render_layout
 from podrt.kernels.structs import Field, render_struct, struct_dtype
 from podrt.kernels.variant import NUM_TICKETS
 from podrt.plan import Plan
@@ -42,6 +43,7 @@ def source_of(config: HopperConfig) -> KernelSource:
         f"{config.family}/kernel.cu.jinja",
         {
             "config": config,
+            "layout_struct": render_layout(config),
             "num_tickets": NUM_TICKETS,
             "params_struct": render_struct("Params", PARAMS, align=_ALIGN),
             "plan_structs": PLAN_STRUCTS,

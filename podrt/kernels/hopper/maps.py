@@ -9,7 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from podrt.kernels.hopper.config import DECODE_KEYS, HopperConfig
+from podrt.kernels.hopper.config import HopperConfig
+from podrt.kernels.hopper.shared_memory import DECODE_KEYS
 from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, TensorMapEncoder, tensor_map
 from podrt.spec.types import DType
 from podrt.tensors.view import TensorView

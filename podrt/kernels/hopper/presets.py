@@ -9,11 +9,11 @@ from podrt.kernels.hopper.config import (
     DECODE_ROWS,
     HEAD_DIMS,
     HOPPER_ARCH,
-    PREFILL_ROWS,
     HopperConfig,
 )
 from podrt.kernels.hopper.config import PAGE_SIZES as TMA_PAGE_SIZES
-from podrt.kernels.variant import Form
+from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
+from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import DType
 
 
@@ -48,11 +48,9 @@ _DECODE_SLOTS = {
 }
 #: Keys of a prefill tile without decode, by head_dim, and the larger one if there is any. With
 #: larger tiles queries are read from shared memory less often, and a unit takes longer to begin and
-#: to end (`design/hopper-kernel.md`).
+#: to end (`bench/results/h200/NOTES.md`).
 _PREFILL_TILES = {64: 128, 128: 128}
 _LARGE_PREFILL_TILES = {128: 176}
-#: Page sizes of the default set; None is a contiguous cache.
-PAGE_SIZES = (None, 16)
 
 
 def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None) -> str | None:
@@ -111,7 +109,7 @@ def default_hopper_variants(
     dtypes: Iterable[DType] = get_args(DType),
     head_dims: Iterable[int] = HEAD_DIMS,
     decode_rows: Iterable[int] = DECODE_ROWS,
-    page_sizes: Iterable[int | None] = PAGE_SIZES,
+    page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
 ) -> list[HopperConfig]:
     """Return the causal variants that a schedule may pick, as the filters allow."""
     forms, decode_rows = tuple(forms), tuple(decode_rows)

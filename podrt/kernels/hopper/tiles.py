@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from podrt.kernels.hopper.config import DECODE_KEYS, PREFILL_ROWS, HopperConfig
+from podrt.kernels.hopper.config import HopperConfig
+from podrt.kernels.hopper.shared_memory import DECODE_KEYS, PREFILL_ROWS
 from podrt.kernels.variant import TileGeometry
 
 

@@ -1,0 +1,1 @@
+"""The portable family: mma.sync and cp.async, on sm_80 and newer."""

@@ -8,9 +8,8 @@ from typing import Any, get_args
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import RESERVED_SMEM_BYTES, get_arch
 from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantForm
-from podrt.spec.types import HEAD_DIMS, DType
+from podrt.spec.types import ELEMENT_BYTES, HEAD_DIMS, DType
 
-_ELEMENT_BYTES = 2
 _WARP = 32
 _MMA_ROWS = 16
 _MMA_DEPTH = 16
@@ -103,13 +102,13 @@ class KernelConfig(VariantForm):
     def prefill_smem_bytes(self) -> int:
         """Shared memory of the prefill role: Q tile and K/V ring."""
         rows = self.prefill.rows + self.prefill.kv_slots * self.prefill.kv_tile
-        return rows * self.head_dim * _ELEMENT_BYTES
+        return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
 
     @property
     def decode_smem_bytes(self) -> int:
         """Shared memory of the decode role: one K/V ring per warp (Q lives in registers)."""
         rows = self.warps * self.decode.kv_slots * self.decode.kv_tile
-        return rows * self.head_dim * _ELEMENT_BYTES
+        return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
 
     @property
     def smem_bytes(self) -> int:

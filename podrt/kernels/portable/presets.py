@@ -13,13 +13,10 @@ from typing import Literal, NamedTuple, get_args
 
 from podrt.gpu.arch import KIB, get_arch
 from podrt.kernels.portable.config import KernelConfig, Tile
-from podrt.kernels.variant import Form
+from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import HEAD_DIMS, DType
 
 Shape = Literal["large", "small"]
-
-#: Page sizes of the default set; None is a contiguous cache.
-PAGE_SIZES = (None, 16)
 
 
 class Preset(NamedTuple):
@@ -103,9 +100,9 @@ def default_variants(
     dtypes: Iterable[DType] = get_args(DType),
     head_dims: Iterable[int] = HEAD_DIMS,
     shapes: Iterable[Shape] = get_args(Shape),
-    page_sizes: Iterable[int | None] = PAGE_SIZES,
+    page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
 ) -> list[KernelConfig]:
-    """Return the causal variants that the dispatcher may pick on `arch`, as the filters allow."""
+    """Return the causal variants that a schedule may pick on `arch`, as the filters allow."""
     forms, shapes = tuple(forms), tuple(shapes)
     page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
     return [

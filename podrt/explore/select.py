@@ -1,61 +1,23 @@
-"""Which variants a command is about: the shared filter options, and how they choose."""
+"""Which variants somebody means: by architecture, filters, or part of a name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from podrt.errors import PodrtError
 from podrt.gpu.arch import ARCHS
+from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
-from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.portable.presets import PAGE_SIZES
+from podrt.kernels.variant import DEFAULT_PAGE_SIZES
 
 #: Compiled for when there is no GPU to ask.
 FALLBACK_ARCH = "sm_90a"
 
-ArchOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--arch",
-        help=f"Architecture, or 'all'; repeatable. Default: this GPU, else {FALLBACK_ARCH}.",
-    ),
-]
-FormOption = Annotated[
-    list[str] | None, typer.Option("--form", help="pod, prefill or decode; repeatable.")
-]
-DtypeOption = Annotated[
-    list[str] | None, typer.Option("--dtype", help="bfloat16 or float16; repeatable.")
-]
-HeadDimOption = Annotated[
-    list[int] | None, typer.Option("--head-dim", help="64, 128 or 256; repeatable.")
-]
-PageSizeOption = Annotated[
-    list[str] | None,
-    typer.Option("--page-size", help="Tokens of a page, or 'none' for contiguous; repeatable."),
-]
-DecodeRowsOption = Annotated[
-    list[int] | None,
-    typer.Option("--decode-rows", help="Query rows of a decode tile: 8, 16 or 32; repeatable."),
-]
-MaskOption = Annotated[
-    list[str] | None,
-    typer.Option("--mask", help="causal (the default) or full (causal=False); repeatable."),
-]
-FamilyOption = Annotated[
-    list[str] | None,
-    typer.Option("--family", help="portable, or hopper (sm_90a alone); repeatable."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
 
 def detected_arch() -> str:
     """Return the architecture of the current GPU, or `FALLBACK_ARCH` without one."""
-    from podrt.gpu.device import current_device
-
     try:
         return current_device().arch.name
     except PodrtError:  # no GPU, or one that podrt does not serve
@@ -83,7 +45,9 @@ def select(
     ValueError
         A filter's value is malformed or unknown, or nothing passes all filters.
     """
-    sizes = PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
+    sizes = (
+        DEFAULT_PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
+    )
     found = [v for arch in _archs(archs) for v in all_default_variants(arch, page_sizes=sizes)]
     filters: dict[str, Sequence[Any] | None] = {
         "family": families,
@@ -148,19 +112,10 @@ def _causals(masks: Sequence[str] | None) -> list[bool]:
     return [mask == "causal" for mask in dict.fromkeys(masks or ("causal",))]
 
 
-def _decode_rows_of(config: Variant) -> int | None:
-    """Return the rows of a decode tile; None for a prefill kernel."""
-    if not config.has_decode:
-        return None
-    return config.decode.rows if isinstance(config, KernelConfig) else config.decode_rows
-
-
-#: Filters that are not plain fields of a variant.
-_DERIVED: dict[str, Callable[[Variant], Any]] = {"decode_rows": _decode_rows_of}
-
-
 def _value(config: Variant, field: str) -> Any:
-    return _DERIVED[field](config) if field in _DERIVED else getattr(config, field)
+    if field == "decode_rows" and not config.has_decode:
+        return None
+    return getattr(config, field)
 
 
 def _keep(variants: list[Variant], field: str, allowed: Sequence[Any]) -> list[Variant]:

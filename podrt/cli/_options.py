@@ -1,0 +1,43 @@
+"""The options that say which variants a command is about."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from podrt.explore.select import FALLBACK_ARCH
+
+ArchOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arch",
+        help=f"Architecture, or 'all'; repeatable. Default: this GPU, else {FALLBACK_ARCH}.",
+    ),
+]
+FormOption = Annotated[
+    list[str] | None, typer.Option("--form", help="pod, prefill or decode; repeatable.")
+]
+DtypeOption = Annotated[
+    list[str] | None, typer.Option("--dtype", help="bfloat16 or float16; repeatable.")
+]
+HeadDimOption = Annotated[
+    list[int] | None, typer.Option("--head-dim", help="64, 128 or 256; repeatable.")
+]
+PageSizeOption = Annotated[
+    list[str] | None,
+    typer.Option("--page-size", help="Tokens of a page, or 'none' for contiguous; repeatable."),
+]
+DecodeRowsOption = Annotated[
+    list[int] | None,
+    typer.Option("--decode-rows", help="Query rows of a decode tile: 8, 16 or 32; repeatable."),
+]
+MaskOption = Annotated[
+    list[str] | None,
+    typer.Option("--mask", help="causal (the default) or full (causal=False); repeatable."),
+]
+FamilyOption = Annotated[
+    list[str] | None,
+    typer.Option("--family", help="portable, or hopper (sm_90a alone); repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

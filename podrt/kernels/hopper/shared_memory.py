@@ -1,0 +1,155 @@
+"""Shared memory of a Hopper CTA: the one description, which the kernels get as constants.
+
+A region is listed where it lies, with its size; offsets follow. ``hopper/shared_memory.cuh`` has
+the picture, and asserts that tiles and structs are as large as they are here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from podrt.kernels.arguments import PLAN_HEADER_BYTES
+from podrt.plan import WORK_ITEM
+from podrt.spec.types import ELEMENT_BYTES
+
+if TYPE_CHECKING:
+    from podrt.kernels.hopper.config import HopperConfig
+
+#: Packed query rows of a prefill tile, and keys of a decode tile.
+PREFILL_ROWS, DECODE_KEYS = 128, 64
+#: Units that a producer hands over ahead of their use.
+WORK_SLOTS = 2
+#: A work item and its KV head, aligned for 16-byte accesses.
+WORK_SLOT_BYTES = -(-(WORK_ITEM.itemsize + 4) // 16) * 16
+
+_FLOAT_BYTES, _BARRIER_BYTES = 4, 8
+_TWO_FLAGS_BYTES = 16  # two ints, and what keeps the next region aligned
+_LANE_WARPS = 4
+
+
+class Region(NamedTuple):
+    """Some memory that the kernels know by an offset: `k` and its name."""
+
+    name: str
+    size_bytes: int
+    doc: str
+
+
+def offsets_of(regions: tuple[Region, ...]) -> dict[str, int]:
+    """Return the offset of every region, and as ``"End"`` that of what follows the last."""
+    offsets, end = {}, 0
+    for region in regions:
+        offsets[region.name] = end
+        end += region.size_bytes
+    return offsets | {"End": end}
+
+
+def cta_regions(config: HopperConfig) -> tuple[Region, ...]:
+    """Return what a CTA has. Tiles come first: they must lie on 1024 bytes."""
+    ring = config.stages * config.kv_tile if config.has_prefill else 0
+    queries = PREFILL_ROWS if config.has_prefill else 0
+    row = config.head_dim * ELEMENT_BYTES[config.dtype]
+    first, others = _lane_bytes(config)
+    return (
+        Region("Q", queries * row, "one prefill tile"),
+        Region("K", ring * row, "prefill ring"),
+        Region("V", ring * row, "prefill ring"),
+        Region("FirstLane", first, "tiles of decode lane 0"),
+        Region("OwnLanes", others, "of those that do not lie over the prefill tiles"),
+        Region("Header", PLAN_HEADER_BYTES, "of the plan"),
+        Region("Barriers", -(-_BARRIER_BYTES * len(barriers(config)) // 16) * 16, ""),
+        Region("Work", WORK_SLOTS * WORK_SLOT_BYTES, "units of prefill"),
+        Region("Flags", _TWO_FLAGS_BYTES, "which prefill warpgroup is last to arrive"),
+        Region("LaneControl", config.lanes * offsets_of(lane_control(config))["End"], "by lane"),
+    )
+
+
+def lane_tiles(config: HopperConfig, slots: int) -> tuple[Region, ...]:
+    """Return the tiles of a decode lane with a ring of so many slots."""
+    row = config.head_dim * ELEMENT_BYTES[config.dtype]
+    step = config.decode_tiles * DECODE_KEYS * ELEMENT_BYTES[config.dtype]
+    return (
+        Region("LaneQ", config.decode_rows * row, "one decode tile"),
+        Region("LaneP", config.decode_rows * step, "its probabilities"),
+        Region("LaneRing", slots * DECODE_KEYS * row, "tiles of K and V in turn"),
+    )
+
+
+def lane_control(config: HopperConfig) -> tuple[Region, ...]:
+    """Return what a decode lane has besides its tiles."""
+    sums = (_LANE_WARPS + 1) * config.decode_rows * _FLOAT_BYTES
+    work, ring = (_BARRIER_BYTES * n for n in (WORK_SLOTS, _most_slots(config)))
+    return (
+        Region("LaneWork", WORK_SLOTS * WORK_SLOT_BYTES, "units of decode"),
+        Region("Reduce", sums, "float[5][decode_rows]: of each warp, then references"),
+        Region("Outgrown", _TWO_FLAGS_BYTES, "int[2]: a sum has outgrown its reference"),
+        Region("LaneWorkFull", work, "barriers"),
+        Region("LaneWorkEmpty", work, ""),
+        Region("RingFull", ring, ""),
+        Region("RingEmpty", ring, ""),
+    )
+
+
+def barriers(config: HopperConfig) -> tuple[str, ...]:
+    """Return the names of a CTA's own barriers, by number; those of a ring have one for a slot."""
+    counts = {
+        "QFull": 1,
+        "QEmpty": 1,
+        **dict.fromkeys(("KFull", "KEmpty", "VFull", "VEmpty"), config.stages),
+        **dict.fromkeys(("WorkFull", "WorkEmpty"), WORK_SLOTS),
+        "HandOver": 1,
+    }
+    return tuple(name for name, count in counts.items() for _ in range(count))
+
+
+def next_slots(config: HopperConfig) -> int:
+    """Return the depth of the rings of decode lanes 1 and 2, which share the prefill tiles."""
+    if config.form != "pod":
+        return config.decode_slots
+    row = config.head_dim * ELEMENT_BYTES[config.dtype]
+    prefill = (PREFILL_ROWS + 2 * config.stages * config.kv_tile) * row
+    half = prefill // (config.lanes - 1)
+    return (half - offsets_of(lane_tiles(config, 0))["End"]) // (DECODE_KEYS * row)
+
+
+def smem_bytes(config: HopperConfig) -> int:
+    """Return the dynamic shared memory of a CTA."""
+    return offsets_of(cta_regions(config))["End"]
+
+
+def render_layout(config: HopperConfig) -> str:
+    """Return the layout as constants of a C++ struct: offsets in bytes, barriers by number."""
+    cta, control = cta_regions(config), lane_control(config)
+    tiles = lane_tiles(config, next_slots(config))
+    lines = [
+        f"  static constexpr int k{region.name} = {offset};"
+        + f"  // {region.doc}" * bool(region.doc)
+        for regions in (cta, tiles, control)
+        for region, offset in zip(regions, offsets_of(regions).values(), strict=False)
+    ]
+    names = barriers(config)
+    over_prefill = config.form == "pod"
+    sizes = {
+        "NextLanes": offsets_of(cta)["Q" if over_prefill else "OwnLanes"],
+        "NextLaneBytes": offsets_of(tiles)["End"],
+        "NextSlots": next_slots(config),
+        "MaxSlots": _most_slots(config),
+        "LaneControlBytes": offsets_of(control)["End"],
+        "WorkSlots": WORK_SLOTS,
+        "WorkSlotBytes": WORK_SLOT_BYTES,
+        **{name: names.index(name) for name in dict.fromkeys(names)},
+    }
+    lines += [f"  static constexpr int k{name} = {value};" for name, value in sizes.items()]
+    return "\n".join(("struct Layout {", *lines, "};"))
+
+
+def _lane_bytes(config: HopperConfig) -> tuple[int, int]:
+    """Return the tiles of decode lane 0, and of the other lanes that have memory of their own."""
+    if not config.has_decode:
+        return 0, 0
+    first = offsets_of(lane_tiles(config, config.decode_slots))["End"]
+    return first, 0 if config.has_prefill else (config.lanes - 1) * first
+
+
+def _most_slots(config: HopperConfig) -> int:
+    return max(config.decode_slots, next_slots(config))
