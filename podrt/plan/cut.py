@@ -90,7 +90,7 @@ def num_partials(cut: Cut | None) -> int:
     """Return the pieces of split tiles, each of which leaves a partial result."""
     if cut is None:
         return 0
-    return int(np.add.reduce(cut.counts * (cut.counts > 1)))
+    return int(np.dot(cut.counts, cut.counts > 1.0))
 
 
 def limit_for(tiles: Tiles, side: Side, max_items: int) -> int:
