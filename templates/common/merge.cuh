@@ -87,11 +87,11 @@ struct MergedRows {
         float raised = max[row];
 #pragma unroll
         for (int split = 0; split < kSplits; split++) raised = fmaxf(raised, lse[split][row]);
-        const float shrink = exp2_approx(max[row] - raised);
+        const float rescale = exp2_approx(max[row] - raised);
         max[row] = raised;
-        sum[row] *= shrink;
+        sum[row] *= rescale;
 #pragma unroll
-        for (int i = 0; i < kFloats; i++) out[row][i] *= shrink;
+        for (int i = 0; i < kFloats; i++) out[row][i] *= rescale;
 #pragma unroll
         for (int split = 0; split < kSplits; split++) {
           const float weight = exp2_approx(lse[split][row] - raised);

@@ -69,7 +69,7 @@ __device__ __forceinline__ bool all_taken(const QueueCounters& counters, const P
 
 // Called by all threads of a CTA that will take no more work.
 template <class Config>
-__device__ __forceinline__ void leave(const QueueCounters& counters) {
+__device__ __forceinline__ void leave_launch(const QueueCounters& counters) {
   __shared__ bool is_last;
   if (threadIdx.x == 0) {
     __threadfence();

@@ -38,10 +38,10 @@ struct RowState {
   // Raises the reference to a score if it is below; everything accumulated shrinks by the result.
   __device__ __forceinline__ float raise_to(float score, float scale_log2) {
     const float raised = fmaxf(reference, score * scale_log2);
-    const float shrink = exp2_approx(reference - raised);
+    const float rescale = exp2_approx(reference - raised);
     reference = raised;
-    sum *= shrink;
-    return shrink;
+    sum *= rescale;
+    return rescale;
   }
 
   // Turns the row's scores into probabilities and adds them up.

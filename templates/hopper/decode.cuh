@@ -40,7 +40,7 @@ struct DecodeConsumer {
   float scores[kTiles][kScores], out[kBlocks][kScores];
   float reference[kColumns];  // log2 of what a row's sum and output refer to; see common/softmax.cuh
   float row_sum[kColumns];
-  int odd = 0;  // steps take turns with two flags: a warp may set the next one before all have read
+  int flag_number = 0;  // steps take turns with two flags: a warp may set the next one before all have read
 
   __device__ __forceinline__ DecodeConsumer(const Params& p, const Smem& smem, const DecodeLane& at,
                                             int thread)
@@ -78,7 +78,7 @@ struct DecodeConsumer {
   }
 
   __device__ __forceinline__ volatile int& outgrown() const {
-    return reinterpret_cast<volatile int*>(smem.base + at.control + Smem::kOutgrown)[odd];
+    return reinterpret_cast<volatile int*>(smem.base + at.control + Smem::kOutgrown)[flag_number];
   }
 
   // Tile row of accumulator column c of a lane.
@@ -112,7 +112,7 @@ struct DecodeConsumer {
       if (masked) mask(item, first_key);
       softmax(masked || step == 0);
       multiply_vp();
-      odd ^= 1;
+      flag_number ^= 1;
     }
     finish(item, kv_head);
   }
@@ -169,7 +169,7 @@ struct DecodeConsumer {
                  advance_here(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
     });
 #pragma unroll
-    for (int t = 0; t < kTiles; t++) hold_registers(scores[t]);
+    for (int t = 0; t < kTiles; t++) fence_operand(scores[t]);
   }
 
   __device__ __forceinline__ void multiply_vp() {
@@ -189,7 +189,7 @@ struct DecodeConsumer {
 
   __device__ __forceinline__ void hold_out() {
 #pragma unroll
-    for (int block = 0; block < kBlocks; block++) hold_registers(out[block]);
+    for (int block = 0; block < kBlocks; block++) fence_operand(out[block]);
   }
 
   // In the last step of a request, rows of V beyond its keys hold anything; see zero_rows.
@@ -258,21 +258,21 @@ struct DecodeConsumer {
       if (lane < 4) maxima[warp * kRows + column_row(c, lane)] = max;
     }
     sync();
-    float shrink[kColumns];
+    float rescale[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
       float max = -infinity();
 #pragma unroll
       for (int w = 0; w < 4; w++) max = fmaxf(max, maxima[w * kRows + column_row(c, lane)]);
       const float raised = fmaxf(reference[c], max * p.scale_log2);
-      shrink[c] = exp2_approx(reference[c] - raised);
+      rescale[c] = exp2_approx(reference[c] - raised);
       reference[c] = raised;
-      row_sum[c] *= shrink[c];
+      row_sum[c] *= rescale[c];
     }
 #pragma unroll
     for (int block = 0; block < kBlocks; block++)
 #pragma unroll
-      for (int i = 0; i < kScores; i++) out[block][i] *= shrink[i / 4 * 2 + i % 2];
+      for (int i = 0; i < kScores; i++) out[block][i] *= rescale[i / 4 * 2 + i % 2];
   }
 
   // Writes the probabilities to shared memory and adds up this thread's share of them.

@@ -1,4 +1,4 @@
-// Bulk copies of K and V tiles by one warp, every lane one piece of a page; a contiguous cache's tiles
+// TMA loads of K and V tiles by one warp, every lane one piece of a page; a contiguous cache's tiles
 // are one piece.
 //
 // A tensor map of the cache has an axis of 64 columns and one of such blocks, which steps over heads

@@ -1,4 +1,4 @@
-// A tile of K or V of kTileRows tokens in shared memory, as bulk copies of kTilePieceRows leave it and
+// A tile of K or V of kTileRows tokens in shared memory, as TMA loads of kTilePieceRows leave it and
 // wgmma reads it: groups of 8 rows, blocks of 64 columns (common/descriptor.cuh). A page's copy brings
 // all columns of its rows, so in a paged cache's tile the blocks of a group lie side by side; a
 // contiguous cache's tile is one copy, block after block.

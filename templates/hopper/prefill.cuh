@@ -91,7 +91,7 @@ struct PrefillConsumer {
     mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
     issue_qk();
     wgmma_wait<0>();
-    hold_registers(scores);
+    fence_operand(scores);
     release_k(tile == 0);
     clear_beyond(warp_uniform(item.kv_len - first_key));
   }
@@ -101,7 +101,7 @@ struct PrefillConsumer {
     mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
     issue_pv();
     wgmma_wait<0>();
-    hold_registers(out);
+    fence_operand(out);
     release_v();
   }
 
@@ -114,10 +114,10 @@ struct PrefillConsumer {
     issue_pv();
     barrier_arrive(kTurnBarrier + (warpgroup ^ 1), 2 * kWarpgroup);
     wgmma_wait<1>();
-    hold_registers(scores);
+    fence_operand(scores);
     release_k(tile == 0);
     wgmma_wait<0>();
-    hold_registers(out);
+    fence_operand(out);
     release_v();
   }
 
@@ -136,7 +136,7 @@ struct PrefillConsumer {
   }
 
   // Prefill alone has uniform registers enough for all its descriptors.
-  static __device__ __forceinline__ u64 further(u64 tile, int bytes) {
+  static __device__ __forceinline__ u64 advance_sparingly(u64 tile, int bytes) {
     return Config::kHasDecode ? advance_here(tile, bytes) : advance(tile, bytes);
   }
 
@@ -147,15 +147,15 @@ struct PrefillConsumer {
     wgmma_qk_first(scores, q_tile, k_tile);
 #pragma unroll
     for (int i = 1; i < Config::kHeadDim / 16; i++)
-      wgmma_qk(scores, further(q_tile, i / 4 * Smem::kQBlockBytes + i % 4 * 32),
-               further(k_tile, Tile::columns(i)));
+      wgmma_qk(scores, advance_sparingly(q_tile, i / 4 * Smem::kQBlockBytes + i % 4 * 32),
+               advance_sparingly(k_tile, Tile::columns(i)));
     wgmma_commit();
   }
 
   __device__ __forceinline__ void issue_pv() {
     const u64 v_tile = Tile::v_descriptor(smem.address + Smem::kV + v.slot * Tile::kBytes);
-    hold_registers(out);
-    hold_registers(probabilities);
+    fence_operand(out);
+    fence_operand(probabilities);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Config::kKvTile / 16; i++)
@@ -193,19 +193,19 @@ struct PrefillConsumer {
 #pragma unroll
     for (int i = 0; i < kScores; i++)
       max[i / 2 % 2][i % 2] = fmaxf(max[i / 2 % 2][i % 2], scores[i]);
-    float shrink[2], reference[2], sum[2];
+    float rescale[2], reference[2], sum[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const float new_max = quad_max(fmaxf(max[half][0], max[half][1]));
       reference[half] = new_max * p.scale_log2;
-      shrink[half] = exp2_approx(row_max[half] * p.scale_log2 - reference[half]);
+      rescale[half] = exp2_approx(row_max[half] * p.scale_log2 - reference[half]);
       row_max[half] = new_max;
     }
     exponentiate(reference, sum);
 #pragma unroll
-    for (int half = 0; half < 2; half++) row_sum[half] = row_sum[half] * shrink[half] + sum[half];
+    for (int half = 0; half < 2; half++) row_sum[half] = row_sum[half] * rescale[half] + sum[half];
 #pragma unroll
-    for (int i = 0; i < kOut; i++) out[i] *= shrink[i / 2 % 2];
+    for (int i = 0; i < kOut; i++) out[i] *= rescale[i / 2 % 2];
   }
 
   // Softmax of a tile that every row sees whole, relative to row_max as it is. What a sum of powers

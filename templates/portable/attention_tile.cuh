@@ -171,12 +171,12 @@ struct AttentionTile {
     for (int block = 0; block < Tile::kBlocks; block++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const float shrink =
+        const float rescale =
             state[block][half].raise_to(quad_max(max[block][half]), p.scale_log2);
 #pragma unroll
         for (int n = 0; n < kOutColumns; n++)
 #pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; i++) o[block][n][i] *= shrink;
+          for (int i = 2 * half; i < 2 * half + 2; i++) o[block][n][i] *= rescale;
       }
   }
 

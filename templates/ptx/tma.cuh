@@ -1,4 +1,5 @@
-// Bulk tensor copies from global to shared memory through a tensor map, completing on an mbarrier.
+// TMA loads: bulk tensor copies from global to shared memory through a tensor map, completing on an
+// mbarrier.
 #pragma once
 #include "ptx/types.cuh"
 

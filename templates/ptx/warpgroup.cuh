@@ -6,12 +6,12 @@ constexpr int kWarpgroup = 128;
 
 // Every warp of a warpgroup must execute the same one; the value is a multiple of 8.
 template <int kRegisters>
-__device__ __forceinline__ void shrink_registers() {
+__device__ __forceinline__ void dealloc_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 template <int kRegisters>
-__device__ __forceinline__ void grow_registers() {
+__device__ __forceinline__ void alloc_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
@@ -41,13 +41,13 @@ __device__ __forceinline__ void wgmma_wait() {
 // Keeps the compiler from moving uses and changes of wgmma's registers across a wait or fence, which
 // name no registers.
 template <int kSize>
-__device__ __forceinline__ void hold_registers(float (&registers)[kSize]) {
+__device__ __forceinline__ void fence_operand(float (&registers)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; i++) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
 template <int kSize>
-__device__ __forceinline__ void hold_registers(u32 (&registers)[kSize]) {
+__device__ __forceinline__ void fence_operand(u32 (&registers)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; i++) asm volatile("" : "+r"(registers[i])::"memory");
 }

@@ -16,7 +16,7 @@ HOPPER_ARCH = "sm_90a"
 HEAD_DIMS = (64, 128)
 KV_TILES = (64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
-#: Page sizes whose pages a bulk copy can place in a swizzled tile.
+#: Page sizes whose pages a TMA load can place in a swizzled tile.
 PAGE_SIZES = (16, 32, 64, 128, 256)
 #: Decode tiles of a step: more of them share the latency of its chain of products and softmax.
 DECODE_TILES = 2
@@ -128,7 +128,7 @@ class HopperConfig(VariantForm):
         return self.warpgroups * _WARPGROUP
 
     def piece_rows(self, tile_rows: int) -> int:
-        """Return the tokens that one bulk copy brings of a tile of `tile_rows`.
+        """Return the tokens that one TMA load brings of a tile of `tile_rows`.
 
         A piece must not leave its page, and tiles begin at multiples of `DECODE_KEYS`, as splits
         do. A contiguous cache's tile is one piece.

@@ -1,6 +1,6 @@
 """Tensor maps of the Hopper kernels: query tiles, and the pieces of K and V tiles.
 
-A piece is what one bulk copy brings (`HopperConfig.piece_rows`). ``hopper/kv_copy.cuh`` has the
+A piece is what one TMA load brings (`HopperConfig.piece_rows`). ``hopper/kv_copy.cuh`` has the
 other half.
 """
 

@@ -19,7 +19,7 @@ def geometry_of(config: HopperConfig, group: int, num_sms: int) -> TileGeometry:
     return TileGeometry(
         prefill_rows=tile_tokens(group) * group,
         decode_rows=config.decode_rows,
-        # Splits begin where a bulk copy can, whatever the form that runs the plan.
+        # Splits begin where a TMA load can, whatever the form that runs the plan.
         prefill_kv_tile=math.lcm(config.kv_tile, DECODE_KEYS),
         decode_kv_tile=DECODE_KEYS * config.decode_tiles,
         prefill_slots=num_sms,
