@@ -6,6 +6,9 @@ import numpy as np
 
 from podrt.plan.cut import Cut, Side
 from podrt.plan.tiles import Tiles
+from podrt.policy.calibration import H200
+
+COSTS = H200.hopper_cuts.costs
 
 Pieces = list[tuple[int, int]]  # of each tile: how many, and the KV tiles of each but the last
 
@@ -17,7 +20,7 @@ def tiles_of_keys(keys: list[int], kv_tile: int) -> Tiles:
 def side_of(
     slots: int = 1, units: int = 1, *, min_keys: int = 1, max_partials: int | None = None
 ) -> Side:
-    return Side(min_keys, units, slots, max_partials)
+    return Side(min_keys, units, slots, COSTS, max_partials)
 
 
 def pieces_of(tiles: Tiles, cut: Cut | None) -> Pieces:

@@ -2,7 +2,7 @@
 
 from podrt.plan.bounds import PlanBounds, plan_bounds
 from podrt.plan.planner import is_decode, make_plan, most_decode_tokens
-from podrt.plan.tiling import DEFAULT_PARTIAL_BYTES, Tiling, partial_rows_within
+from podrt.plan.tiling import DEFAULT_PARTIAL_BYTES, SplitCosts, Tiling, partial_rows_within
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, Plan, WorkList, keys_of
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "WORK_ITEM_FIELDS",
     "Plan",
     "PlanBounds",
+    "SplitCosts",
     "Tiling",
     "WorkList",
     "is_decode",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from podrt.plan.tiles import Floats, Tiles
+from podrt.plan.tiling import SplitCosts
 
 #: Numbers of pieces that `_smallest` computes in one go.
 _BLOCK = 4096
@@ -23,6 +24,8 @@ class Side(NamedTuple):
         Units that one piece of a tile makes (its KV heads).
     slots : int
         Units that run at once.
+    costs : SplitCosts
+        What the rules weigh.
     max_partials : int or None
         Most partial results: pieces of tiles that have more than one. None sets no bound.
     """
@@ -30,6 +33,7 @@ class Side(NamedTuple):
     min_keys: int
     units_per_tile: int
     slots: int
+    costs: SplitCosts
     max_partials: int | None = None
 
 
@@ -86,7 +90,7 @@ def num_partials(cut: Cut | None) -> int:
     """Return the pieces of split tiles, each of which leaves a partial result."""
     if cut is None:
         return 0
-    return int(np.add.reduce(cut.counts * (cut.counts > 1)))
+    return int(np.dot(cut.counts, cut.counts > 1.0))
 
 
 def limit_for(tiles: Tiles, side: Side, max_items: int) -> int:

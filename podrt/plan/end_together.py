@@ -13,9 +13,8 @@ import numpy.typing as npt
 from podrt.plan.cut import Cut, Side, cut_at, cut_steps, limit_for, limit_within, piece_keys
 from podrt.plan.tiles import RADIX_LIMIT, Tiles
 
-#: By what the limit that fills the slots once is multiplied or divided; what starting a unit and
-#: merging one more split of a tile cost, in keys; how near to the best end is near enough.
-_FACTORS, _START_KEYS, _SPLIT_KEYS, _NEAR_BEST = (1, 2, 3, 4, 6, 8, 12, 16), 128, 8, 1.08
+#: By what the limit that fills the slots once is multiplied or divided.
+_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16)
 #: Tiles times limits that are tried in one go.
 _BLOCK = 2048
 
@@ -47,10 +46,10 @@ def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | N
         for cut, end in _try(tiles, side, limits[len(ends) : len(ends) + block]):
             cuts.append(cut)
             ends.append(end)
-        near_best = min(ends) * _NEAR_BEST
+        near_best = min(ends) * side.costs.near_best
         chosen = next(i for i, end in enumerate(ends) if end <= near_best)
         # No later limit changes the choice once it is near the best that any of them can reach.
-        if ends[chosen] <= _earliest_end(tiles, side, limits[len(ends) :]) * _NEAR_BEST:
+        if ends[chosen] <= _earliest_end(tiles, side, limits[len(ends) :]) * side.costs.near_best:
             break
         block = max(1, _BLOCK // len(tiles))
     return cuts[chosen]
@@ -84,10 +83,10 @@ def _earliest_end(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> float:
     fewest_pieces = max(len(tiles), -(-tiles.total // (limits[0] * kv_tile)))
     waves = -(-fewest_pieces * side.units_per_tile // side.slots)
     splits = -(-whole // limits[0])
-    merging = _SPLIT_KEYS * splits if splits > 1 else 0
+    merging = side.costs.split_keys * splits if splits > 1 else 0
     shortest_piece = min(longest, -(-whole // -(-whole // limits[-1])) * kv_tile)
     share_of_slot = tiles.total * side.units_per_tile / side.slots
-    return max(share_of_slot, shortest_piece) + _START_KEYS * waves + merging
+    return max(share_of_slot, shortest_piece) + side.costs.start_keys * waves + merging
 
 
 def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> Iterator[tuple[Cut | None, float]]:
@@ -107,7 +106,7 @@ def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> Iterator[tuple[Cu
     for i, limit in enumerate(limits):
         handed_out = pieces[i].repeat(repeats[i])
         handed_out.sort(kind="stable" if has_radix else None)
-        merging = _SPLIT_KEYS * -(-whole // limit)
+        merging = side.costs.split_keys * -(-whole // limit)
         cut = Cut(counts[i], lengths[i], limit * tiles.kv_tile)
         yield cut, _waves_end(handed_out[::-1], side) + merging
 
@@ -121,4 +120,4 @@ def _waves_end(pieces: npt.NDArray[Any], side: Side) -> float:
         waves = pieces[firsts]
     else:
         waves = pieces[:: slots // units]
-    return float(np.add.reduce(waves)) + _START_KEYS * len(waves)
+    return float(np.add.reduce(waves)) + side.costs.start_keys * len(waves)

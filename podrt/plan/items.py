@@ -128,13 +128,12 @@ def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut, tile: Indices, first_piece: 
     keys -= begin
     np.minimum(keys, length, out=keys)
     order = longest_first(keys, min(cut.longest, tiles.longest))
-    items = of_tiles.take(tile[order], axis=0, mode="clip")
-    begin = begin[order]
+    items = of_tiles.take(tile, axis=0, mode="clip")
+    items[:, _SPLIT] = split
     items[:, _KV_BEGIN] = begin
-    begin += keys[order]
+    begin += keys
     items[:, _KV_END] = begin
-    items[:, _SPLIT] = split[order]
-    return _as_items(items)
+    return _as_items(items.take(order, axis=0, mode="clip"))
 
 
 def _as_items(rows: npt.NDArray[Any]) -> WorkList:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan.cut import Cut, Side
+from podrt.plan.cut import Cut, Side, num_partials
 from podrt.plan.end_together import split_to_end_together
-from podrt.plan.items import Rows, SideItems, lay_out, request_rows
+from podrt.plan.items import SideItems, lay_out, request_rows
 from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
 from podrt.plan.tiles import Tiles, tiles_of
 from podrt.plan.tiling import Tiling
@@ -15,9 +15,6 @@ from podrt.plan.work import WORK_ITEM, Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
-
-#: Prefill is split as finely as allowed when it would leave more than this share of the GPU idle.
-MAX_IDLE_PREFILL = 0.2
 
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 
@@ -35,13 +32,18 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
         The attention layer: its heads and mask.
     """
     prefill, decode = _tiles(batch, tiling, spec.group, spec.mask)
-    rows = request_rows(batch)
     cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads)
-    prefill_side, decode_side = _lay_out(rows, prefill, decode, tiling, cuts)
-    wanted = prefill_side.partial_rows, decode_side.partial_rows
-    if tiling.max_partial_rows is not None and sum(wanted) > tiling.max_partial_rows:
-        cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads, _shares(*wanted, tiling))
-        prefill_side, decode_side = _lay_out(rows, prefill, decode, tiling, cuts)
+    if tiling.max_partial_rows is not None:
+        max_partials = _fair_shares(*cuts, tiling, tiling.max_partial_rows)
+        if max_partials != (None, None):
+            cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads, max_partials)
+    rows = request_rows(batch)
+    prefill_side = decode_side = _NO_ITEMS
+    if prefill is not None:
+        prefill_side = lay_out(rows, prefill, cuts[0], tiling.prefill_rows)
+    if decode is not None:
+        _, merges, partial_rows = prefill_side
+        decode_side = lay_out(rows, decode, cuts[1], tiling.decode_rows, merges, partial_rows)
     return Plan(
         prefill=prefill_side.items,
         decode=decode_side.items,
@@ -95,23 +97,28 @@ def _cuts(
 ) -> tuple[Cut | None, Cut | None]:
     """Return the cuts of prefill and decode, with no more partial results than given for each."""
     min_keys, slots = tiling.min_prefill_keys, tiling.prefill_slots
-    prefill_side = Side(min_keys, num_kv_heads, slots, max_partials[0])
+    prefill_side = Side(min_keys, num_kv_heads, slots, tiling.costs, max_partials[0])
     min_keys, slots = tiling.min_decode_keys, tiling.decode_slots
-    decode_side = Side(min_keys, num_kv_heads, slots, max_partials[1])
+    decode_side = Side(min_keys, num_kv_heads, slots, tiling.costs, max_partials[1])
     return (
         _cut_prefill(prefill, prefill_side, tiling, decode),
         _cut_decode(decode, decode_side, tiling, prefill),
     )
 
 
-def _shares(prefill_rows: int, decode_rows: int, tiling: Tiling) -> tuple[int | None, int | None]:
+def _fair_shares(
+    prefill: Cut | None, decode: Cut | None, tiling: Tiling, max_rows: int
+) -> tuple[int | None, int | None]:
     """Return the partial results that each side may have, None for as many as it wants.
 
     Of too few rows each side may have half, and what the other leaves of its own.
     """
-    most = tiling.max_partial_rows or 0
-    prefill_most = max(most // 2, most - decode_rows)
-    decode_most = most - min(most // 2, prefill_rows)
+    prefill_rows = num_partials(prefill) * tiling.prefill_rows
+    decode_rows = num_partials(decode) * tiling.decode_rows
+    if prefill_rows + decode_rows <= max_rows:
+        return None, None
+    prefill_most = max(max_rows // 2, max_rows - decode_rows)
+    decode_most = max_rows - min(max_rows // 2, prefill_rows)
     return (
         prefill_most // tiling.prefill_rows if prefill_rows > prefill_most else None,
         decode_most // tiling.decode_rows if decode_rows > decode_most else None,
@@ -139,23 +146,6 @@ def _cut_prefill(
         return split_for_waves(prefill, side)
     if decode is not None and len(decode) * units >= tiling.decode_slots:
         return None  # decode keeps busy what prefill leaves idle
-    if len(prefill) * units < (1 - MAX_IDLE_PREFILL) * side.slots:
+    if len(prefill) * units < (1 - side.costs.max_idle_prefill) * side.slots:
         return split_keys(prefill, side, max_items=waves * side.slots // units)
     return split_to_fill_waves(prefill, side)
-
-
-def _lay_out(
-    rows: Rows,
-    prefill: Tiles | None,
-    decode: Tiles | None,
-    tiling: Tiling,
-    cuts: tuple[Cut | None, Cut | None],
-) -> tuple[SideItems, SideItems]:
-    """Return the items of prefill and decode, which share merges and partial rows."""
-    prefill_items = decode_items = _NO_ITEMS
-    if prefill is not None:
-        prefill_items = lay_out(rows, prefill, cuts[0], tiling.prefill_rows)
-    if decode is not None:
-        _, merges, partial_rows = prefill_items
-        decode_items = lay_out(rows, decode, cuts[1], tiling.decode_rows, merges, partial_rows)
-    return prefill_items, decode_items

@@ -20,9 +20,8 @@ from podrt.plan.tiles import Floats, Tiles, longest_first
 #: how near to the best wave efficiency is near enough.
 MAX_SPLITS, _BUSY_SHARE, _WAVE_SHARE = 128, 0.8, 0.85
 #: Of `split_to_fill_waves`: beyond so many waves the last one matters little; most pieces of the
-#: longest tile; what starting a unit and merging a piece cost, in keys; and the share of the time
-#: that cutting may leave.
-MANY_WAVES, MOST_PIECES, _START_KEYS, _MERGE_KEYS, _WORTH_CUTTING = 6, 5, 128, 256, 0.88
+#: longest tile.
+MANY_WAVES, MOST_PIECES = 6, 5
 #: Of `taper`: it cuts no more than one key of so many finer.
 _MOST_TAPERED = 4
 
@@ -86,10 +85,11 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
         What they are cut for.
     """
     units, slots, kv_tile = side.units_per_tile, side.slots, tiles.kv_tile
+    costs_of = side.costs
     if len(tiles) * units > MANY_WAVES * slots:
         return None
-    whole_costs = tiles.keys[tiles.order()] + _START_KEYS
-    allowed = _WORTH_CUTTING * _queue_end(whole_costs.repeat(units), slots)
+    whole_costs = tiles.keys[tiles.order()] + costs_of.start_keys
+    allowed = costs_of.worth_cutting * _queue_end(whole_costs.repeat(units), slots)
     # No cut ends before all slots would that share the keys evenly.
     if float(np.add.reduce(whole_costs)) * units / slots > allowed:
         return None
@@ -98,8 +98,8 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
         cut = cut_at(tiles, -(-tiles.longest // (number * kv_tile)))
         if cut is None or cut.longest < side.min_keys or not _fits(cut, side):
             continue
-        costs = piece_keys(tiles, cut.lengths) + _START_KEYS
-        costs += _MERGE_KEYS * (cut.counts > 1)
+        costs = piece_keys(tiles, cut.lengths) + costs_of.start_keys
+        costs += costs_of.merge_keys * (cut.counts > 1)
         if float(costs @ cut.counts) * units / slots > min(allowed, best_end):
             continue
         end = _queue_end(np.sort(costs.repeat((cut.counts * units).astype(np.intp)))[::-1], slots)

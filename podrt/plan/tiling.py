@@ -10,6 +10,35 @@ _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
+class SplitCosts:
+    """What the rules of splitting weigh, in keys that a slot could go through meanwhile.
+
+    Attributes
+    ----------
+    start_keys : int
+        What starting a unit costs.
+    split_keys : int
+        What one more split costs the merge of the tile that has the most.
+    merge_keys : int
+        What a piece of a split tile of prefill costs more than starting it.
+    near_best : float
+        An end is good enough up to so many times the earliest.
+    worth_cutting : float
+        Whole tiles of prefill are cut if that leaves at most this share of their time.
+    max_idle_prefill : float
+        Prefill is split as finely as allowed when it would leave more than this share of the slots
+        idle.
+    """
+
+    start_keys: int
+    split_keys: int
+    merge_keys: int
+    near_best: float
+    worth_cutting: float
+    max_idle_prefill: float
+
+
+@dataclass(frozen=True)
 class Tiling:
     """What the planner must know of the kernel and the GPU.
 
@@ -33,6 +62,8 @@ class Tiling:
     taper_decode : bool
         Beside prefill, what is handed out last of decode is split finer: lanes of unlike speed do
         not end together by themselves.
+    costs : SplitCosts
+        What the rules of splitting weigh.
     max_partial_rows : int or None
         Most rows of partial results, per KV head (`Plan.partial_rows`): where the rules above would
         need more, splits are coarser. Tiles in one piece need none, so any number can be kept.
@@ -51,6 +82,7 @@ class Tiling:
     decode_piece_keys: int
     fused_piece_keys: int
     taper_decode: bool
+    costs: SplitCosts
     max_partial_rows: int | None = None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from podrt.gpu.device import DeviceInfo
+from podrt.plan import SplitCosts
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Cuts(Measured):
         short enough for them to end together, long enough for starting and merging not to count.
     taper_decode : bool
         Beside prefill, what is handed out last of decode is cut finer.
+    costs : SplitCosts
+        What starting units and merging pieces cost.
     """
 
     min_prefill_keys: int
@@ -50,6 +53,7 @@ class Cuts(Measured):
     decode_piece_keys: int
     fused_piece_keys: int
     taper_decode: bool
+    costs: SplitCosts
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,15 @@ class Calibration:
 
 _H200, _H100 = "NVIDIA H200", "NVIDIA H100"
 _HOPPER_NOTES = "bench/results/h200/NOTES.md"
+#: Fitted to the Hopper family, and taken for the portable one too.
+_COSTS = SplitCosts(
+    start_keys=128,
+    split_keys=8,
+    merge_keys=256,
+    near_best=1.08,
+    worth_cutting=0.88,
+    max_idle_prefill=0.2,
+)
 
 H200 = Calibration(
     portable_cuts=Cuts(
@@ -154,16 +167,18 @@ H200 = Calibration(
         decode_piece_keys=4096,
         fused_piece_keys=4096,
         taper_decode=False,
+        costs=_COSTS,
     ),
     hopper_cuts=Cuts(
         _H200,
-        f"{_HOPPER_NOTES}, items 10, 18 and 37",
+        f"{_HOPPER_NOTES}, items 10, 18, 21, 28 and 37",
         min_prefill_keys=1024,
         min_decode_keys=384,
         prefill_waves=1,
         decode_piece_keys=8192,
         fused_piece_keys=4096,
         taper_decode=True,
+        costs=_COSTS,
     ),
     fused_form=FusedForm(
         _H200,

@@ -6,7 +6,7 @@ Attention, the dry run, the bench and the explorer all come here, so that they c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -141,15 +141,11 @@ class Scheduler:
             base = self._choices.variant("pod", decode_rows)
             base.require_spec(self.spec)
             geometry = family_of(base).geometry_of(base, self.spec.group, self.gpu.num_sms)
-            rows = partial_rows_within(
+            most_rows = partial_rows_within(
                 DEFAULT_PARTIAL_BYTES, self.spec.num_kv_heads, self.spec.head_dim
             )
-            found = self._bases[decode_rows] = (
-                base,
-                replace(
-                    tiling_for(geometry, self._choices.cuts, self.policy), max_partial_rows=rows
-                ),
-            )
+            tiling = tiling_for(geometry, self._choices.cuts, self.policy, most_rows)
+            found = self._bases[decode_rows] = base, tiling
         return found
 
     def _forms(self, plan: Plan) -> tuple[Form, ...]:
@@ -178,7 +174,9 @@ def schedule(
 _scheduler = lru_cache(maxsize=256)(Scheduler)
 
 
-def tiling_for(geometry: TileGeometry, cuts: Cuts, policy: Policy) -> Tiling:
+def tiling_for(
+    geometry: TileGeometry, cuts: Cuts, policy: Policy, max_partial_rows: int | None = None
+) -> Tiling:
     """Return what the planner must know: the tiles, and how far their keys are cut."""
     return Tiling(
         **geometry._asdict(),
@@ -189,6 +187,8 @@ def tiling_for(geometry: TileGeometry, cuts: Cuts, policy: Policy) -> Tiling:
         # One launch after the other: nothing is beside decode.
         fused_piece_keys=cuts.decode_piece_keys if policy.serial else cuts.fused_piece_keys,
         taper_decode=cuts.taper_decode and not policy.serial,
+        costs=cuts.costs,
+        max_partial_rows=max_partial_rows,
     )
 
 

@@ -17,6 +17,7 @@ from podrt.kernels.hopper.config import DECODE_ROWS
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
 from podrt.plan import Plan, Tiling, is_decode, make_plan
+from podrt.policy.calibration import H200
 from podrt.reference import check_plan, execute_plan, reference_attention
 from podrt.spec.batch import HybridBatch
 from podrt.spec.types import HEAD_DIMS
@@ -37,6 +38,7 @@ SMALL = Tiling(
     decode_piece_keys=4096,
     fused_piece_keys=2048,
     taper_decode=False,
+    costs=H200.hopper_cuts.costs,
 )
 
 

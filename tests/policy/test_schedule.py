@@ -2,118 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
+from schedule_support import MIXED, batch_of, forms, layer_of, scheduled
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import get_arch
 from podrt.gpu.nominal import H100
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
-from podrt.kernels.variant import Form
 from podrt.plan import keys_of
-from podrt.policy.policies import Policy, parse_policy
-from podrt.policy.portable import RATIOS, nearest_ratio
+from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Schedule, Scheduler, schedule
 from podrt.reference import check_plan, execute_plan, reference_attention
-from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
-from podrt.spec.types import DType
-
-H200 = replace(H100, name="NVIDIA H200", memory_gbs=4917.0)
-MIXED = [4096] + [1] * 64, [4096] + [2048] * 64
-
-
-def layer_of(
-    page_size: int | None = None,
-    causal: bool = True,
-    *,
-    num_kv_heads: int = 8,
-    group: int = 4,
-    head_dim: int = 128,
-    dtype: DType = "bfloat16",
-) -> AttentionSpec:
-    return make_spec(
-        num_kv_heads * group, num_kv_heads, head_dim, page_size, "NHD", dtype, causal, None
-    )
-
-
-def batch_of(q_lens: list[int], kv_lens: list[int]) -> HybridBatch:
-    return HybridBatch.contiguous(
-        np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
-    )
-
-
-def scheduled(
-    q_lens: list[int],
-    kv_lens: list[int] | None = None,
-    policy: str | Policy = "auto",
-    *,
-    layer: AttentionSpec | None = None,
-    arch: str = "sm_90a",
-    num_sms: int = 132,
-    decode_rows: int | None = None,
-) -> Schedule:
-    """Schedule a batch of 2048 keys a request, unless `kv_lens` says otherwise."""
-    lens = [max(2048, q_len) for q_len in q_lens] if kv_lens is None else kv_lens
-    return schedule(
-        batch_of(q_lens, lens),
-        layer or layer_of(),
-        replace(H100, arch=get_arch(arch), num_sms=num_sms),
-        parse_policy(policy) if isinstance(policy, str) else policy,
-        decode_rows=decode_rows,
-    )
-
-
-def forms(result: Schedule) -> list[Form]:
-    return [config.form for config in result.variants]
-
-
-@pytest.mark.parametrize(
-    ("prefill_ctas", "decode_ctas", "ratio"),
-    [
-        (100, 100, (1, 1)),
-        (130, 100, (1, 1)),
-        (150, 100, (2, 1)),
-        (100, 310, (1, 4)),
-        (10_000, 1, (8, 1)),
-        (1, 10_000, (1, 8)),
-        (3, 0.25, (8, 1)),
-    ],
-)
-def test_nearest_ratio_on_a_log_scale(
-    prefill_ctas: float, decode_ctas: float, ratio: tuple[int, int]
-) -> None:
-    assert nearest_ratio(prefill_ctas, decode_ctas) == ratio
-
-
-def test_every_ratio_is_its_own_nearest() -> None:
-    assert [nearest_ratio(*ratio) for ratio in RATIOS] == list(RATIOS)
-
-
-def ratio_of(result: Schedule) -> tuple[int, int]:
-    return result.plan.prefill_share, result.plan.decode_share
-
-
-def test_ratio_follows_the_work_on_each_side() -> None:
-    few, many = (scheduled([4096] + [1] * decodes, policy="portable") for decodes in (64, 1024))
-    for result in (few, many):
-        assert forms(result) == ["pod"]
-        units = result.plan.num_prefill_units, result.plan.num_decode_units / 4  # warps of a CTA
-        prefill, decode = ratio_of(result)
-        assert abs(math.log2(prefill / decode) - math.log2(units[0] / units[1])) <= 0.5
-    assert ratio_of(few) != ratio_of(many)
-    assert ratio_of(scheduled(*MIXED, "proportional")) == ratio_of(scheduled(*MIXED, "portable"))
-
-
-def test_explicit_ratio_is_taken_as_it_is() -> None:
-    assert ratio_of(scheduled(*MIXED, "3:5")) == (3, 5)
-    assert ratio_of(scheduled(*MIXED, "50:50")) == (1, 1)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -128,12 +35,6 @@ def test_serial_is_one_launch_per_side(arch: str) -> None:
 def test_a_side_that_is_alone_gets_its_own_kernel(policy: str, arch: str) -> None:
     assert forms(scheduled([512], [512], policy, arch=arch)) == ["prefill"]
     assert forms(scheduled([1, 1], [512, 7], policy, arch=arch)) == ["decode"]
-
-
-def test_lone_side_needs_no_ratio() -> None:
-    for q_lens, kv_lens in (([1, 1], [512, 7]), ([512], [512]), ([0], [5])):
-        assert ratio_of(scheduled(q_lens, kv_lens, "portable")) == (1, 1)
-    assert ratio_of(scheduled(*MIXED, "portable-serial")) == (1, 1)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -298,28 +199,6 @@ def test_portable_tiling_is_that_of_two_ctas_of_four_warps() -> None:
     assert (tiling.prefill_slots, tiling.decode_slots) == (20, 80)
 
 
-def shares(result: Schedule) -> tuple[int, int]:
-    return result.plan.decode_only_ctas, result.plan.prefill_only_ctas
-
-
-@pytest.mark.parametrize("number", [0, 24, 1024])
-def test_sms_of_one_side_are_taken_as_they_are(number: int) -> None:
-    assert shares(scheduled(*MIXED, f"decode-only={number}")) == (number, 0)
-    assert shares(scheduled(*MIXED, f"prefill-only={number}")) == (0, number)
-
-
-def test_sms_are_shared_by_the_work_on_each_side() -> None:
-    long_decode = [2048] + [1] * 150, [16384] * 151
-    decode_only, prefill_only = shares(scheduled(*long_decode))
-    assert 0 < decode_only < 66 and prefill_only == 0
-    one_head = layer_of(num_kv_heads=1, group=8)
-    batch = batch_of([2048] + [1] * 64, [16384] + [8192] * 64)
-    decode_only, prefill_only = shares(schedule(batch, one_head, H200, Policy()))
-    assert decode_only == 0 < prefill_only
-    for policy in ("portable", "hopper-serial"):
-        assert shares(scheduled(*long_decode, policy)) == (0, 0)
-
-
 def test_no_piece_is_tapered_where_nothing_is_beside_decode() -> None:
     q_lens, kv_lens = [2048] + [1] * 100, [4096] + [16384] * 100
     fused, serial = scheduled(q_lens, kv_lens), scheduled(q_lens, kv_lens, "serial")
@@ -370,3 +249,16 @@ def test_no_policy_changes_the_result(arch: str, policy: str) -> None:
         execute_plan(result.plan, q, k, v), reference_attention(q, k, v, batch), strict=True
     ):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", ["auto", "serial", "portable", "ctas=4"])
+def test_every_kernel_that_a_batch_may_get_is_known_before(policy: str) -> None:
+    scheduler = Scheduler(layer_of(), H100, parse_policy(policy))
+    for tokens in (1, 2, 9):
+        rows = scheduler.decode_rows_for(tokens)
+        known = set(scheduler.variants(rows))
+        for q_lens in ([], [1], [512], [512, 1], [16384] + [1] * 8, [4096], [tokens] * 3):
+            batch = batch_of(q_lens, [max(q_len, 16384) for q_len in q_lens])
+            assert set(scheduler.schedule(batch, decode_rows=rows).variants) <= known
+        assert set(scheduler.captured(rows)) <= known
+        assert set(scheduler.captured(rows, decodes_only=True)) <= known

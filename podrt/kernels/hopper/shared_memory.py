@@ -6,14 +6,12 @@ the picture, and asserts that tiles and structs are as large as they are here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from podrt.kernels.arguments import PLAN_HEADER_BYTES
+from podrt.kernels.variant import Form
 from podrt.plan import WORK_ITEM
-from podrt.spec.types import ELEMENT_BYTES
-
-if TYPE_CHECKING:
-    from podrt.kernels.hopper.config import HopperConfig
+from podrt.spec.types import ELEMENT_BYTES, DType
 
 #: Packed query rows of a prefill tile, and keys of a decode tile.
 PREFILL_ROWS, DECODE_KEYS = 128, 64
@@ -25,6 +23,43 @@ WORK_SLOT_BYTES = -(-(WORK_ITEM.itemsize + 4) // 16) * 16
 _FLOAT_BYTES, _BARRIER_BYTES = 4, 8
 _TWO_FLAGS_BYTES = 16  # two ints, and what keeps the next region aligned
 _LANE_WARPS = 4
+
+
+class Sizes(Protocol):
+    """What the layout needs of a variant; `podrt.HopperConfig` says what each is."""
+
+    @property
+    def form(self) -> Form: ...
+
+    @property
+    def dtype(self) -> DType: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def decode_rows(self) -> int: ...
+
+    @property
+    def kv_tile(self) -> int: ...
+
+    @property
+    def stages(self) -> int: ...
+
+    @property
+    def decode_slots(self) -> int: ...
+
+    @property
+    def decode_tiles(self) -> int: ...
+
+    @property
+    def lanes(self) -> int: ...
+
+    @property
+    def has_prefill(self) -> bool: ...
+
+    @property
+    def has_decode(self) -> bool: ...
 
 
 class Region(NamedTuple):
@@ -44,7 +79,7 @@ def offsets_of(regions: tuple[Region, ...]) -> dict[str, int]:
     return offsets | {"End": end}
 
 
-def cta_regions(config: HopperConfig) -> tuple[Region, ...]:
+def cta_regions(config: Sizes) -> tuple[Region, ...]:
     """Return what a CTA has. Tiles come first: they must lie on 1024 bytes."""
     ring = config.stages * config.kv_tile if config.has_prefill else 0
     queries = PREFILL_ROWS if config.has_prefill else 0
@@ -64,7 +99,7 @@ def cta_regions(config: HopperConfig) -> tuple[Region, ...]:
     )
 
 
-def lane_tiles(config: HopperConfig, slots: int) -> tuple[Region, ...]:
+def lane_tiles(config: Sizes, slots: int) -> tuple[Region, ...]:
     """Return the tiles of a decode lane with a ring of so many slots."""
     row = config.head_dim * ELEMENT_BYTES[config.dtype]
     step = config.decode_tiles * DECODE_KEYS * ELEMENT_BYTES[config.dtype]
@@ -75,7 +110,7 @@ def lane_tiles(config: HopperConfig, slots: int) -> tuple[Region, ...]:
     )
 
 
-def lane_control(config: HopperConfig) -> tuple[Region, ...]:
+def lane_control(config: Sizes) -> tuple[Region, ...]:
     """Return what a decode lane has besides its tiles."""
     sums = (_LANE_WARPS + 1) * config.decode_rows * _FLOAT_BYTES
     work, ring = (_BARRIER_BYTES * n for n in (WORK_SLOTS, _most_slots(config)))
@@ -90,7 +125,7 @@ def lane_control(config: HopperConfig) -> tuple[Region, ...]:
     )
 
 
-def barriers(config: HopperConfig) -> tuple[str, ...]:
+def barriers(config: Sizes) -> tuple[str, ...]:
     """Return the names of a CTA's own barriers, by number; those of a ring have one for a slot."""
     counts = {
         "QFull": 1,
@@ -102,7 +137,7 @@ def barriers(config: HopperConfig) -> tuple[str, ...]:
     return tuple(name for name, count in counts.items() for _ in range(count))
 
 
-def next_slots(config: HopperConfig) -> int:
+def next_slots(config: Sizes) -> int:
     """Return the depth of the rings of decode lanes 1 and 2, which share the prefill tiles."""
     if config.form != "pod":
         return config.decode_slots
@@ -112,12 +147,12 @@ def next_slots(config: HopperConfig) -> int:
     return (half - offsets_of(lane_tiles(config, 0))["End"]) // (DECODE_KEYS * row)
 
 
-def smem_bytes(config: HopperConfig) -> int:
+def smem_bytes(config: Sizes) -> int:
     """Return the dynamic shared memory of a CTA."""
     return offsets_of(cta_regions(config))["End"]
 
 
-def render_layout(config: HopperConfig) -> str:
+def render_layout(config: Sizes) -> str:
     """Return the layout as constants of a C++ struct: offsets in bytes, barriers by number."""
     cta, control = cta_regions(config), lane_control(config)
     tiles = lane_tiles(config, next_slots(config))
@@ -143,7 +178,7 @@ def render_layout(config: HopperConfig) -> str:
     return "\n".join(("struct Layout {", *lines, "};"))
 
 
-def _lane_bytes(config: HopperConfig) -> tuple[int, int]:
+def _lane_bytes(config: Sizes) -> tuple[int, int]:
     """Return the tiles of decode lane 0, and of the other lanes that have memory of their own."""
     if not config.has_decode:
         return 0, 0
@@ -151,5 +186,5 @@ def _lane_bytes(config: HopperConfig) -> tuple[int, int]:
     return first, 0 if config.has_prefill else (config.lanes - 1) * first
 
 
-def _most_slots(config: HopperConfig) -> int:
+def _most_slots(config: Sizes) -> int:
     return max(config.decode_slots, next_slots(config))

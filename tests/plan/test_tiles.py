@@ -1,0 +1,57 @@
+"""Tiles of requests, and the order of what is longest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from podrt.plan.tiles import Tiles, longest_first, tiles_of
+from podrt.spec.mask import Mask
+
+requests_of = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 2000)), min_size=1, max_size=6)
+
+
+@given(
+    requests=requests_of,
+    tile_rows=st.sampled_from([16, 64, 126, 128]),
+    group=st.sampled_from([1, 3, 4, 7, 71]),
+    causal=st.booleans(),
+)
+def test_each_tile_sees_what_its_last_token_sees(
+    requests: list[tuple[int, int]], tile_rows: int, group: int, causal: bool
+) -> None:
+    expected = []
+    for request, (q_len, kv_len) in enumerate(requests):
+        for begin in range(0, q_len * group, tile_rows):
+            last = min((begin + tile_rows - 1) // group, q_len - 1)
+            keys = min(max(kv_len - q_len + last + 1, 0), kv_len) if causal else kv_len
+            expected.append((request, begin, keys))
+    q_lens, kv_lens = (np.array([lengths[i] for lengths in requests]) for i in (0, 1))
+    tiles = tiles_of(
+        np.arange(len(requests)), q_lens, kv_lens, tile_rows, 64, group, Mask(causal), False
+    )
+    row_begin = np.zeros(len(tiles)) if tiles.row_begin is None else tiles.row_begin
+    assert list(zip(tiles.request, row_begin, tiles.keys, strict=True)) == expected
+
+
+def test_requests_that_fit_into_one_tile_are_not_counted() -> None:
+    lengths = np.array([4, 1, 2]), np.array([100, 0, 3])
+    tiles = tiles_of(np.array([0, 2]), *lengths, 16, 64, 4, Mask(True), True)
+    assert tiles.request.tolist() == [0, 2]
+    assert tiles.keys.tolist() == [100, 3]
+    assert tiles.row_begin is None
+
+
+def test_sums_of_tiles() -> None:
+    tiles = Tiles(np.arange(3), np.array([0.0, 65.0, 64.0]), 64)
+    assert tiles.steps.tolist() == [1, 2, 1]
+    assert (tiles.longest, tiles.longest_steps, tiles.total, len(tiles)) == (65, 2, 129, 3)
+    assert tiles.order().tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("longest", [10, 65_535, 65_536, 2**31 - 1])
+def test_the_longest_come_first_and_equal_ones_in_order(longest: int) -> None:
+    keys = np.array([0, longest, 5, longest, 0, longest - 1], np.float64)
+    assert longest_first(keys, longest).tolist() == [1, 3, 5, 2, 0, 4]

@@ -1,0 +1,63 @@
+"""Batches of plain lists, scheduled for an H100."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from podrt.gpu.arch import get_arch
+from podrt.gpu.nominal import H100
+from podrt.kernels.variant import Form
+from podrt.policy.policies import Policy, parse_policy
+from podrt.policy.schedule import Schedule, schedule
+from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.batch import HybridBatch
+from podrt.spec.types import DType
+
+MIXED = [4096] + [1] * 64, [4096] + [2048] * 64
+
+
+def layer_of(
+    page_size: int | None = None,
+    causal: bool = True,
+    *,
+    num_kv_heads: int = 8,
+    group: int = 4,
+    head_dim: int = 128,
+    dtype: DType = "bfloat16",
+) -> AttentionSpec:
+    return make_spec(
+        num_kv_heads * group, num_kv_heads, head_dim, page_size, "NHD", dtype, causal, None
+    )
+
+
+def batch_of(q_lens: list[int], kv_lens: list[int]) -> HybridBatch:
+    return HybridBatch.contiguous(
+        np.cumsum([0, *q_lens]).astype(np.int32), np.array(kv_lens, np.int32)
+    )
+
+
+def scheduled(
+    q_lens: list[int],
+    kv_lens: list[int] | None = None,
+    policy: str | Policy = "auto",
+    *,
+    layer: AttentionSpec | None = None,
+    arch: str = "sm_90a",
+    num_sms: int = 132,
+    decode_rows: int | None = None,
+) -> Schedule:
+    """Schedule a batch of 2048 keys a request, unless `kv_lens` says otherwise."""
+    lens = [max(2048, q_len) for q_len in q_lens] if kv_lens is None else kv_lens
+    return schedule(
+        batch_of(q_lens, lens),
+        layer or layer_of(),
+        replace(H100, arch=get_arch(arch), num_sms=num_sms),
+        parse_policy(policy) if isinstance(policy, str) else policy,
+        decode_rows=decode_rows,
+    )
+
+
+def forms(result: Schedule) -> list[Form]:
+    return [config.form for config in result.variants]
