@@ -18,7 +18,8 @@ Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 #: As in ``templates/common/softmax.cuh``.
-SLACK, OUTGROWN_SUM, NOTHING_SEEN = np.float32(8), np.float32(1024), np.float32(-1e30)
+SLACK, OUTGROWN_SUM = np.float32(8), np.float32(1024)
+NOTHING_SEEN = np.float32(-(2.0**100))
 
 
 @dataclass

@@ -63,6 +63,16 @@ class Limits:
                     "reserved; call reserve() with a larger limit and capture graphs again"
                 )
 
+    def require_cache(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError unless a contiguous cache, baked into a graph, holds any batch."""
+        rows, length = shape[:2]
+        if rows < self.max_requests or length < self.max_kv_len:
+            raise ValueError(
+                f"k_cache: has {rows} rows of {length} tokens; a graph for up to "
+                f"max_requests={self.max_requests} of max_kv_len={self.max_kv_len} needs a cache "
+                "of so many, or pages"
+            )
+
 
 @dataclass(frozen=True)
 class Room:

@@ -105,6 +105,8 @@ class Session:
         launches = planned.launches
         if reserved is not None and self.driver.is_capturing(stream):
             launches = reserved.launches(decodes_only=decodes_only)
+            if self._spec.page_size is None:
+                reserved.limits.require_cache(tensors.k_cache.shape)
         if not launches:
             return
         workspace = self._workspace(planned, stream)

@@ -17,6 +17,8 @@ from podrt.spec.types import HEAD_DIMS, DType
 
 KvLayout = Literal["NHD", "HND"]
 
+_LEAST_SCALE, _LARGEST_SCALE = 1e-38, 1e8
+
 
 @dataclass(frozen=True)
 class KernelSpec:
@@ -149,8 +151,10 @@ def _checked_scale(sm_scale: float | None, head_dim: int) -> float:
     scale = float(sm_scale)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"sm_scale={sm_scale!r}: must be finite and greater than 0")
-    # The kernels multiply by sm_scale * log2(e), a float32.
-    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-    if not least <= scale * math.log2(math.e) <= most:
-        raise ValueError(f"sm_scale={sm_scale!r}: must be from 1e-38 to 2.3e38, to fit a float32")
+    # The kernels multiply by sm_scale * log2(e) in float32, -2^100 for a row that sees no key too.
+    if not _LEAST_SCALE <= scale <= _LARGEST_SCALE:
+        raise ValueError(
+            f"sm_scale={sm_scale!r}: must be from {_LEAST_SCALE} to {_LARGEST_SCALE:g}, so that "
+            "scaled scores fit a float32"
+        )
     return scale

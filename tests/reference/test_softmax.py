@@ -196,4 +196,14 @@ def test_model_has_the_constants_of_the_kernels() -> None:
         ("kNothingSeen", model.NOTHING_SEEN),
     ):
         (text,) = re.findall(rf"constexpr float {name} = (.+)f;", header)
-        assert np.float32(text) == value
+        number = float.fromhex(text) if "x" in text else float(text)
+        assert np.float32(number) == value
+
+
+@pytest.mark.parametrize("sm_scale", [*(dim**-0.5 for dim in (64, 128, 256)), 1e-3, 0.3, 1e8])
+def test_the_lowest_reference_times_a_scale_is_exact(sm_scale: float) -> None:
+    """Prefill keeps maxima unscaled: max * scale - reference, fused, must be 0 and not 1e22."""
+    scale = np.float32(sm_scale * np.log2(np.e))
+    exact = np.float64(model.NOTHING_SEEN) * np.float64(scale)
+    assert np.float64(np.float32(exact)) == exact
+    assert np.isfinite(np.float32(exact))

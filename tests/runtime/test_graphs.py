@@ -283,3 +283,13 @@ def test_limits_are_checked(gpu: FakeGpu, limits: dict[str, Any], message: str) 
     attention = podrt.HybridAttention(HEADS, KV_HEADS, HEAD_DIM)
     with pytest.raises((ValueError, TypeError), match=message):
         attention.reserve(**LIMITS | limits)
+
+
+def test_a_contiguous_cache_that_is_too_short_for_the_limits_is_not_captured(
+    gpu: FakeGpu,
+) -> None:
+    attention = reserved(page_size=None)
+    small = TorchTensor((12, 2999, KV_HEADS, HEAD_DIM), 1 << 41)
+    gpu.capturing[7] = 1
+    with pytest.raises(ValueError, match="k_cache: has 12 rows of 2999 tokens; a graph for up to"):
+        attention.run(**tensors(8) | {"k_cache": small, "v_cache": small}, stream=7)
