@@ -136,7 +136,8 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     last = min(total // _MOST_TAPERED, side.slots * total // units)
     handed_out = np.add.accumulate(tiles.keys[order])
     half, quarter = handed_out.searchsorted((total - last, total - last // 2), "right").tolist()
-    limit = np.full(len(tiles), max(longest, side.min_keys) // kv_tile, np.float64)
+    limit = np.empty(len(tiles))
+    limit.fill(max(longest, side.min_keys) // kv_tile)
     limit[order[half:]] = max(longest // 2, side.min_keys) // kv_tile
     limit[order[quarter:]] = max(longest // 4, side.min_keys) // kv_tile
     np.minimum(limit, lengths, out=limit)
