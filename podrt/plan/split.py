@@ -86,26 +86,29 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
         What they are cut for.
     """
     units, slots, kv_tile = side.units_per_tile, side.slots, tiles.kv_tile
-    if len(tiles) * units > MANY_WAVES * slots:
+    numbers = range(2, MOST_PIECES + 1)
+    limits = [-(-tiles.longest // (number * kv_tile)) for number in numbers]
+    limits = [limit for limit in limits if limit * kv_tile >= side.min_keys]
+    if not limits or len(tiles) * units > MANY_WAVES * slots:
         return None
     whole_costs = tiles.keys[tiles.order()] + _START_KEYS
-    allowed = _WORTH_CUTTING * _queue_end(whole_costs.repeat(units), slots)
+    latest = _WORTH_CUTTING * _queue_end(whole_costs.repeat(units), slots)
     # No cut ends before all slots would that share the keys evenly.
-    if float(np.add.reduce(whole_costs)) * units / slots > allowed:
+    if float(np.add.reduce(whole_costs)) * units / slots > latest:
         return None
     best, best_end = None, np.inf
-    for number in range(2, MOST_PIECES + 1):
-        cut = cut_at(tiles, -(-tiles.longest // (number * kv_tile)))
-        if cut is None or cut.longest < side.min_keys or not _fits(cut, side):
+    for limit in limits:
+        cut = cut_at(tiles, limit)
+        if cut is None or not _fits(cut, side):
             continue
         costs = piece_keys(tiles, cut.lengths) + _START_KEYS
         costs += _MERGE_KEYS * (cut.counts > 1)
-        if float(costs @ cut.counts) * units / slots > min(allowed, best_end):
+        if float(costs @ cut.counts) * units / slots > min(latest, best_end):
             continue
         end = _queue_end(np.sort(costs.repeat((cut.counts * units).astype(np.intp)))[::-1], slots)
         if end < best_end:
             best, best_end = cut, end
-    return best if best_end <= allowed else None
+    return best if best_end <= latest else None
 
 
 def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
