@@ -6,7 +6,7 @@ structured array costs forty times as much.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +104,7 @@ def _whole(rows: Rows, tiles: Tiles, first_merge: int, first_partial_row: int) -
     if first_merge:
         items[:, _PARTIAL_ROW] = first_partial_row
         items[:, _MERGE] = first_merge
-    return SideItems(_as_items(items), 0, 0)
+    return SideItems(np.frombuffer(items, WORK_ITEM), 0, 0)
 
 
 def _running_sum(values: Floats) -> tuple[int, Floats]:
@@ -133,8 +133,4 @@ def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut, tile: Indices, first_piece: 
     items[:, _KV_BEGIN] = begin
     begin += keys
     items[:, _KV_END] = begin
-    return _as_items(items.take(order, axis=0, mode="clip"))
-
-
-def _as_items(rows: npt.NDArray[Any]) -> WorkList:
-    return rows.view(WORK_ITEM).reshape(len(rows))
+    return np.frombuffer(items.take(order, axis=0, mode="clip"), WORK_ITEM)

@@ -85,27 +85,29 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
         What they are cut for.
     """
     units, slots, kv_tile = side.units_per_tile, side.slots, tiles.kv_tile
-    costs_of = side.costs
-    if len(tiles) * units > MANY_WAVES * slots:
+    numbers, costs_of = range(2, MOST_PIECES + 1), side.costs
+    limits = [-(-tiles.longest // (number * kv_tile)) for number in numbers]
+    limits = [limit for limit in limits if limit * kv_tile >= side.min_keys]
+    if not limits or len(tiles) * units > MANY_WAVES * slots:
         return None
     whole_costs = tiles.keys[tiles.order()] + costs_of.start_keys
-    allowed = costs_of.worth_cutting * _queue_end(whole_costs.repeat(units), slots)
+    latest = costs_of.worth_cutting * _queue_end(whole_costs.repeat(units), slots)
     # No cut ends before all slots would that share the keys evenly.
-    if float(np.add.reduce(whole_costs)) * units / slots > allowed:
+    if float(np.add.reduce(whole_costs)) * units / slots > latest:
         return None
     best, best_end = None, np.inf
-    for number in range(2, MOST_PIECES + 1):
-        cut = cut_at(tiles, -(-tiles.longest // (number * kv_tile)))
-        if cut is None or cut.longest < side.min_keys or not _fits(cut, side):
+    for limit in limits:
+        cut = cut_at(tiles, limit)
+        if cut is None or not _fits(cut, side):
             continue
         costs = piece_keys(tiles, cut.lengths) + costs_of.start_keys
         costs += costs_of.merge_keys * (cut.counts > 1)
-        if float(costs @ cut.counts) * units / slots > min(allowed, best_end):
+        if float(costs @ cut.counts) * units / slots > min(latest, best_end):
             continue
         end = _queue_end(np.sort(costs.repeat((cut.counts * units).astype(np.intp)))[::-1], slots)
         if end < best_end:
             best, best_end = cut, end
-    return best if best_end <= allowed else None
+    return best if best_end <= latest else None
 
 
 def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
@@ -136,7 +138,8 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     last = min(total // _MOST_TAPERED, side.slots * total // units)
     handed_out = np.add.accumulate(tiles.keys[order])
     half, quarter = handed_out.searchsorted((total - last, total - last // 2), "right").tolist()
-    limit = np.full(len(tiles), max(longest, side.min_keys) // kv_tile, np.float64)
+    limit = np.empty(len(tiles))
+    limit.fill(max(longest, side.min_keys) // kv_tile)
     limit[order[half:]] = max(longest // 2, side.min_keys) // kv_tile
     limit[order[quarter:]] = max(longest // 4, side.min_keys) // kv_tile
     np.minimum(limit, lengths, out=limit)

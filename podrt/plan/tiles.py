@@ -37,9 +37,21 @@ class Tiles:
         KV tiles of each tile, at least 1.
     longest, total : int
         Keys of the longest tile, at least 1, and of all.
+    longest_steps : int
+        KV tiles of the longest tile; pieces of at most so many leave every tile whole.
     """
 
-    __slots__ = ("_order", "keys", "kv_tile", "longest", "request", "row_begin", "steps", "total")
+    __slots__ = (
+        "_order",
+        "keys",
+        "kv_tile",
+        "longest",
+        "longest_steps",
+        "request",
+        "row_begin",
+        "steps",
+        "total",
+    )
 
     def __init__(
         self,
@@ -54,16 +66,12 @@ class Tiles:
         np.ceil(steps, steps)
         np.maximum(steps, 1.0, out=steps)
         self.longest = int(np.maximum.reduce(keys)) or 1
+        self.longest_steps = -(-self.longest // kv_tile)
         self.total = int(np.add.reduce(keys))
         self._order: Indices | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    @property
-    def longest_steps(self) -> int:
-        """KV tiles of the longest tile; pieces of at most so many leave every tile whole."""
-        return -(-self.longest // self.kv_tile)
 
     def order(self) -> Indices:
         """Return the indices of the tiles, longest first."""

@@ -88,18 +88,17 @@ class SmAllocation:
         if not (plan.prefill_keys and plan.decode_keys) or num_units > num_sms:
             return 0
         us_per_key = self._us_per_prefill_key(plan) * speeds.fused_slowdown
-        unit_us = keys_of(plan.prefill).repeat(plan.num_kv_heads) * us_per_key
-        longest_us = float(unit_us[0])
+        keys = keys_of(plan.prefill)
+        longest_us = int(keys[0]) * us_per_key
         decode_mb = self._decode_bytes(plan) / 1e6
         bus_gbs = speeds.beside_bus_share * speeds.read_efficiency * self.memory_gbs
         mb_per_sm = min(speeds.beside_gbs_per_sm, bus_gbs / num_sms) * longest_us / 1e3
         most = min(int(num_sms - decode_mb / mb_per_sm), num_units - 1)
         if most <= 0:
             return 0
-        beside_us = (
-            speeds.us_per_decoded_mb * decode_mb / np.arange(num_sms, num_sms - most - 1, -1)
-        )
-        beside_us += unit_us[: most + 1]
+        others = np.arange(num_sms, num_sms - most - 1, -1)
+        beside_us = speeds.us_per_decoded_mb * decode_mb / others
+        beside_us += keys.repeat(plan.num_kv_heads)[: most + 1] * us_per_key
         return int(np.maximum(beside_us, longest_us).argmin())
 
     def _us_per_prefill_key(self, plan: Plan) -> float:
