@@ -6,6 +6,7 @@ structured array costs forty times as much.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -37,13 +38,20 @@ class SideItems(NamedTuple):
 
 def request_rows(batch: HybridBatch) -> Rows:
     """Return an item for every request, as if each were one tile in one piece."""
-    rows = np.zeros((len(batch.kv_lens), len(WORK_ITEM_FIELDS)), np.int32)
-    rows[:, _REQUEST] = np.arange(len(rows))
+    rows = _blank(batch.num_requests).copy()
     rows[:, _PAGE_BEGIN] = batch.page_begin
     rows[:, _Q_BEGIN] = batch.qo_indptr[:-1]
     rows[:, _Q_LEN] = batch.q_lens
     rows[:, _KV_LEN] = batch.kv_lens
     rows[:, _KV_END] = batch.kv_lens
+    return rows
+
+
+@lru_cache(maxsize=16)
+def _blank(requests: int) -> Rows:
+    """Return what items of so many requests have whatever their lengths."""
+    rows = np.zeros((requests, len(WORK_ITEM_FIELDS)), np.int32)
+    rows[:, _REQUEST] = np.arange(requests)
     rows[:, _NUM_SPLITS] = 1
     return rows
 

@@ -9,13 +9,14 @@ from podrt.plan.cut import Cut, Side, num_partials
 from podrt.plan.end_together import split_to_end_together
 from podrt.plan.items import SideItems, lay_out, request_rows
 from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
-from podrt.plan.tiles import Tiles, tiles_of
+from podrt.plan.tiles import Indices, Tiles, tiles_of
 from podrt.plan.tiling import Tiling
 from podrt.plan.work import WORK_ITEM, Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
 
+_NOBODY = np.empty(0, np.intp)
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 
 
@@ -73,10 +74,7 @@ def _tiles(
 ) -> tuple[Tiles | None, Tiles | None]:
     """Return the tiles of prefill and decode, None for a side without any."""
     q_lens = batch.q_lens
-    is_small = is_decode(q_lens, group, tiling.decode_rows)
-    large = (~is_small).nonzero()[0]
-    is_small &= q_lens > 0
-    small = is_small.nonzero()[0]
+    large, small = _sides(batch, most_decode_tokens(group, tiling.decode_rows))
     prefill = decode = None
     if len(large):
         rows, kv_tile = tiling.prefill_rows, tiling.prefill_kv_tile
@@ -86,6 +84,17 @@ def _tiles(
         fits = group <= rows
         decode = tiles_of(small, q_lens, batch.kv_lens, rows, kv_tile, group, mask, fits)
     return prefill, decode
+
+
+def _sides(batch: HybridBatch, most_tokens: int) -> tuple[Indices, Indices]:
+    """Return the requests that are prefill, and those that are decode: at most so many tokens."""
+    if batch.min_q_len > 0 and batch.max_q_len <= most_tokens:
+        return _NOBODY, np.arange(batch.num_requests)
+    is_small = batch.q_lens <= most_tokens
+    large = (~is_small).nonzero()[0]
+    if batch.min_q_len == 0:
+        is_small &= batch.q_lens > 0
+    return large, is_small.nonzero()[0]
 
 
 def _cuts(

@@ -35,8 +35,10 @@ class HopperChoices:
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the rows of the smallest tile that holds nearly all requests of few rows whole."""
         q_lens, group = batch.q_lens, self._spec.group
-        empty = len(q_lens) - np.count_nonzero(q_lens)
-        # One token is a decode whatever the group; its tile may have more rows than the largest.
+        if batch.max_q_len <= 1:  # a decode whatever the group
+            return self.decode_rows_for(1)
+        empty = 0 if batch.min_q_len else len(q_lens) - np.count_nonzero(q_lens)
+        # A token may have more rows than the largest tile.
         decodes = np.count_nonzero(q_lens <= max(DECODE_ROWS[-1] // group, 1)) - empty
         for rows in DECODE_ROWS[:-1]:
             if rows >= group:

@@ -102,8 +102,9 @@ class Launchers:
         self._by_layout: dict[Layout, dict[Variant, Launcher]] = {}
 
     def clear(self) -> None:
-        """Forget all of them."""
-        self._by_layout.clear()
+        """Forget all of them, for whoever holds some too."""
+        for launchers in self._by_layout.values():
+            launchers.clear()
 
     def of(self, layout: Layout) -> dict[Variant, Launcher]:
         """Return those for tensors of a layout, to be added to."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from podrt.kernels.families import Variant
 from podrt.runtime.driver import Driver
 from podrt.runtime.launcher import Addresses, Launcher
 from podrt.runtime.planned import Planned
@@ -33,6 +34,8 @@ class Repeat:
         What the launches use.
     tensors : RunTensors
         How the tensors lie; none of them is kept alive.
+    prepared : dict of Variant to Launcher
+        The workspace's launchers for tensors that lie so.
     """
 
     def __init__(
@@ -41,9 +44,11 @@ class Repeat:
         workspace: Workspace,
         stream: int,
         tensors: RunTensors,
+        prepared: dict[Variant, Launcher],
         addresses: tuple[Address, Address, Address, Address],
     ) -> None:
         self.workspace, self.tensors = workspace, tensors.described()
+        self.prepared = prepared
         self._driver = driver
         self._stream, self._stream_key = stream, driver.stream_key(stream)
         self._framework: Framework = tensors.q.framework
@@ -54,7 +59,12 @@ class Repeat:
 
     @classmethod
     def of(
-        cls, driver: Driver, workspace: Workspace, stream: int, tensors: RunTensors
+        cls,
+        driver: Driver,
+        workspace: Workspace,
+        stream: int,
+        tensors: RunTensors,
+        prepared: dict[Variant, Launcher],
     ) -> Repeat | None:
         """Return what repeats a run; None for frameworks that have no short way."""
         q = address_if_like(tensors.q.owner, any_length=True)
@@ -63,7 +73,7 @@ class Repeat:
         out = address_if_like(tensors.out.owner, any_length=True)
         if q is None or k is None or v is None or out is None:
             return None
-        return cls(driver, workspace, stream, tensors, (q, k, v, out))
+        return cls(driver, workspace, stream, tensors, prepared, (q, k, v, out))
 
     def aim(self, planned: Planned, steps: Steps, rows: range) -> None:
         """Launch these from now on; `rows` are the numbers of rows that q may have."""

@@ -111,9 +111,10 @@ class Session:
             return
         workspace = self._workspace(planned, stream)
         at = Addresses.of(tensors)
-        for launcher, grid in self._steps(workspace, launches, tensors):
+        prepared = workspace.launchers.of(Layout.of(tensors))
+        for launcher, grid in self._steps(workspace, launches, tensors, prepared):
             launcher.launch(at, grid, stream)
-        self._remember(workspace, planned, tensors, stream)
+        self._remember(workspace, planned, tensors, stream, prepared)
 
     def _brought(self, scratch: TensorView, nbytes: int) -> Memory:
         """Check memory that the caller brings."""
@@ -170,28 +171,38 @@ class Session:
         workspace.load(planned, stream)
         return workspace
 
-    def _steps(self, workspace: Workspace, launches: Launches, tensors: RunTensors) -> Steps:
-        prepared = workspace.launchers.of(Layout.of(tensors))
+    def _steps(
+        self,
+        workspace: Workspace,
+        launches: Launches,
+        tensors: RunTensors,
+        prepared: dict[Variant, Launcher],
+    ) -> Steps:
         for variant, _ in launches:
             if variant not in prepared:
                 prepared[variant] = Launcher(
                     self.driver, variant, self._spec, tensors, workspace.buffers
                 )
-        return tuple((prepared[variant], grid) for variant, grid in launches)
+        return tuple([(prepared[variant], grid) for variant, grid in launches])
 
     def _remember(
-        self, workspace: Workspace, planned: Planned, tensors: RunTensors, stream: int
+        self,
+        workspace: Workspace,
+        planned: Planned,
+        tensors: RunTensors,
+        stream: int,
+        prepared: dict[Variant, Launcher],
     ) -> None:
         """Let the next run with tensors like these go the short way."""
         self._repeat = None
         if tensors.lse is None and not self.driver.is_capturing(stream):
-            repeat = Repeat.of(self.driver, workspace, stream, tensors)
+            repeat = Repeat.of(self.driver, workspace, stream, tensors, prepared)
             if repeat is not None:
                 self._aim(repeat, planned)
 
     def _aim(self, repeat: Repeat, planned: Planned) -> None:
         tokens = planned.batch.total_tokens
         most = self.reservation.limits.max_tokens if self.reservation else tokens
-        steps = self._steps(repeat.workspace, planned.launches, repeat.tensors)
+        steps = self._steps(repeat.workspace, planned.launches, repeat.tensors, repeat.prepared)
         repeat.aim(planned, steps, range(tokens, max(most, tokens) + 1))
         self._repeat = repeat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NoReturn
 
 import numpy as np
@@ -101,11 +101,11 @@ class HybridBatch:
                 f"block_table has a row stride of {row_stride} elements over {requests} rows; "
                 f"offsets must be between 0 and {_INT32_MAX}"
             )
-        if requests and int(np.maximum.reduce(kv_lens)) > shape[1] * page_size:
+        page_begin = _multiples(row_stride if requests > 1 else 0, requests)
+        batch = cls(qo_indptr, kv_lens, page_begin, page_size)
+        if batch.max_kv_len > shape[1] * page_size:
             _refuse_room(kv_lens, np.full(requests, shape[1]), page_size, "block_table")
-        page_begin = np.arange(requests, dtype=np.int32)
-        page_begin *= row_stride if requests > 1 else 0
-        return cls(qo_indptr, kv_lens, _frozen(page_begin), page_size)
+        return batch
 
     @classmethod
     def from_kv_indptr(
@@ -166,7 +166,17 @@ class HybridBatch:
     @cached_property
     def max_kv_len(self) -> int:
         """Keys of the longest request; 0 in an empty batch."""
-        return int(self.kv_lens.max(initial=0))
+        return int(np.maximum.reduce(self.kv_lens, initial=0))
+
+    @cached_property
+    def max_q_len(self) -> int:
+        """Query tokens of the request with most; 0 in an empty batch."""
+        return int(np.maximum.reduce(self.q_lens, initial=0))
+
+    @cached_property
+    def min_q_len(self) -> int:
+        """Query tokens of the request with fewest; 0 in an empty batch."""
+        return int(np.minimum.reduce(self.q_lens)) if len(self.q_lens) else 0
 
     def require_cache(self, shape: tuple[int, ...], name: str = "k_cache") -> None:
         """Check that a cache of that shape can hold the batch.
@@ -235,6 +245,14 @@ def _int32_vector(array: Int32Array, name: str) -> Int32Array:
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected one dimension")
     return _frozen(array.copy())
+
+
+@lru_cache(maxsize=64)  # servers use a table again and again, for a few numbers of requests
+def _multiples(step: int, count: int) -> Int32Array:
+    """Return 0, step, 2 step, ...; read-only."""
+    multiples = np.arange(count, dtype=np.int32)
+    multiples *= step
+    return _frozen(multiples)
 
 
 def _frozen(array: Int32Array) -> Int32Array:
