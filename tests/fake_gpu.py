@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -116,8 +116,8 @@ class FakeGpu:
 
         self.work.append((stream, happen))
 
-    def has_happened(self, event: FakeEvent) -> bool:
-        return event.pending == 0
+    def have_happened(self, events: Sequence[FakeEvent]) -> list[bool]:
+        return [event.pending == 0 for event in events]
 
     def wait(self, event: FakeEvent) -> None:
         self.finish()

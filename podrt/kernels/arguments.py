@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from podrt.kernels.structs import Field, packer, render_struct, struct_dtype
 from podrt.plan import WORK_ITEM_FIELDS, Plan
 from podrt.spec.attention import AttentionSpec
@@ -30,7 +33,7 @@ _HEADER_ALIGN = 64
 _MAX_STRIDE = 2**31 - 1
 PLAN_HEADER_DTYPE = struct_dtype(PLAN_HEADER, align=_HEADER_ALIGN)
 PLAN_HEADER_BYTES = PLAN_HEADER_DTYPE.itemsize
-_pack_header = packer(PLAN_HEADER_DTYPE).pack
+_pack_header = packer(PLAN_HEADER_DTYPE).pack_into
 
 PLAN_STRUCTS = "\n\n".join(
     (
@@ -63,11 +66,13 @@ HEADS = (
 )
 
 
-def plan_header(plan: Plan, page_table: int, kv_lens: int) -> bytes:
-    """Return the header of a plan on the device, `PLAN_HEADER_BYTES` long.
+def write_plan_header(to: npt.NDArray[np.uint8], plan: Plan, page_table: int, kv_lens: int) -> None:
+    """Write the header of a plan on the device to the first `PLAN_HEADER_BYTES` of an array.
 
     Parameters
     ----------
+    to : uint8 array
+        Where to.
     plan : Plan
         Its items follow the header: prefill, then decode.
     page_table : int
@@ -76,7 +81,9 @@ def plan_header(plan: Plan, page_table: int, kv_lens: int) -> bytes:
         Address of exact lengths, int32 [requests], on the device: a request has the lesser of that
         and the planned number of keys. 0 where the planned ones are exact.
     """
-    return _pack_header(
+    _pack_header(
+        to.data,
+        0,
         page_table,
         kv_lens,
         len(plan.prefill),

@@ -30,13 +30,14 @@ class HopperChoices:
         self.cuts = calibration.hopper_cuts
         self._spec, self._policy = spec, policy
         self._form = calibration.fused_form
+        self._rows_of_one = self.decode_rows_for(1)
         self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
 
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the rows of the smallest tile that holds nearly all requests of few rows whole."""
         q_lens, group = batch.q_lens, self._spec.group
         if batch.max_q_len <= 1:  # a decode whatever the group
-            return self.decode_rows_for(1)
+            return self._rows_of_one
         empty = 0 if batch.min_q_len else len(q_lens) - np.count_nonzero(q_lens)
         # A token may have more rows than the largest tile.
         decodes = np.count_nonzero(q_lens <= max(DECODE_ROWS[-1] // group, 1)) - empty

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -136,11 +136,12 @@ class Driver:
         """Have the event happen when the stream's work so far is done."""
         self._runtime.eventRecord(event.owner.ptr, stream)
 
-    def has_happened(self, event: Event) -> bool:
-        """Whether the work before the event is done."""
+    def have_happened(self, events: Sequence[Event]) -> list[bool]:
+        """Return for each event whether the work before it is done."""
+        query = self._bindings.cuEventQuery
         # The runtime's own query leaves "not ready" behind as an error, for others to find.
         with uncaptured():
-            return bool(self._bindings.cuEventQuery(event.handle)[0] == 0)
+            return [query(event.handle)[0] == 0 for event in events]
 
     def wait(self, event: Event) -> None:
         """Return when the work before the event is done."""

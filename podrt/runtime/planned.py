@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from podrt.kernels.arguments import PLAN_HEADER_BYTES, plan_header
+import numpy as np
+import numpy.typing as npt
+
+from podrt.kernels.arguments import PLAN_HEADER_BYTES, write_plan_header
 from podrt.kernels.families import Variant
 from podrt.plan import WORK_ITEM, Plan
 from podrt.spec.batch import HybridBatch
-from podrt.tensors.page_table import Int32Array, PageTable, require_pages_exist
+from podrt.tensors.page_table import PageTable, require_pages_exist
 from podrt.tensors.view import TensorView
 
 #: Kernels in order, with their grids.
@@ -48,30 +51,27 @@ class Planned:
     checked_num_pages: set[int] = field(default_factory=set)
 
     @property
-    def host_page_table(self) -> Int32Array | None:
-        """Page numbers that have to be copied to the GPU along with the plan."""
-        return self.page_table.host_values if self.page_table is not None else None
-
-    @property
-    def page_table_offset(self) -> int:
-        """Where they lie behind the plan's header and items, in bytes."""
-        items = len(self.plan.prefill) + len(self.plan.decode)
-        return PLAN_HEADER_BYTES + items * WORK_ITEM.itemsize
-
-    @property
     def nbytes(self) -> int:
-        """Bytes of header, items and page numbers together."""
-        table = self.host_page_table
-        return self.page_table_offset + (0 if table is None else table.nbytes)
+        """Bytes of header, items and copied page numbers together."""
+        table = self.page_table
+        entries = 0 if table is None or table.host_values is None else table.host_values.size
+        return plan_bytes(len(self.plan.prefill) + len(self.plan.decode), entries)
 
-    def header(self, address: int) -> bytes:
-        """Return the header of the plan that is to lie at `address` on the GPU."""
-        table, lengths = self.page_table, self.device_kv_lens
+    def write(self, to: npt.NDArray[np.uint8], address: int) -> None:
+        """Write header, items and copied page numbers, which are to lie at `address` on the GPU."""
+        plan, table, lengths = self.plan, self.page_table, self.device_kv_lens
+        end = PLAN_HEADER_BYTES
+        for items in (plan.prefill, plan.decode):
+            if items.size:
+                begin, end = end, end + items.nbytes
+                to[begin:end] = items.view(np.uint8)
         page_table = 0
         if table is not None:
-            copied = table.host_values is not None
-            page_table = address + self.page_table_offset if copied else table.tensor.pointer
-        return plan_header(self.plan, page_table, lengths.pointer if lengths else 0)
+            page_table = table.tensor.pointer
+            if table.host_values is not None:
+                page_table = address + end
+                to[end : end + table.host_values.nbytes] = table.host_values.view(np.uint8)
+        write_plan_header(to, plan, page_table, 0 if lengths is None else lengths.pointer)
 
     @property
     def variants(self) -> tuple[Variant, ...]:

@@ -47,6 +47,7 @@ class Session:
         self.reservation: Reservation | None = None
         self.planned: Planned | None = None
         self._repeat: Repeat | None = None
+        self._loaded: set[Variant] = set()
 
     def plan(
         self, batch: HybridBatch, table: PageTable | None, lengths: TensorView | None
@@ -155,11 +156,11 @@ class Session:
 
     def _launches(self, schedule: Schedule) -> Launches:
         for variant in schedule.variants:
-            load_kernel(variant, self.driver.ordinal)  # compiles now rather than in the first run
-        return tuple(
-            (variant, grid_of(variant, schedule.plan, self._num_sms))
-            for variant in schedule.variants
-        )
+            if variant not in self._loaded:
+                load_kernel(variant, self.driver.ordinal)  # now rather than in the first run
+                self._loaded.add(variant)
+        plan, num_sms = schedule.plan, self._num_sms
+        return tuple([(v, grid_of(v, plan, num_sms)) for v in schedule.variants])
 
     def _with_full_grids(self, variants: tuple[Variant, ...]) -> Launches:
         return tuple((variant, full_grid(variant, self._num_sms)) for variant in variants)

@@ -5,9 +5,6 @@ Launches of one stream run in order and may share these; launches of different s
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from podrt.kernels.arguments import PLAN_HEADER_BYTES, Buffers
 from podrt.runtime.driver import Driver, Memory
 from podrt.runtime.launcher import Launchers
@@ -34,6 +31,7 @@ class Workspace:
     def __init__(self, driver: Driver, ring: UploadRing, head_dim: int) -> None:
         self._driver, self._ring, self._head_dim = driver, ring, head_dim
         self._plan, self._scratch = _EMPTY, _EMPTY
+        self._partial_rows = -1  # that find room
         self._is_fixed = False
         self.launchers = Launchers()
         self.planned: Planned | None = None
@@ -78,22 +76,16 @@ class Workspace:
         """Copy a plan here in the order of a stream, unless it is here already."""
         if self.planned is planned:
             return
-        self._make_room(planned, stream)
-        header = np.frombuffer(planned.header(self._plan.pointer), np.uint8)
-        plan, table = planned.plan, planned.host_page_table
-        parts = [header, _bytes_of(plan.prefill), _bytes_of(plan.decode)]
-        if table is not None:
-            parts.append(_bytes_of(table))
-        self._ring.upload(parts, self._plan.pointer, stream)
+        nbytes = planned.nbytes
+        self._make_room(planned, nbytes, stream)
+        slot = self._ring.slot(nbytes)
+        planned.write(slot.bytes, self._plan.pointer)
+        self._ring.send(slot, nbytes, self._plan.pointer, stream)
         self.planned = planned
 
-    def _make_room(self, planned: Planned, stream: int) -> None:
-        plan_bytes = planned.nbytes
+    def _make_room(self, planned: Planned, plan_bytes: int, stream: int) -> None:
         rows = planned.plan.partial_rows * planned.plan.num_kv_heads
-        fits = plan_bytes <= self._plan.nbytes and (
-            self._scratch.nbytes > 0 and rows <= place(0, self._scratch.nbytes, self._head_dim).rows
-        )
-        if fits:
+        if plan_bytes <= self._plan.nbytes and rows <= self._partial_rows:
             return
         if self._is_fixed:
             raise AssertionError(f"a plan of {plan_bytes} bytes and {rows} partial rows")
@@ -106,11 +98,8 @@ class Workspace:
 
     def _take_scratch(self, memory: Memory, stream: int) -> None:
         self._scratch = memory
+        self._partial_rows = place(0, memory.nbytes, self._head_dim).rows
         self._driver.clear(memory.pointer, counter_bytes(memory.nbytes), stream)
-
-
-def _bytes_of(array: npt.NDArray[np.void] | npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
-    return array.view(np.uint8) if array.size else np.empty(0, np.uint8)
 
 
 def _with_slack(nbytes: int) -> int:

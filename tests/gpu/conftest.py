@@ -1,5 +1,7 @@
 """Skips this folder on a machine without a usable GPU."""
 
+import sys
+
 import pytest
 
 from podrt.errors import DeviceError
@@ -13,3 +15,13 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.path.parts:
                 item.add_marker(pytest.mark.skip(reason=f"no GPU: {error}"))
+
+
+@pytest.fixture(autouse=True)
+def give_memory_back():
+    """Leave the GPU's memory to tests that run beside this one."""
+    yield
+    if (cupy := sys.modules.get("cupy")) is not None:
+        cupy.get_default_memory_pool().free_all_blocks()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

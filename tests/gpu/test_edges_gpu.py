@@ -15,6 +15,11 @@ from podrt import HybridAttention
 cupy = pytest.importorskip("cupy")
 
 
+#: Of the hundred thousand rows of a grid some have values that nearly cancel, beside which the
+#: rounding of their weights weighs more.
+ALLOWED_STEPS = 3
+
+
 @pytest.fixture(params=["portable", "hopper"])
 def family(request):
     if request.param == "hopper":
@@ -92,7 +97,8 @@ def test_every_edge(family, dtype, head_dim, group, page_size, record_property):
     case = edge_case(lengths, dtype=dtype, head_dim=head_dim, group=group, page_size=page_size)
     for policy in (family, f"{family}-serial"):
         attention = HybridAttention(**case.layer_arguments, policy=policy)
-        steps, lse_error = case.check(*run(case, attention, strided=False))
+        results = run(case, attention, strided=False)
+        steps, lse_error = case.check(*results, allowed_steps=ALLOWED_STEPS)
         record_property("error_steps", steps)
         record_property("lse_error", lse_error)
 
@@ -112,7 +118,7 @@ def test_every_edge_of_a_request_alone(family, dtype, head_dim, group):
         lengths = np.array([0, q_len], np.int32), np.array([kv_len], np.int32)
         attention.plan(*lengths, block_table=table[request : request + 1])
         attention.run(q[rows], k, v, out=out[rows], lse=lse[rows])
-    case.check(out.get(), lse.get())
+    case.check(out.get(), lse.get(), allowed_steps=ALLOWED_STEPS)
 
 
 def edge_case(lengths, **layer):
