@@ -175,8 +175,8 @@ class HybridAttention:
                 self.layer.page_size,
             )
             lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
-            handle = self._stream_of_plan(stream, table.tensor if table else None, lengths)
             with session.driver.current():
+                handle = self._stream_of_plan(stream, table.tensor if table else None, lengths)
                 session.adopt(session.plan(batch, table, lengths), handle)
 
     def run(
@@ -298,8 +298,8 @@ class HybridAttention:
         with self._lock:
             session = self._session_ready()
             given = None if workspace is None else view(workspace, "workspace")
-            handle = self._stream_of_plan(stream, given) or 0
             with session.driver.current():
+                handle = self._stream_of_plan(stream, given) or 0
                 session.reserve(limits, given, handle)
 
     def are_decodes(self, q_len: int) -> bool:
@@ -364,7 +364,7 @@ class HybridAttention:
 
     def _stream_of_plan(self, stream: Any, *tensors: TensorView | None) -> int | None:
         """Return the handle of the stream to copy a plan on; None if nothing tells."""
-        handle = None
+        session, handle = self._session_ready(), None
         if stream is not None:
             handle = resolve_stream(stream)
         else:
@@ -372,7 +372,9 @@ class HybridAttention:
             framework = next(on_gpu, self._framework)
             if framework is not None:
                 handle = current_stream_of(framework, self._device_info().ordinal)
-        if handle is not None and self._session_ready().driver.is_capturing(handle):
+            elif session.reservation is not None:
+                handle = session.reservation.stream
+        if handle is not None and session.driver.is_capturing(handle):
             raise RuntimeError(
                 "the stream is being captured into a CUDA graph, which would copy this very plan "
                 "at every replay: call plan() and reserve() before the capture, and run() inside it"

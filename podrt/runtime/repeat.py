@@ -67,10 +67,12 @@ class Repeat:
         prepared: dict[Variant, Launcher],
     ) -> Repeat | None:
         """Return what repeats a run; None for frameworks that have no short way."""
-        q = address_if_like(tensors.q.owner, any_length=True)
+        # A single row may have any stride, which would be checked if there were more.
+        any_length = tensors.q.shape[0] > 1
+        q = address_if_like(tensors.q.owner, any_length=any_length)
         k = address_if_like(tensors.k_cache.owner)
         v = address_if_like(tensors.v_cache.owner)
-        out = address_if_like(tensors.out.owner, any_length=True)
+        out = address_if_like(tensors.out.owner, any_length=any_length)
         if q is None or k is None or v is None or out is None:
             return None
         return cls(driver, workspace, stream, tensors, prepared, (q, k, v, out))
@@ -81,9 +83,11 @@ class Repeat:
 
     def run(self, q: Any, k_cache: Any, v_cache: Any, out: Any, stream: Any) -> Any:
         """Launch and return out, allocated if None; return None if anything is unlike."""
-        rows = len(q)
         at_q, at_k, at_v = self._q(q), self._k(k_cache), self._v(v_cache)
-        if not (at_q and at_k and at_v and rows in self._rows):
+        if not (at_q and at_k and at_v):
+            return None
+        rows = len(q)
+        if rows not in self._rows:
             return None
         handle = self._handle(stream)
         planned = self._planned
