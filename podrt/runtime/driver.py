@@ -67,7 +67,10 @@ class Driver:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Have CUDA calls of this thread go to this GPU; a thread that had none keeps it."""
+        """Have CUDA calls of this thread go to this GPU, and then to the one before.
+
+        A thread that had none keeps GPU 0, which would be its first anyway, and no other.
+        """
         previous = self._driver.ctxGetCurrent()
         if previous == self._context:
             yield
@@ -76,7 +79,7 @@ class Driver:
         try:
             yield
         finally:
-            if previous:
+            if previous or self.ordinal:
                 self._driver.ctxSetCurrent(previous)
 
     def is_capturing(self, stream: int) -> bool:
