@@ -230,8 +230,9 @@ class HybridAttention:
             being captured.
         """
         with self._lock:
-            if self._session is not None and lse is None and not return_lse:
-                done = self._session.repeat(q, k_cache, v_cache, out, stream)
+            session = self._session
+            if session is not None and lse is None and not return_lse:
+                done = session.repeat(q, k_cache, v_cache, out, stream)
                 if done is not None:
                     return done
             self._require_plan()

@@ -9,7 +9,7 @@ from podrt.kernels.families import Variant, full_grid, grid_of, why_unreadable
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
 from podrt.runtime.kernels import load_kernel
-from podrt.runtime.launcher import Addresses, Launcher, Layout
+from podrt.runtime.launcher import Launcher, Layout
 from podrt.runtime.planned import Launches, Planned
 from podrt.runtime.repeat import Repeat, Steps
 from podrt.runtime.reservation import Limits, Reservation, room_for
@@ -120,10 +120,9 @@ class Session:
         else:
             return
         self._repeat = None
-        at = Addresses.of(tensors)
         prepared = workspace.launchers.of(Layout.of(tensors))
         for launcher, grid in self._steps(workspace, launches, tensors, prepared):
-            launcher.launch(at, grid, stream)
+            launcher.launch(*tensors.addresses(), grid, stream)
         self._remember(workspace, planned, tensors, stream, prepared)
 
     def _brought(self, scratch: TensorView, nbytes: int) -> Memory:
@@ -216,5 +215,5 @@ class Session:
         tokens = batch.total_tokens
         most = self.reservation.limits.max_tokens if self.reservation else tokens
         steps = self._steps(repeat.workspace, planned.launches, repeat.tensors, repeat.prepared)
-        repeat.aim(planned, steps, range(tokens, max(most, tokens) + 1))
+        repeat.aim(planned, steps, tokens, max(most, tokens))
         self._repeat = repeat

@@ -15,10 +15,10 @@ class Contexts:
     def __init__(self, current: int) -> None:
         self.now = current
 
-    def ctxGetCurrent(self) -> int:  # noqa: N802
+    def ctxGetCurrent(self) -> int:
         return self.now
 
-    def ctxSetCurrent(self, context: int) -> None:  # noqa: N802
+    def ctxSetCurrent(self, context: int) -> None:
         self.now = context
 
 

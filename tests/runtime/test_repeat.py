@@ -269,3 +269,16 @@ def test_a_page_table_lives_until_the_next_plan(gpu: FakeGpu) -> None:
         del table
     gc.collect()
     assert [reference() is None for reference in tables] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("case", ["no tensor", "another framework", "NumPy", "rows of all"])
+def test_nothing_is_allocated_like_a_q_that_is_refused(gpu: FakeGpu, case: str) -> None:
+    given, error = UNLIKE[case]
+    assert error is not None
+    attention = layer()
+    plan(attention)
+    attention.run(**tensors(ROWS), stream=STREAM)
+    launched(gpu)
+    with pytest.raises(error, match="q: "):
+        attention.run(**given | {"out": None})
+    assert launched(gpu) == []
