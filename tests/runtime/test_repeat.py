@@ -271,7 +271,7 @@ def test_a_page_table_lives_until_the_next_plan(gpu: FakeGpu) -> None:
     assert [reference() is None for reference in tables] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("case", ["no tensor", "another framework", "NumPy", "rows of all"])
+@pytest.mark.parametrize("case", ["no tensor", "another framework", "rows of all"])
 def test_nothing_is_allocated_like_a_q_that_is_refused(gpu: FakeGpu, case: str) -> None:
     given, error = UNLIKE[case]
     assert error is not None
