@@ -166,9 +166,8 @@ class HybridAttention:
             )
             lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
             with session.driver.current():
-                on = stream_of_plan(
-                    session, stream, self._framework, table and table.tensor, lengths
-                )
+                tensors = table.tensor if table else None, lengths
+                on = stream_of_plan(session, stream, self._framework, *tensors)
                 session.adopt(session.plan(batch, table, lengths), on)
 
     def run(
@@ -201,9 +200,8 @@ class HybridAttention:
             Return ``(out, lse)``: natural log of the sum of exp of the scaled scores, -inf for a
             row that sees no key (whose output is 0).
         decodes_only : bool
-            After `reserve`: a graph that is being captured will only be replayed for batches of
-            decodes (`are_decodes`), for which there is a faster kernel. It must not be replayed for
-            others, whose prefills it would leave out. Makes no difference outside of captures.
+            After `reserve`, under capture: the graph will only be replayed for batches of decodes
+            (`are_decodes`), for which there is a faster kernel; it would leave out prefills.
         stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
             The current stream of the framework of `q` if None.
 
