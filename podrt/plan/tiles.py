@@ -33,8 +33,6 @@ class Tiles:
         Keys of one step.
     row_begin : float64 array [tiles] or None
         First packed row of each tile; None where all are 0.
-    steps : float64 array [tiles]
-        KV tiles of each tile, at least 1.
     longest, total : int
         Keys of the longest tile, at least 1, and of all.
     longest_steps : int
@@ -43,13 +41,13 @@ class Tiles:
 
     __slots__ = (
         "_order",
+        "_steps",
         "keys",
         "kv_tile",
         "longest",
         "longest_steps",
         "request",
         "row_begin",
-        "steps",
         "total",
     )
 
@@ -62,16 +60,23 @@ class Tiles:
     ) -> None:
         self.request, self.row_begin = request, row_begin
         self.keys, self.kv_tile = keys, kv_tile
-        self.steps = steps = keys / kv_tile
-        np.ceil(steps, steps)
-        np.maximum(steps, 1.0, out=steps)
-        self.longest = int(np.maximum.reduce(keys)) or 1
+        self.longest = int(keys[keys.argmax()]) or 1
         self.longest_steps = -(-self.longest // kv_tile)
         self.total = int(np.add.reduce(keys))
         self._order: Indices | None = None
+        self._steps: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def steps(self) -> Floats:
+        """KV tiles of each tile, float64 ``[tiles]``, at least 1."""
+        if self._steps is None:
+            self._steps = steps = self.keys / self.kv_tile
+            np.ceil(steps, steps)
+            np.maximum(steps, 1.0, out=steps)
+        return self._steps
 
     def order(self) -> Indices:
         """Return the indices of the tiles, longest first."""
@@ -80,7 +85,7 @@ class Tiles:
         return self._order
 
 
-def longest_first(keys: Floats, longest: int) -> Indices:
+def longest_first(keys: npt.NDArray[Any], longest: int) -> Indices:
     """Return the stable order of whole numbers from 0 to `longest`, largest first."""
     shortfall = longest - keys
     if longest < RADIX_LIMIT:
@@ -136,7 +141,7 @@ def tiles_of(
     row_begin -= firsts.repeat(repeats)
     row_begin *= tile_rows
     last_token = _last_token(row_begin, tile_rows, group)
-    _, keys = mask.key_range(last_token, q_len.repeat(repeats), kv_len.repeat(repeats))
+    keys = mask.key_end(last_token, q_len.repeat(repeats), kv_len.repeat(repeats))
     return Tiles(requests.repeat(repeats), keys, kv_tile, row_begin)
 
 
@@ -153,7 +158,7 @@ def _tiles_of_one(
     q_len, kv_len = int(q_lens[requests[0]]), int(kv_lens[requests[0]])
     num_tiles = -(-q_len * group // tile_rows)
     row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
-    _, keys = mask.key_range(_last_token(row_begin, tile_rows, group), q_len, kv_len)
+    keys = mask.key_end(_last_token(row_begin, tile_rows, group), q_len, kv_len)
     return Tiles(requests.repeat(num_tiles), keys, kv_tile, row_begin)
 
 
