@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -70,9 +70,8 @@ class FakeGpu:
     def is_current(self) -> bool:
         return self._context_is_current
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        yield
+    def current(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def is_capturing(self, stream: int) -> bool:
         return stream in self.capturing
