@@ -47,7 +47,8 @@ def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | N
             cuts.append(cut)
             ends.append(end)
         near_best = min(ends) * side.costs.near_best
-        chosen = next(i for i, end in enumerate(ends) if end <= near_best)
+        while ends[chosen] > near_best:
+            chosen += 1
         # No later limit changes the choice once it is near the best that any of them can reach.
         if ends[chosen] <= _earliest_end(tiles, side, limits[len(ends) :]) * side.costs.near_best:
             break

@@ -84,6 +84,7 @@ def lay_out(
     of_tiles = rows.take(tiles.request, axis=0, mode="clip")
     if tiles.row_begin is not None:
         of_tiles[:, _ROW_BEGIN] = tiles.row_begin
+        of_tiles[:, _KV_END] = tiles.keys
     of_tiles[:, _NUM_SPLITS] = counts = cut.counts
     is_split = (counts > 1.0).astype(np.float64)
     num_merges, merge = _running_sum(is_split)
@@ -136,7 +137,6 @@ def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut, first_piece: Floats) -> Work
     # What a tile's pieces have in common goes along as the columns that differ in the end.
     of_tiles[:, _SPLIT] = first_piece
     of_tiles[:, _KV_BEGIN] = piece_keys(tiles, cut.lengths)
-    of_tiles[:, _KV_END] = tiles.keys
     items = of_tiles.repeat(cut.counts.astype(np.intp), axis=0)
     split, length, kv_end = items[:, _SPLIT], items[:, _KV_BEGIN], items[:, _KV_END]
     np.subtract(np.arange(len(items), dtype=np.int32), split, out=split)

@@ -6,6 +6,7 @@ several times faster than integers.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -87,10 +88,9 @@ class Tiles:
 
 def longest_first(keys: npt.NDArray[Any], longest: int) -> Indices:
     """Return the stable order of whole numbers from 0 to `longest`, largest first."""
-    shortfall = longest - keys
     if longest < RADIX_LIMIT:
-        return shortfall.astype(np.uint16).argsort(kind="stable")
-    return shortfall.argsort(kind="stable")
+        return (~keys.astype(np.uint16)).argsort(kind="stable")
+    return (-keys).argsort(kind="stable")
 
 
 def tiles_of(
@@ -155,11 +155,19 @@ def _tiles_of_one(
     mask: Mask,
 ) -> Tiles:
     """Tile the one prefill that most batches have, at half the cost."""
-    q_len, kv_len = int(q_lens[requests[0]]), int(kv_lens[requests[0]])
+    request = requests[0]
+    q_len, kv_len = int(q_lens[request]), int(kv_lens[request])
     num_tiles = -(-q_len * group // tile_rows)
-    row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
-    keys = mask.key_end(_last_token(row_begin, tile_rows, group), q_len, kv_len)
+    row_begin, last_token = _rows_of_one(num_tiles, tile_rows, group)
+    keys = mask.key_end(last_token, q_len, kv_len)
     return Tiles(requests.repeat(num_tiles), keys, kv_tile, row_begin)
+
+
+@lru_cache(maxsize=16)  # prompts are mostly cut into chunks of one size
+def _rows_of_one(num_tiles: int, tile_rows: int, group: int) -> tuple[Floats, Floats]:
+    """Return the first row and the last token of so many tiles of a request."""
+    row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
+    return row_begin, _last_token(row_begin, tile_rows, group)
 
 
 def _last_token(row_begin: Floats, tile_rows: int, group: int) -> Floats:

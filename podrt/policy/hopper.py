@@ -38,9 +38,9 @@ class HopperChoices:
         if batch.max_q_len <= 1:  # a decode whatever the group
             return self._rows_of_one
         covered = self._form.covered_decodes
-        empty = 0 if batch.min_q_len else len(q_lens) - np.count_nonzero(q_lens)
-        small = np.count_nonzero(q_lens <= self._rows_of_one // group) - empty
-        if small >= covered * (len(q_lens) - empty):  # and there are no more decodes than that
+        empty = 0 if batch.min_q_len else len(q_lens) - int(np.count_nonzero(q_lens))
+        held = int(np.count_nonzero(q_lens <= self._rows_of_one // group)) - empty
+        if held >= covered * (len(q_lens) - empty):  # of all requests, so of the decodes too
             return self._rows_of_one
         # A token may have more rows than the largest tile.
         decodes = np.count_nonzero(q_lens <= max(DECODE_ROWS[-1] // group, 1)) - empty
