@@ -119,7 +119,7 @@ def _waves_end(pieces: npt.NDArray[Any], side: Side) -> float:
         waves = pieces[_firsts_of_waves(len(pieces), units, slots)]
     else:
         waves = pieces[:: slots // units]
-    return float(np.add.reduce(waves)) + side.costs.start_keys * len(waves)
+    return float(sum(waves.tolist())) + side.costs.start_keys * len(waves)
 
 
 @lru_cache(maxsize=256)

@@ -86,8 +86,7 @@ def lay_out(
         of_tiles[:, _ROW_BEGIN] = tiles.row_begin
         of_tiles[:, _KV_END] = tiles.keys
     of_tiles[:, _NUM_SPLITS] = counts = cut.counts
-    is_split = (counts > 1.0).astype(np.float64)
-    num_merges, merge = _running_sum(is_split)
+    num_merges, merge = _running_sum(cut.is_split)
     num_pieces, piece = _running_sum(counts)
     # Tiles in one piece leave no partial result: of the pieces before, those of split tiles count.
     partial_row = piece - _numbers(len(counts))

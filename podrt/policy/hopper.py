@@ -43,10 +43,10 @@ class HopperChoices:
         if held >= covered * (len(q_lens) - empty):  # of all requests, so of the decodes too
             return self._rows_of_one
         # A token may have more rows than the largest tile.
-        decodes = np.count_nonzero(q_lens <= max(DECODE_ROWS[-1] // group, 1)) - empty
+        decodes = int(np.count_nonzero(q_lens <= max(DECODE_ROWS[-1] // group, 1))) - empty
         for rows in DECODE_ROWS[:-1]:
             if rows >= group:
-                held = np.count_nonzero(q_lens <= rows // group) - empty
+                held = int(np.count_nonzero(q_lens <= rows // group)) - empty
                 if held >= covered * decodes:
                     return rows
         return DECODE_ROWS[-1]

@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from podrt.plan import Plan, keys_of
+from podrt.plan import Plan, WorkList, keys_of
 from podrt.policy.calibration import SmSharing
 from podrt.spec.types import ELEMENT_BYTES
 
 
 class _Work(NamedTuple):
-    """What there is to do: keys of every prefill item, and what they and decode cost."""
+    """What there is to do: prefill items, the longest first, and what they and decode cost."""
 
-    keys: npt.NDArray[np.int64]
+    prefill: WorkList
+    longest: int  # keys of the first
     num_kv_heads: int
     us_per_key: float  # of a prefill unit alone
     decode_bytes: int
@@ -75,8 +75,10 @@ class SmAllocation:
     def _work(self, plan: Plan) -> _Work:
         flops_per_key = 4.0 * self.head_dim * plan.prefill_rows
         row_bytes = self.head_dim * ELEMENT_BYTES[plan.spec.dtype]
+        longest = plan.prefill[0]
         return _Work(
-            keys=keys_of(plan.prefill),
+            prefill=plan.prefill,
+            longest=int(longest["kv_end"] - longest["kv_begin"]),
             num_kv_heads=plan.num_kv_heads,
             us_per_key=flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6,
             decode_bytes=2 * plan.decode_keys * plan.num_kv_heads * row_bytes,
@@ -84,19 +86,18 @@ class SmAllocation:
 
     def _decode_only_sms(self, work: _Work) -> int:
         """Return how many SMs should take no prefill before decode has run out."""
-        speeds, num_sms, heads = self.speeds, self.num_sms, work.num_kv_heads
+        speeds, num_sms = self.speeds, self.num_sms
         read_gbs = speeds.read_efficiency * self.memory_gbs
         decode_us = work.decode_bytes / read_gbs / 1e3
-        keys, us_per_key = work.keys, work.us_per_key
-        ratio = _waves_keys(keys, heads, num_sms) * us_per_key / decode_us
+        ratio = _waves_keys(work, num_sms) * work.us_per_key / decode_us
         share = _interpolated(ratio, speeds.time_ratios, speeds.best_shares)
         wanted = int(min(share * num_sms, read_gbs / speeds.decode_gbs_per_sm))
         if not wanted:
             return 0
-        most_keys = speeds.most_prefill * decode_us / us_per_key
+        most_keys = speeds.most_prefill * decode_us / work.us_per_key
 
         def are_enough(sms: int) -> bool:
-            return _waves_keys(keys, heads, sms) <= most_keys
+            return _waves_keys(work, sms) <= most_keys
 
         left = num_sms - wanted
         if not are_enough(left):  # prefill takes longer the fewer SMs are left for it
@@ -106,11 +107,11 @@ class SmAllocation:
     def _prefill_only_sms(self, work: _Work) -> int:
         """Return how many SMs, those with the longest tiles, take no decode before prefill ends."""
         speeds, num_sms = self.speeds, self.num_sms
-        num_units = len(work.keys) * work.num_kv_heads
+        num_units = len(work.prefill) * work.num_kv_heads
         if num_units > num_sms:
             return 0
         us_per_key = work.us_per_key * speeds.fused_slowdown
-        longest_us = work.keys.item(0) * us_per_key
+        longest_us = work.longest * us_per_key
         decode_mb = work.decode_bytes / 1e6
         bus_gbs = speeds.beside_bus_share * speeds.read_efficiency * self.memory_gbs
         mb_per_sm = min(speeds.beside_gbs_per_sm, bus_gbs / num_sms) * longest_us / 1e3
@@ -119,18 +120,18 @@ class SmAllocation:
             return 0
         others = np.arange(num_sms, num_sms - most - 1, -1)
         beside_us = speeds.us_per_decoded_mb * decode_mb / others
-        beside_us += work.keys.repeat(work.num_kv_heads)[: most + 1] * us_per_key
+        beside_us += keys_of(work.prefill).repeat(work.num_kv_heads)[: most + 1] * us_per_key
         return int(np.maximum(beside_us, longest_us).argmin())
 
 
-def _waves_keys(keys: npt.NDArray[np.int64], units_per_item: int, num_sms: int) -> int:
-    """Return the keys of units in waves on so many SMs: the longest of each wave."""
-    num_units = len(keys) * units_per_item
+def _waves_keys(work: _Work, num_sms: int) -> int:
+    """Return the keys of prefill units in waves on so many SMs: the longest of each wave."""
+    num_units = len(work.prefill) * work.num_kv_heads
     if num_units <= num_sms:
-        return keys.item(0)
+        return work.longest
     firsts = np.arange(0, num_units, num_sms)
-    firsts //= units_per_item
-    return int(np.add.reduce(keys[firsts]))
+    firsts //= work.num_kv_heads
+    return int(np.add.reduce(keys_of(work.prefill)[firsts]))
 
 
 def _interpolated(x: float, xs: tuple[float, ...], ys: tuple[float, ...]) -> float:
