@@ -365,17 +365,21 @@ class HybridAttention:
 
     def _stream_of_plan(self, stream: Any, *tensors: TensorView | None) -> int | None:
         """Return the handle of the stream to copy a plan on; None if nothing tells."""
-        session, handle = self._session_ready(), None
+        session = self._session_ready()
+        driver, handle = session.driver, None
         if stream is not None:
             handle = resolve_stream(stream)
         else:
-            on_gpu = (t.framework for t in tensors if t is not None and t.device is not None)
-            framework = next(on_gpu, self._framework)
+            framework = self._framework
+            for tensor in tensors:
+                if tensor is not None and tensor.device is not None:
+                    framework = tensor.framework
+                    break
             if framework is not None:
-                handle = current_stream_of(framework, self._device_info().ordinal)
+                handle = current_stream_of(framework, driver.ordinal)
             elif session.reservation is not None:
                 handle = session.reservation.stream
-        if handle is not None and session.driver.is_capturing(handle):
+        if handle is not None and driver.is_capturing(handle):
             raise RuntimeError(
                 "the stream is being captured into a CUDA graph, which would copy this very plan "
                 "at every replay: call plan() and reserve() before the capture, and run() inside it"

@@ -36,9 +36,9 @@ class Workspaces:
         """Return a workspace that is nobody's yet."""
         return Workspace(self._driver, self._ring, self._head_dim)
 
-    def ready(self, planned: Planned, stream: int) -> Workspace:
+    def ready(self, planned: Planned, stream: int, *, may_be_captured: bool = True) -> Workspace:
         """Return a workspace that holds the plan, in the order of a stream."""
-        capture = self._driver.capture_of(stream)
+        capture = self._driver.capture_of(stream) if may_be_captured else None
         if capture is not None:
             return self._ready_for_capture(planned, (capture, stream, id(planned)))
         workspace = self._of_stream(self._driver.stream_key(stream))
