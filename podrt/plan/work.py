@@ -10,8 +10,7 @@ that find no other work to do meanwhile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +44,7 @@ def keys_of(items: WorkList) -> npt.NDArray[np.int64]:
     return keys
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Everything a launch needs to know of a batch, besides its tensors.
 
     Attributes

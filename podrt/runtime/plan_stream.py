@@ -31,15 +31,20 @@ def stream_of_plan(
     RuntimeError
         The stream is being captured.
     """
-    on_gpu = (t.framework for t in tensors if t is not None and t.device is not None)
     if stream is not None:
         handle = resolve_stream(stream)
-    elif (framework := next(on_gpu, last)) is not None:
-        handle = current_stream_of(framework, session.driver.ordinal)
-    elif session.reservation is not None:
-        handle = session.reservation.stream
     else:
-        return None
+        framework = last
+        for tensor in tensors:
+            if tensor is not None and tensor.device is not None:
+                framework = tensor.framework
+                break
+        if framework is not None:
+            handle = current_stream_of(framework, session.driver.ordinal)
+        elif session.reservation is not None:
+            handle = session.reservation.stream
+        else:
+            return None
     if session.driver.is_capturing(handle):
         raise RuntimeError(
             "the stream is being captured into a CUDA graph, which would copy this very plan at "

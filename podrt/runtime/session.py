@@ -47,7 +47,7 @@ class Session:
         self.reservation: Reservation | None = None
         self.planned: Planned | None = None
         self._repeat: Repeat | None = None
-        self._loaded: set[Variant] = set()
+        self._loaded: tuple[Variant, ...] = ()
 
     def plan(
         self, batch: HybridBatch, table: PageTable | None, lengths: TensorView | None
@@ -65,11 +65,11 @@ class Session:
     def adopt(self, planned: Planned, stream: int | None) -> None:
         """Take a plan as the one that runs compute, and copy it to where those on a stream find it.
 
-        Without a stream the first run copies it.
+        The stream is not being captured. Without one the first run copies it.
         """
         repeat, self._repeat = self._repeat, None
         if stream is not None:
-            workspace = self._workspace(planned, stream)
+            workspace = self._workspace(planned, stream, may_be_captured=False)
             if repeat is not None and repeat.workspace is workspace:
                 self._aim(repeat, planned)
         self.planned = planned
@@ -163,19 +163,21 @@ class Session:
         return planned.variants + tuple(variant for variant, _ in captured)
 
     def _launches(self, schedule: Schedule) -> Launches:
-        for variant in schedule.variants:
-            if variant not in self._loaded:
+        variants, plan, num_sms = schedule.variants, schedule.plan, self._num_sms
+        if variants != self._loaded:  # as those of the last batch are
+            for variant in variants:
                 load_kernel(variant, self.driver.ordinal)  # now rather than in the first run
-                self._loaded.add(variant)
-        plan, num_sms = schedule.plan, self._num_sms
-        return tuple([(v, grid_of(v, plan, num_sms)) for v in schedule.variants])
+            self._loaded = variants
+        return tuple([(variant, grid_of(variant, plan, num_sms)) for variant in variants])
 
     def _with_full_grids(self, variants: tuple[Variant, ...]) -> Launches:
         return tuple((variant, full_grid(variant, self._num_sms)) for variant in variants)
 
-    def _workspace(self, planned: Planned, stream: int) -> Workspace:
+    def _workspace(
+        self, planned: Planned, stream: int, *, may_be_captured: bool = True
+    ) -> Workspace:
         if self.reservation is None:
-            return self.workspaces.ready(planned, stream)
+            return self.workspaces.ready(planned, stream, may_be_captured=may_be_captured)
         workspace = self.reservation.workspace
         workspace.load(planned, stream)
         return workspace
@@ -187,12 +189,15 @@ class Session:
         tensors: RunTensors,
         prepared: dict[Variant, Launcher],
     ) -> Steps:
-        for variant, _ in launches:
-            if variant not in prepared:
-                prepared[variant] = Launcher(
+        steps = []
+        for variant, grid in launches:
+            launcher = prepared.get(variant)
+            if launcher is None:
+                launcher = prepared[variant] = Launcher(
                     self.driver, variant, self._spec, tensors, workspace.buffers
                 )
-        return tuple([(prepared[variant], grid) for variant, grid in launches])
+            steps.append((launcher, grid))
+        return tuple(steps)
 
     def _remember(
         self,

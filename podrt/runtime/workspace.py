@@ -48,11 +48,6 @@ class Workspace:
             merge_counters=scratch.merge_counters,
         )
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of device memory."""
-        return self._plan.nbytes + self._scratch.nbytes
-
     def fix(self, plan_bytes: int, scratch: Memory | int, stream: int) -> None:
         """Take all memory now and never again, so that graphs may hold its addresses.
 

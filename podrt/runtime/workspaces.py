@@ -26,19 +26,13 @@ class Workspaces:
         self._by_stream: dict[Hashable, Workspace] = {}
         self._captured: dict[Hashable, Workspace] = {}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of device memory in all of them."""
-        every = [*self._by_stream.values(), *self._captured.values()]
-        return sum(workspace.nbytes for workspace in every)
-
     def new(self) -> Workspace:
         """Return a workspace that is nobody's yet."""
         return Workspace(self._driver, self._ring, self._head_dim)
 
-    def ready(self, planned: Planned, stream: int) -> Workspace:
+    def ready(self, planned: Planned, stream: int, *, may_be_captured: bool = True) -> Workspace:
         """Return a workspace that holds the plan, in the order of a stream."""
-        capture = self._driver.capture_of(stream)
+        capture = self._driver.capture_of(stream) if may_be_captured else None
         if capture is not None:
             return self._ready_for_capture(planned, (capture, stream, id(planned)))
         workspace = self._of_stream(self._driver.stream_key(stream))

@@ -42,7 +42,7 @@ def allocation(memory_gbs: float) -> SmAllocation:
 
 
 def chosen(plan: Plan, memory_gbs: float = H200_GBS) -> int:
-    return allocation(memory_gbs).decode_only_sms(plan)
+    return allocation(memory_gbs).shares(plan)[0]
 
 
 def test_a_lone_side_needs_none() -> None:
@@ -80,7 +80,7 @@ def test_prefill_is_not_made_to_outlast_decode() -> None:
 
 
 def kept_for_prefill(plan: Plan, memory_gbs: float = H200_GBS) -> int:
-    return allocation(memory_gbs).prefill_only_sms(plan)
+    return allocation(memory_gbs).shares(plan)[1]
 
 
 def one_head_plan(decodes: int, *, causal: bool = True) -> Plan:
