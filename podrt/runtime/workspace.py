@@ -33,6 +33,7 @@ class Workspace:
         self._plan, self._scratch = _EMPTY, _EMPTY
         self._partial_rows = -1  # that find room
         self._is_fixed = False
+        self.is_captured = False  # by a graph, which may be replayed at any time
         self.launchers = Launchers()
         self.planned: Planned | None = None
 

@@ -40,7 +40,7 @@ class Workspaces:
         return workspace
 
     def keep(self, workspace: Workspace) -> None:
-        """Keep one that a graph has been captured with, whatever becomes of its owner."""
+        """Keep one that graphs have been captured with, though its reservation ends."""
         self._captured[id(workspace)] = workspace
 
     def release_streams(self) -> None:
