@@ -86,19 +86,17 @@ def lay_out(
         of_tiles[:, _ROW_BEGIN] = tiles.row_begin
         of_tiles[:, _KV_END] = tiles.keys
     of_tiles[:, _NUM_SPLITS] = counts = cut.counts
-    num_merges, merge = _running_sum(cut.is_split)
-    num_pieces, piece = _running_sum(counts)
+    num_partials, num_merges, first_piece, merge = cut.places
     # Tiles in one piece leave no partial result: of the pieces before, those of split tiles count.
-    partial_row = piece - _numbers(len(counts))
+    partial_row = first_piece - _numbers(len(counts))
     partial_row += merge
     partial_row *= tile_rows
     if first_merge:
         partial_row += first_partial_row
-        merge += first_merge
+        merge = merge + first_merge
     of_tiles[:, _PARTIAL_ROW] = partial_row
     of_tiles[:, _MERGE] = merge
-    items = _pieces(of_tiles, tiles, cut, piece)
-    num_partials = num_pieces - len(counts) + num_merges
+    items = _pieces(of_tiles, tiles, cut)
     return SideItems(items, num_merges, num_partials * tile_rows)
 
 
@@ -114,27 +112,16 @@ def _whole(rows: Rows, tiles: Tiles, first_merge: int, first_partial_row: int) -
     return SideItems(np.frombuffer(items, WORK_ITEM), 0, 0)
 
 
-def _running_sum(values: Floats) -> tuple[int, Floats]:
-    """Return the sum of whole numbers, and of those before each."""
-    before = np.add.accumulate(values)
-    total = int(before[-1])
-    before -= values
-    return total, before
-
-
 @lru_cache(maxsize=16)
 def _numbers(count: int) -> Floats:
     """Return 0, 1, 2, ..."""
     return np.arange(count, dtype=np.float64)
 
 
-def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut, first_piece: Floats) -> WorkList:
-    """Return an item for every piece, longest first.
-
-    `first_piece` has the number of each tile's first one.
-    """
+def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut) -> WorkList:
+    """Return an item for every piece, longest first."""
     # What a tile's pieces have in common goes along as the columns that differ in the end.
-    of_tiles[:, _SPLIT] = first_piece
+    of_tiles[:, _SPLIT] = cut.places.first_piece
     of_tiles[:, _KV_BEGIN] = piece_keys(tiles, cut.lengths)
     items = of_tiles.repeat(cut.counts.astype(np.intp), axis=0)
     split, length, kv_end = items[:, _SPLIT], items[:, _KV_BEGIN], items[:, _KV_END]
