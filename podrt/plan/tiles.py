@@ -86,7 +86,7 @@ class Tiles:
         return self._order
 
 
-def longest_first(keys: npt.NDArray[Any], longest: int) -> Indices:
+def longest_first(keys: Floats, longest: int) -> Indices:
     """Return the stable order of whole numbers from 0 to `longest`, largest first."""
     if longest < RADIX_LIMIT:
         return (~keys.astype(np.uint16)).argsort(kind="stable")
