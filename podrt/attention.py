@@ -175,8 +175,8 @@ class HybridAttention:
                 self.layer.page_size,
             )
             lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
-            handle = self._stream_of_plan(stream, table.tensor if table else None, lengths)
             with session.driver.current():
+                handle = self._stream_of_plan(stream, table.tensor if table else None, lengths)
                 session.adopt(session.plan(batch, table, lengths), handle)
 
     def run(
@@ -230,8 +230,9 @@ class HybridAttention:
             being captured.
         """
         with self._lock:
-            if self._session is not None and lse is None and not return_lse:
-                done = self._session.repeat(q, k_cache, v_cache, out, stream)
+            session = self._session
+            if session is not None and lse is None and not return_lse:
+                done = session.repeat(q, k_cache, v_cache, out, stream)
                 if done is not None:
                     return done
             self._require_plan()
@@ -298,8 +299,8 @@ class HybridAttention:
         with self._lock:
             session = self._session_ready()
             given = None if workspace is None else view(workspace, "workspace")
-            handle = self._stream_of_plan(stream, given) or 0
             with session.driver.current():
+                handle = self._stream_of_plan(stream, given) or 0
                 session.reserve(limits, given, handle)
 
     def are_decodes(self, q_len: int) -> bool:
@@ -364,7 +365,8 @@ class HybridAttention:
 
     def _stream_of_plan(self, stream: Any, *tensors: TensorView | None) -> int | None:
         """Return the handle of the stream to copy a plan on; None if nothing tells."""
-        driver, handle = self._session_ready().driver, None
+        session = self._session_ready()
+        driver, handle = session.driver, None
         if stream is not None:
             handle = resolve_stream(stream)
         else:
@@ -375,6 +377,8 @@ class HybridAttention:
                     break
             if framework is not None:
                 handle = current_stream_of(framework, driver.ordinal)
+            elif session.reservation is not None:
+                handle = session.reservation.stream
         if handle is not None and driver.is_capturing(handle):
             raise RuntimeError(
                 "the stream is being captured into a CUDA graph, which would copy this very plan "

@@ -67,7 +67,10 @@ class Driver:
         return bool(self._driver.ctxGetCurrent() == self._context)
 
     def current(self) -> AbstractContextManager[None]:
-        """Have CUDA calls of this thread go to this GPU; a thread that had none keeps it."""
+        """Have CUDA calls of this thread go to this GPU, and then to the one before.
+
+        A thread that had none keeps GPU 0, which would be its first anyway, and no other.
+        """
         return _NOTHING_TO_DO if self.is_current() else self._made_current()
 
     @contextmanager
@@ -77,7 +80,7 @@ class Driver:
         try:
             yield
         finally:
-            if previous:
+            if previous or self.ordinal:
                 self._driver.ctxSetCurrent(previous)
 
     def is_capturing(self, stream: int) -> bool:

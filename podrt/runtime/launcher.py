@@ -20,29 +20,6 @@ from podrt.tensors.view import TensorView
 _MOST_LAYOUTS = 8
 
 
-class Addresses(NamedTuple):
-    """Where the tensors of a run lie (`lse` 0 for none), and how many rows q has."""
-
-    q: int
-    k_cache: int
-    v_cache: int
-    out: int
-    lse: int
-    rows: int
-
-    @classmethod
-    def of(cls, tensors: RunTensors) -> Addresses:
-        """Return those of a run."""
-        return cls(
-            tensors.q.pointer,
-            tensors.k_cache.pointer,
-            tensors.v_cache.pointer,
-            tensors.out.pointer,
-            tensors.lse.pointer if tensors.lse else 0,
-            tensors.q.shape[0],
-        )
-
-
 class Layout(NamedTuple):
     """How a run's tensors lie, wherever they do and however many rows q has."""
 
@@ -85,13 +62,23 @@ class Launcher:
         variant.require_spec(spec)
         kernel = load_kernel(variant, driver.ordinal)
         self._launch = driver.launch
-        self._function = kernel.function
+        self._kernel, self._function = kernel, kernel.function  # the kernel keeps its code loaded
         self._threads, self._smem_bytes = variant.threads, variant.smem_bytes
         self._arguments = argument_block(variant, spec, tensors, buffers)
 
-    def launch(self, at: Addresses, grid: int, stream: int) -> None:
-        """Enqueue the kernel."""
-        arguments = self._arguments.point_to(*at)
+    def launch(
+        self,
+        q: int,
+        k_cache: int,
+        v_cache: int,
+        out: int,
+        lse: int,
+        rows: int,
+        grid: int,
+        stream: int,
+    ) -> None:
+        """Enqueue the kernel for tensors at these addresses (`lse` 0 for none); q has `rows`."""
+        arguments = self._arguments.point_to(q, k_cache, v_cache, out, lse, rows)
         self._launch(self._function, grid, self._threads, self._smem_bytes, stream, arguments)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from podrt.kernels.families import Variant
 from podrt.runtime.driver import Driver
-from podrt.runtime.launcher import Addresses, Launcher
+from podrt.runtime.launcher import Launcher
 from podrt.runtime.planned import Planned
 from podrt.runtime.workspace import Workspace
 from podrt.tensors.frameworks import Framework
-from podrt.tensors.likeness import Address, address_if_like
+from podrt.tensors.likeness import Addresses, addresses_if_like
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.streams import LEGACY_STREAMS, current_stream_of, resolve_stream
 
@@ -45,17 +45,18 @@ class Repeat:
         stream: int,
         tensors: RunTensors,
         prepared: dict[Variant, Launcher],
-        addresses: tuple[Address, Address, Address, Address],
+        addresses: Addresses,
     ) -> None:
         self.workspace, self.tensors = workspace, tensors.described()
         self.prepared = prepared
-        self._driver = driver
+        self._driver, self._addresses = driver, addresses
         self._stream, self._stream_key = stream, driver.stream_key(stream)
         self._framework: Framework = tensors.q.framework
-        self._q, self._k, self._v, self._out = addresses
+        self._q_type = type(tensors.q.owner)
         self._steps: Steps = ()
         self._planned: Planned | None = None
-        self._rows = range(0)
+        self._least_rows = self._most_rows = 0
+        self._has_checked_pages = False
 
     @classmethod
     def of(
@@ -67,39 +68,48 @@ class Repeat:
         prepared: dict[Variant, Launcher],
     ) -> Repeat | None:
         """Return what repeats a run; None for frameworks that have no short way."""
-        q = address_if_like(tensors.q.owner, any_length=True)
-        k = address_if_like(tensors.k_cache.owner)
-        v = address_if_like(tensors.v_cache.owner)
-        out = address_if_like(tensors.out.owner, any_length=True)
-        if q is None or k is None or v is None or out is None:
+        views = tensors.q, tensors.k_cache, tensors.v_cache, tensors.out
+        addresses = addresses_if_like(*(view.owner for view in views))
+        if addresses is None:
             return None
-        return cls(driver, workspace, stream, tensors, prepared, (q, k, v, out))
+        return cls(driver, workspace, stream, tensors, prepared, addresses)
 
-    def aim(self, planned: Planned, steps: Steps, rows: range) -> None:
-        """Launch these from now on; `rows` are the numbers of rows that q may have."""
-        self._planned, self._steps, self._rows = planned, steps, rows
+    def aim(self, planned: Planned, steps: Steps, least_rows: int, most_rows: int) -> None:
+        """Launch these from now on, for queries of so many rows."""
+        if self.tensors.q.shape[0] == 1:
+            most_rows = 1  # a single row may have strides that would be wrong for more
+        self._planned, self._steps = planned, steps
+        self._least_rows, self._most_rows = least_rows, most_rows
+        self._has_checked_pages = False
 
     def run(self, q: Any, k_cache: Any, v_cache: Any, out: Any, stream: Any) -> Any:
         """Launch and return out, allocated if None; return None if anything is unlike."""
-        rows = len(q)
-        at_q, at_k, at_v = self._q(q), self._k(k_cache), self._v(v_cache)
-        if not (at_q and at_k and at_v and rows in self._rows):
+        planned = self._planned
+        if planned is None or self.workspace.planned is not planned:
             return None
         handle = self._handle(stream)
-        planned = self._planned
-        if handle < 0 or planned is None or self.workspace.planned is not planned:
+        if handle < 0:
             return None
         if out is None:
-            if stream is not None:  # perhaps not the one in whose order memory is allocated
+            # Memory is allocated in the order of the current stream, perhaps not of this one.
+            if stream is not None or type(q) is not self._q_type:
                 return None
             out = _empty_like(q, self._framework)
-        at_out = self._out(out)
-        if not at_out or len(out) != rows or (at_q | at_k | at_v | at_out) % _ALIGNMENT_BYTES:
+        found = self._addresses(q, k_cache, v_cache, out)
+        if found is None:
             return None
-        planned.require_pages_exist(self.tensors.k_cache.shape[0])
-        at = Addresses(at_q, at_k, at_v, at_out, 0, rows)
+        rows = len(q)
+        if not self._least_rows <= rows <= self._most_rows:
+            return None
+        at_q, at_k, at_v, at_out = found
+        # A null pointer is nothing's address, but that of an empty tensor.
+        if (at_q | at_k | at_v | at_out) % _ALIGNMENT_BYTES or not (at_q and at_k and at_v):
+            return None
+        if not self._has_checked_pages:
+            planned.require_pages_exist(self.tensors.k_cache.shape[0])
+            self._has_checked_pages = True
         for launcher, grid in self._steps:
-            launcher.launch(at, grid, handle)
+            launcher.launch(at_q, at_k, at_v, at_out, 0, rows, grid, handle)
         return out
 
     def _handle(self, stream: Any) -> int:

@@ -9,7 +9,7 @@ from podrt.kernels.families import Variant, full_grid, grid_of, why_unreadable
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
 from podrt.runtime.kernels import load_kernel
-from podrt.runtime.launcher import Addresses, Launcher, Layout
+from podrt.runtime.launcher import Launcher, Layout
 from podrt.runtime.planned import Launches, Planned
 from podrt.runtime.repeat import Repeat, Steps
 from podrt.runtime.reservation import Limits, Reservation, room_for
@@ -79,18 +79,25 @@ class Session:
 
         `scratch` is memory that the caller brings for counters and partial results.
         """
+        empty = self.plan(HybridBatch.empty(self._spec.page_size), None, None)
         room = room_for(limits, self.scheduler)
         brought = None if scratch is None else self._brought(scratch, room.scratch_bytes)
         for variant in room.variants:
             load_kernel(variant, self.driver.ordinal)
         workspace = self.workspaces.new()
         workspace.fix(room.plan_bytes, brought or room.scratch_bytes, stream)
+        workspace.load(empty, stream)
         full = self._with_full_grids
         self.reservation = Reservation(
-            limits, room.decode_rows, workspace, full(room.captured), full(room.captured_decode)
+            limits,
+            room.decode_rows,
+            workspace,
+            stream,
+            full(room.captured),
+            full(room.captured_decode),
         )
-        self._repeat = None
-        self.adopt(self.plan(HybridBatch.empty(self._spec.page_size), None, None), stream)
+        self.planned, self._repeat = empty, None
+        self.workspaces.release_streams()
 
     def repeat(self, q: Any, k_cache: Any, v_cache: Any, out: Any, stream: Any) -> Any:
         """Run as the last time and return out; None where that cannot be."""
@@ -103,18 +110,19 @@ class Session:
     ) -> None:
         """Enqueue a run of the planned batch whose tensors have been checked."""
         planned, reserved = self._readable(planned, tensors), self.reservation
-        launches = planned.launches
         if reserved is not None and self.driver.is_capturing(stream):
-            launches = reserved.launches(decodes_only=decodes_only)
             if self._spec.page_size is None:
                 reserved.limits.require_cache(tensors.k_cache.shape)
-        if not launches:
+            launches, workspace = reserved.launches(decodes_only=decodes_only), reserved.workspace
+            self.workspaces.keep(workspace)
+        elif planned.launches:
+            launches, workspace = planned.launches, self._workspace(planned, stream)
+        else:
             return
-        workspace = self._workspace(planned, stream)
-        at = Addresses.of(tensors)
+        self._repeat = None
         prepared = workspace.launchers.of(Layout.of(tensors))
         for launcher, grid in self._steps(workspace, launches, tensors, prepared):
-            launcher.launch(at, grid, stream)
+            launcher.launch(*tensors.addresses(), grid, stream)
         self._remember(workspace, planned, tensors, stream, prepared)
 
     def _brought(self, scratch: TensorView, nbytes: int) -> Memory:
@@ -200,15 +208,17 @@ class Session:
         prepared: dict[Variant, Launcher],
     ) -> None:
         """Let the next run with tensors like these go the short way."""
-        self._repeat = None
         if tensors.lse is None and not self.driver.is_capturing(stream):
             repeat = Repeat.of(self.driver, workspace, stream, tensors, prepared)
             if repeat is not None:
                 self._aim(repeat, planned)
 
     def _aim(self, repeat: Repeat, planned: Planned) -> None:
-        tokens = planned.batch.total_tokens
+        batch, (rows, length) = planned.batch, repeat.tensors.k_cache.shape[:2]
+        if batch.page_size is None and (rows < batch.num_requests or length < batch.max_kv_len):
+            return  # the long way says so
+        tokens = batch.total_tokens
         most = self.reservation.limits.max_tokens if self.reservation else tokens
         steps = self._steps(repeat.workspace, planned.launches, repeat.tensors, repeat.prepared)
-        repeat.aim(planned, steps, range(tokens, max(most, tokens) + 1))
+        repeat.aim(planned, steps, tokens, max(most, tokens))
         self._repeat = repeat

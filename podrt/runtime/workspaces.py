@@ -45,6 +45,14 @@ class Workspaces:
         workspace.load(planned, stream)
         return workspace
 
+    def keep(self, workspace: Workspace) -> None:
+        """Keep one that a graph has been captured with, whatever becomes of its owner."""
+        self._captured[id(workspace)] = workspace
+
+    def release_streams(self) -> None:
+        """Give back those of ordinary runs."""
+        self._by_stream.clear()
+
     def release_captured(self) -> None:
         """Give back what graphs captured so far would read."""
         self._captured.clear()

@@ -1,7 +1,7 @@
-"""Whether a tensor is like another, but for address and first extent: in half a microsecond.
+"""Whether tensors are like others, but for their addresses and number of rows: in microseconds.
 
-Describing a tensor in full (`podrt.tensors.view`) and checking it takes ten times as long, which a
-model would pay for every tensor of every layer. What is unlike is not wrong: it takes the long way.
+Describing tensors in full (`podrt.tensors.view`) and checking them takes ten times as long, which a
+model would pay in every layer. What is unlike is not wrong: it takes the long way.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from podrt.tensors.frameworks import framework_of
 
 #: Given a tensor, returns its address; 0 if it is unlike the example.
 Address = Callable[[Any], int]
+#: Given q, k_cache, v_cache and out, returns their addresses; None if one is unlike the example.
+Addresses = Callable[[Any, Any, Any, Any], tuple[int, int, int, int] | None]
 
 
-def address_if_like(example: Any, *, any_length: bool = False) -> Address | None:
+def address_if_like(example: Any) -> Address | None:
     """Return a function that tells the address of tensors like `example`.
 
     Type, element type, strides, device and shape must be the same. None for tensors of frameworks
@@ -25,49 +27,107 @@ def address_if_like(example: Any, *, any_length: bool = False) -> Address | None
     ----------
     example : tensor on a GPU
         What others are compared with.
-    any_length : bool
-        The first extent may differ.
     """
     framework = framework_of(example)
+    if framework not in ("torch", "cupy"):
+        return None
+    kind, dtype, shape = type(example), example.dtype, tuple(example.shape)
     if framework == "torch":
-        return _like_torch(example, any_length)
-    if framework == "cupy":
-        return _like_cupy(example, any_length)
+        strides, device = example.stride(), example.get_device()
+
+        def of_torch(tensor: Any) -> int:
+            if (
+                type(tensor) is kind
+                and tensor.shape == shape
+                and tensor.stride() == strides
+                and tensor.dtype is dtype
+                and tensor.get_device() == device
+            ):
+                return int(tensor.data_ptr())
+            return 0
+
+        return of_torch
+    strides, device = example.strides, example.data.device_id
+
+    def of_cupy(array: Any) -> int:
+        if type(array) is kind and array.shape == shape and array.strides == strides:
+            memory = array.data
+            if array.dtype == dtype and memory.device_id == device:
+                return int(memory.ptr)
+        return 0
+
+    return of_cupy
+
+
+def addresses_if_like(q: Any, k_cache: Any, v_cache: Any, out: Any) -> Addresses | None:
+    """Return a function that tells the addresses of a run's tensors like these.
+
+    As `address_if_like`, but q and out may have another number of rows, the same for both. All four
+    tensors are of one framework; caches are of one shape, and all of one element type and device.
+    """
+    kinds = type(q), type(k_cache), type(v_cache), type(out)
+    frameworks = {framework_of(tensor) for tensor in (q, k_cache, v_cache, out)}
+    if frameworks == {"torch"}:
+        return _of_torch(q, k_cache, v_cache, out, kinds)
+    if frameworks == {"cupy"}:
+        return _of_cupy(q, k_cache, v_cache, out, kinds)
     return None
 
 
-def _like_torch(example: Any, any_length: bool) -> Address:
-    kind, dtype, strides = type(example), example.dtype, example.stride()
-    shape, device = tuple(example.shape), example.get_device()
-    tail = shape[1:]
+# One expression for all tensors: calling a function for each would take as long as comparing.
 
-    def address(tensor: Any) -> int:
+
+def _of_torch(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addresses:
+    q_kind, k_kind, v_kind, out_kind = kinds
+    q_strides, k_strides, v_strides, out_strides = (t.stride() for t in (q, k, v, out))
+    row, cache, dtype, device = tuple(q.shape[1:]), tuple(k.shape), q.dtype, q.get_device()
+
+    def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int] | None:
+        if type(q) is not q_kind:
+            return None
+        shape = q.shape
         if (
-            type(tensor) is kind
-            and tensor.dtype is dtype
-            and tensor.stride() == strides
-            and tensor.get_device() == device
-            and (tensor.shape[1:] == tail if any_length else tensor.shape == shape)
+            type(k) is k_kind
+            and (type(v) is v_kind and type(out) is out_kind)
+            and (shape[1:] == row and out.shape == shape)
+            and (k.shape == cache and v.shape == cache)
+            and (q.stride() == q_strides and out.stride() == out_strides)
+            and (k.stride() == k_strides and v.stride() == v_strides)
+            and (q.dtype is dtype and k.dtype is dtype and v.dtype is dtype)
+            and (out.dtype is dtype and out.get_device() == device)
+            and (q.get_device() == device == k.get_device() and v.get_device() == device)
         ):
-            return tensor.data_ptr()  # type: ignore[no-any-return]
-        return 0
+            return q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
+        return None
 
-    return address
+    return addresses
 
 
-def _like_cupy(example: Any, any_length: bool) -> Address:
-    kind, dtype, strides = type(example), example.dtype, example.strides
-    shape, device = example.shape, example.data.device_id
-    tail = shape[1:]
+def _of_cupy(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addresses:
+    q_kind, k_kind, v_kind, out_kind = kinds
+    q_strides, k_strides, v_strides, out_strides = (t.strides for t in (q, k, v, out))
+    row, cache, dtype, device = q.shape[1:], k.shape, q.dtype, q.data.device_id
 
-    def address(array: Any) -> int:
-        if type(array) is not kind or array.dtype != dtype or array.strides != strides:
-            return 0
-        memory = array.data
-        if memory.device_id != device or (
-            array.shape[1:] != tail if any_length else array.shape != shape
+    def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int] | None:
+        if type(q) is not q_kind:
+            return None
+        shape = q.shape
+        if (
+            type(k) is k_kind
+            and (type(v) is v_kind and type(out) is out_kind)
+            and (shape[1:] == row and out.shape == shape)
+            and (k.shape == cache and v.shape == cache)
+            and (q.strides == q_strides and out.strides == out_strides)
+            and (k.strides == k_strides and v.strides == v_strides)
+            and (q.dtype == dtype and k.dtype == dtype)
+            and (v.dtype == dtype and out.dtype == dtype)
         ):
-            return 0
-        return memory.ptr  # type: ignore[no-any-return]
+            at_q, at_k, at_v, at_out = q.data, k.data, v.data, out.data
+            if (
+                at_q.device_id == device == at_k.device_id
+                and at_v.device_id == device == at_out.device_id
+            ):
+                return at_q.ptr, at_k.ptr, at_v.ptr, at_out.ptr
+        return None
 
-    return address
+    return addresses

@@ -40,6 +40,12 @@ class RunTensors:
     lse_tensor: Any
     is_given: tuple[bool, bool]
 
+    def addresses(self) -> tuple[int, int, int, int, int, int]:
+        """Return those of q, k_cache, v_cache, out and lse (0 for none), and the rows of q."""
+        lse = 0 if self.lse is None else self.lse.pointer
+        q, k, v, out = (t.pointer for t in (self.q, self.k_cache, self.v_cache, self.out))
+        return q, k, v, out, lse, self.q.shape[0]
+
     def described(self) -> RunTensors:
         """Return how the tensors lie, without keeping any of them alive."""
         return RunTensors(

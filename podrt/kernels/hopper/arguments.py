@@ -16,7 +16,7 @@ from podrt.tensors.run_tensors import RunTensors
 
 #: Tensor maps, q, out and lse.
 _CHANGING = 8
-#: Pairs of caches whose maps are kept.
+#: Addresses whose maps are kept.
 _MOST_KNOWN = 4096
 
 
@@ -36,7 +36,8 @@ class HopperArguments:
         described = tensors.described()
         self._config, self._k, self._v = config, described.k_cache, described.v_cache
         self._q_maps = QueryMaps(described.q, group=spec.group, tokens=tokens, dtype=config.dtype)
-        self._kv_maps: dict[tuple[int, int], tuple[bytes, bytes, bytes, bytes]] = {}
+        self._kv_maps: dict[tuple[int, int], bytes] = {}
+        self._maps: dict[tuple[int, int, int, int], bytes] = {}  # all five, one after the other
         keys, values = (cache_maps(cache, config) for cache in (self._k, self._v))
         self._block = ArgumentBlock(
             PARAMS,
@@ -50,17 +51,25 @@ class HopperArguments:
 
     def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
-        caches = self._kv_maps.get((k_cache, v_cache)) or self._map_caches(k_cache, v_cache)
-        self._block.change(self._q_maps.at(q, rows), *caches, q, out, lse)
-        return self._block.address
+        maps = self._maps.get((q, rows, k_cache, v_cache))
+        if maps is None:
+            maps = self._map(q, rows, k_cache, v_cache)
+        block = self._block
+        block.change(block.view, 0, maps, q, out, lse)
+        return block.address
 
-    def _map_caches(self, k_cache: int, v_cache: int) -> tuple[bytes, bytes, bytes, bytes]:
-        if len(self._kv_maps) >= _MOST_KNOWN:
-            self._kv_maps.clear()
-        keys = cache_maps(replace(self._k, pointer=k_cache), self._config)
-        values = cache_maps(replace(self._v, pointer=v_cache), self._config)
-        maps = keys.prefill, values.prefill, keys.decode, values.decode
-        self._kv_maps[k_cache, v_cache] = maps
+    def _map(self, q: int, rows: int, k_cache: int, v_cache: int) -> bytes:
+        if len(self._maps) >= _MOST_KNOWN:
+            self._maps.clear()
+        caches = self._kv_maps.get((k_cache, v_cache))
+        if caches is None:
+            if len(self._kv_maps) >= _MOST_KNOWN:
+                self._kv_maps.clear()
+            keys = cache_maps(replace(self._k, pointer=k_cache), self._config)
+            values = cache_maps(replace(self._v, pointer=v_cache), self._config)
+            caches = keys.prefill + values.prefill + keys.decode + values.decode
+            self._kv_maps[k_cache, v_cache] = caches
+        maps = self._maps[q, rows, k_cache, v_cache] = self._q_maps.at(q, rows) + caches
         return maps
 
     def __bytes__(self) -> bytes:

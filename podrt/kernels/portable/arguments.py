@@ -37,8 +37,9 @@ class PortableArguments:
 
     def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
-        self._block.change(q, k_cache, v_cache, out, lse)
-        return self._block.address
+        block = self._block
+        block.change(block.view, 0, q, k_cache, v_cache, out, lse)
+        return block.address
 
     def __bytes__(self) -> bytes:
         return bytes(self._block)
