@@ -41,6 +41,7 @@ class Tiles:
     """
 
     __slots__ = (
+        "_falling_keys",
         "_order",
         "_steps",
         "keys",
@@ -65,6 +66,7 @@ class Tiles:
         self.longest_steps = -(-self.longest // kv_tile)
         self.total = int(np.add.reduce(keys))
         self._order: Indices | None = None
+        self._falling_keys: Floats | None = None
         self._steps: Floats | None = None
 
     def __len__(self) -> int:
@@ -84,6 +86,12 @@ class Tiles:
         if self._order is None:
             self._order = longest_first(self.keys, self.longest)
         return self._order
+
+    def falling_keys(self) -> Floats:
+        """Return the keys of the tiles, longest first."""
+        if self._falling_keys is None:
+            self._falling_keys = self.keys[self.order()]
+        return self._falling_keys
 
 
 def longest_first(keys: Floats, longest: int) -> Indices:
