@@ -175,7 +175,9 @@ def _tiles_of_one(
 def _rows_of_one(num_tiles: int, tile_rows: int, group: int) -> tuple[Floats, Floats]:
     """Return the first row and the last token of so many tiles of a request."""
     row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
-    return row_begin, _last_token(row_begin, tile_rows, group)
+    last_token = _last_token(row_begin, tile_rows, group)
+    row_begin.flags.writeable = last_token.flags.writeable = False
+    return row_begin, last_token
 
 
 def _last_token(row_begin: Floats, tile_rows: int, group: int) -> Floats:
