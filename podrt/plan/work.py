@@ -104,9 +104,9 @@ class Plan(NamedTuple):
     @property
     def num_prefill_units(self) -> int:
         """Prefill items times KV heads."""
-        return len(self.prefill) * self.num_kv_heads
+        return len(self.prefill) * self.spec.num_kv_heads
 
     @property
     def num_decode_units(self) -> int:
         """Decode items times KV heads."""
-        return len(self.decode) * self.num_kv_heads
+        return len(self.decode) * self.spec.num_kv_heads
