@@ -3,7 +3,8 @@
 A *tile* is a block of packed query rows of one request: packed row ``r`` of KV head ``h`` is token
 ``r // group`` and query head ``h * group + r % group``, so all query heads that share a KV head
 share its keys. A *work item* is one tile over one range of keys, for every KV head; a *unit* is one
-item for one KV head (``unit = item * num_kv_heads + kv_head``), which is what a CTA or warp takes.
+item for one KV head, which is what a CTA or warp takes. Units of decode are numbered item by item
+(``unit = item * num_kv_heads + kv_head``), those of prefill as `podrt.plan.order` says.
 A tile whose keys are split over several items is merged by the last of them to finish, or by those
 that find no other work to do meanwhile.
 """
@@ -52,7 +53,8 @@ class Plan:
     Attributes
     ----------
     prefill, decode : structured arrays of `WORK_ITEM`
-        Work items in the order in which they are handed out (longest first).
+        Work items in the order in which they are handed out, longest first; those of prefill as
+        `podrt.plan.order` has it.
     spec : AttentionSpec
         The attention layer that it was made for; only variants of the same `KernelSpec` run it.
     prefill_rows, decode_rows : int
@@ -72,6 +74,9 @@ class Plan:
         Of every ``prefill_share + decode_share`` units of work that CTAs of one SM draw in a fused
         launch, the first `prefill_share` are prefill's; heeded by the portable family, whose CTAs
         take one side at a time.
+    prefill_runs : tuple of int
+        Where runs of prefill items end, ascending, at most `podrt.plan.order.MAX_RUNS`. The units
+        of a run are handed out head by head, those of items behind the last run item by item.
     """
 
     prefill: WorkList
@@ -87,6 +92,7 @@ class Plan:
     prefill_only_ctas: int = 0
     prefill_share: int = 1
     decode_share: int = 1
+    prefill_runs: tuple[int, ...] = ()
 
     @property
     def num_kv_heads(self) -> int:
@@ -112,3 +118,13 @@ class Plan:
     def num_decode_units(self) -> int:
         """Decode items times KV heads."""
         return len(self.decode) * self.num_kv_heads
+
+    def prefill_keys_by_length(self) -> npt.NDArray[np.int64]:
+        """Return the keys of every prefill item, most first, in whatever order they are handed out.
+
+        Items of several runs are of several requests; those of one are in that order already.
+        """
+        keys = keys_of(self.prefill)
+        if len(self.prefill_runs) > 1:
+            keys[::-1].sort()
+        return keys

@@ -7,7 +7,8 @@ Prefill then takes longer on the others, but that is not what the launch waits f
 
 Where prefill is the longer side and an SM has one tile of it, the launch waits for the longest
 tiles. SMs that have those are better left to them, as long as the others can decode everything
-meanwhile.
+meanwhile. Those are the first CTAs: units that all run at once are handed out longest first
+(`podrt.plan.order`). How long more of them take is estimated as if they were, whatever their order.
 `bench/results/h200/NOTES.md` has the measurements, `podrt.policy.calibration` what came of them.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan import Plan, keys_of
+from podrt.plan import Plan
 from podrt.policy.calibration import SmSharing
 from podrt.spec.types import ELEMENT_BYTES
 
@@ -68,7 +69,7 @@ class SmAllocation:
         speeds, num_sms, heads = self.speeds, self.num_sms, plan.num_kv_heads
         read_gbs = speeds.read_efficiency * self.memory_gbs
         decode_us = self._decode_bytes(plan) / read_gbs / 1e3
-        keys, us_per_key = keys_of(plan.prefill), self._us_per_prefill_key(plan)
+        keys, us_per_key = plan.prefill_keys_by_length(), self._us_per_prefill_key(plan)
         ratio = _waves_keys(keys, heads, num_sms) * us_per_key / decode_us
         share = _interpolated(ratio, speeds.time_ratios, speeds.best_shares)
         wanted = int(min(share * num_sms, read_gbs / speeds.decode_gbs_per_sm))
@@ -88,7 +89,7 @@ class SmAllocation:
         if not (plan.prefill_keys and plan.decode_keys) or num_units > num_sms:
             return 0
         us_per_key = self._us_per_prefill_key(plan) * speeds.fused_slowdown
-        keys = keys_of(plan.prefill)
+        keys = plan.prefill_keys_by_length()
         longest_us = int(keys[0]) * us_per_key
         decode_mb = self._decode_bytes(plan) / 1e6
         bus_gbs = speeds.beside_bus_share * speeds.read_efficiency * self.memory_gbs
