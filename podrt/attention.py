@@ -175,8 +175,8 @@ class HybridAttention:
                 self.layer.page_size,
             )
             lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
-            handle = self._stream_of_plan(stream, table.tensor if table else None, lengths)
             with session.driver.current():
+                handle = self._stream_of_plan(stream, table.tensor if table else None, lengths)
                 session.adopt(session.plan(batch, table, lengths), handle)
 
     def run(
@@ -299,8 +299,8 @@ class HybridAttention:
         with self._lock:
             session = self._session_ready()
             given = None if workspace is None else view(workspace, "workspace")
-            handle = self._stream_of_plan(stream, given) or 0
             with session.driver.current():
+                handle = self._stream_of_plan(stream, given) or 0
                 session.reserve(limits, given, handle)
 
     def are_decodes(self, q_len: int) -> bool:
@@ -365,15 +365,21 @@ class HybridAttention:
 
     def _stream_of_plan(self, stream: Any, *tensors: TensorView | None) -> int | None:
         """Return the handle of the stream to copy a plan on; None if nothing tells."""
-        handle = None
+        session = self._session_ready()
+        driver, handle = session.driver, None
         if stream is not None:
             handle = resolve_stream(stream)
         else:
-            on_gpu = (t.framework for t in tensors if t is not None and t.device is not None)
-            framework = next(on_gpu, self._framework)
+            framework = self._framework
+            for tensor in tensors:
+                if tensor is not None and tensor.device is not None:
+                    framework = tensor.framework
+                    break
             if framework is not None:
-                handle = current_stream_of(framework, self._device_info().ordinal)
-        if handle is not None and self._session_ready().driver.is_capturing(handle):
+                handle = current_stream_of(framework, driver.ordinal)
+            elif session.reservation is not None:
+                handle = session.reservation.stream
+        if handle is not None and driver.is_capturing(handle):
             raise RuntimeError(
                 "the stream is being captured into a CUDA graph, which would copy this very plan "
                 "at every replay: call plan() and reserve() before the capture, and run() inside it"

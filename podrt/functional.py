@@ -14,6 +14,7 @@ from podrt.tensors.checks import require_dtype, require_rank
 from podrt.tensors.host import host_array, to_numpy
 from podrt.tensors.page_table import make_batch, read_page_table, require_pages_exist
 from podrt.tensors.run_tensors import view_tensors
+from podrt.tensors.streams import resolve_stream
 from podrt.tensors.view import view
 
 _BACKENDS = ("auto", "cuda", "reference")
@@ -103,8 +104,10 @@ def hybrid_attention(
             'or pass backend="reference"'
         )
     attention = HybridAttention(**layer_arguments, policy=policy, device=q_view.device)
-    attention.plan(qo_indptr, kv_lens, **tables)
-    return attention.run(q, k_cache, v_cache, **outputs, stream=stream)
+    # On the stream of the run, so that a capture is refused: its graph would outlive `attention`.
+    handle = resolve_stream(stream, like=q)
+    attention.plan(qo_indptr, kv_lens, **tables, stream=handle)
+    return attention.run(q, k_cache, v_cache, **outputs, stream=handle)
 
 
 def _attend_on_host(

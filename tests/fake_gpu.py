@@ -2,15 +2,19 @@
 
 Copies read their source when they are done, not when they are asked for, so a staging buffer that
 is written too early shows. A launch keeps its arguments as they are at the call, and reads the plan
-that they point at when it is done, as kernels do.
+that they point at when it is done, as kernels do. Memory that nobody holds any more is overwritten
+in the order of the stream that it was allocated on, as the next owner would. Threads other than the
+main one have no current context, and most calls need one.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +52,10 @@ class FakeEvent:
     pending = 0
 
 
+class Owner:
+    """Stands for whatever keeps memory."""
+
+
 class FakeGpu:
     """Stands for `podrt.runtime.driver.Driver`."""
 
@@ -62,45 +70,59 @@ class FakeGpu:
         self.stream_keys: dict[int, Hashable] = {}
         self.functions: list[Variant] = []
         self.allocations = 0
+        self.allocations_left = 1 << 30
+        self._bytes_free = 0
         self._next = itertools.count(_ALIGN, 1 << 32)
-        self._context_is_current = True
+        self._thread = threading.local()
 
     # What Driver offers.
 
     def is_current(self) -> bool:
-        return self._context_is_current
+        is_main = threading.current_thread() is threading.main_thread()
+        return getattr(self._thread, "is_current", is_main)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        yield
+        before, self._thread.is_current = self.is_current(), True
+        try:
+            yield
+        finally:
+            self._thread.is_current = before
 
     def is_capturing(self, stream: int) -> bool:
+        self._require_context()
         return stream in self.capturing
 
     def capture_of(self, stream: int) -> int | None:
+        self._require_context()
         return self.capturing.get(stream)
 
     def stream_key(self, stream: int) -> Hashable:
+        self._require_context()
         return self.stream_keys.get(stream, stream)
 
     def allocate(self, nbytes: int, stream: int) -> Memory:
-        self.allocations += 1
+        self._take_allocation()
         pointer = next(self._next)
         self.memory[pointer] = bytearray(b"\xaa" * nbytes)
-        return Memory(pointer, nbytes, pointer)
+        owner = Owner()
+        weakref.finalize(owner, self._free, pointer, nbytes, stream)
+        return Memory(pointer, nbytes, owner)
 
     def allocate_pinned(self, nbytes: int) -> Pinned:
-        self.allocations += 1
+        self._take_allocation()
         array = np.full(nbytes, 0xBB, np.uint8)
         address = next(self._next)
         self.pinned[address] = array
         return Pinned(array, address, array)
 
     def clear(self, pointer: int, nbytes: int, stream: int) -> None:
+        self._require_context()
         self._refuse_in_capture(stream, "memset")
         self.work.append((stream, lambda: self.write(pointer, bytes(nbytes))))
 
     def upload(self, pointer: int, host_address: int, nbytes: int, stream: int) -> None:
+        self._require_context()
         self._refuse_in_capture(stream, "copy")
         source = self.pinned[host_address]
         self.work.append((stream, lambda: self.write(pointer, source[:nbytes].tobytes())))
@@ -128,6 +150,7 @@ class FakeGpu:
     def launch(
         self, function: int, grid: int, threads: int, smem_bytes: int, stream: int, arguments: int
     ) -> None:
+        self._require_context()
         variant = self.functions[function]
         dtype = params_dtype(variant)
         block = ctypes.c_uint64.from_address(arguments).value
@@ -154,6 +177,11 @@ class FakeGpu:
         at = pointer - base
         assert at + nbytes <= len(self.memory[base]), "read beyond the end"
         return bytes(self.memory[base][at : at + nbytes])
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that somebody holds."""
+        return sum(map(len, self.memory.values())) - self._bytes_free
 
     def finish(self, stream: int | None = None) -> None:
         """Do all work that has been asked for, or that of one stream."""
@@ -185,6 +213,20 @@ class FakeGpu:
             items[counts[0] :],
         )
         return launch
+
+    def _take_allocation(self) -> None:
+        self._require_context()
+        if not self.allocations_left:
+            raise MemoryError("the GPU is full")
+        self.allocations_left -= 1
+        self.allocations += 1
+
+    def _free(self, pointer: int, nbytes: int, stream: int) -> None:
+        self._bytes_free += nbytes
+        self.work.append((stream, lambda: self.write(pointer, b"\xdd" * nbytes)))
+
+    def _require_context(self) -> None:
+        assert self.is_current(), "a call to CUDA from a thread without a context"
 
     def _base(self, pointer: int) -> int:
         return max(base for base in self.memory if base <= pointer)
@@ -240,7 +282,7 @@ def install(monkeypatch: pytest.MonkeyPatch, info: DeviceInfo = H100) -> FakeGpu
     """Let podrt find a GPU that is not there, with PyTorch's current stream at ``gpu.stream``."""
     from podrt import attention
     from podrt.kernels import tensor_map
-    from podrt.runtime import launcher, session
+    from podrt.runtime import launcher, session, workspaces
     from podrt.tensors import streams
 
     def encode(*arguments: Any) -> int:
@@ -256,5 +298,6 @@ def install(monkeypatch: pytest.MonkeyPatch, info: DeviceInfo = H100) -> FakeGpu
     monkeypatch.setattr(attention, "Driver", lambda ordinal: gpu)
     monkeypatch.setattr(launcher, "load_kernel", gpu.load_kernel)
     monkeypatch.setattr(session, "load_kernel", gpu.load_kernel)
+    monkeypatch.setattr(workspaces, "uncaptured", nullcontext)
     monkeypatch.setattr(streams, "_torch_stream_of", lambda: lambda device: gpu.stream)
     return gpu  # type: ignore[no-any-return]

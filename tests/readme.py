@@ -8,7 +8,6 @@ from pathlib import Path
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def python_example() -> str:
-    """Return the one Python block of the README."""
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    return block
+def python_examples() -> list[str]:
+    """Return the Python blocks of the README, which go on from each other."""
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from readme import README, python_example
+from readme import README, python_examples
 
 from podrt import cli, knobs
 from podrt.errors import UnsupportedConfigError
@@ -22,9 +22,10 @@ from podrt.policy.portable import RATIOS
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_python_example_is_valid_and_short():
-    ast.parse(python_example())
-    code = [line for line in python_example().splitlines() if line.strip() and line[0] != "#"]
+@pytest.mark.parametrize("example", python_examples())
+def test_python_examples_are_valid_and_short(example):
+    ast.parse(example)
+    code = [line for line in example.splitlines() if line.strip() and line[0] != "#"]
     assert len(code) <= 15
 
 

@@ -23,7 +23,14 @@ from podrt.bench.host_batches import (
     short_prompts,
 )
 from podrt.bench.host_rows import HostRow, row_of
-from podrt.bench.host_timing import Call, time_after, time_alone, time_bursts, time_steps
+from podrt.bench.host_timing import (
+    Call,
+    interpreter_ns,
+    time_after,
+    time_alone,
+    time_bursts,
+    time_steps,
+)
 from podrt.bench.timing import Work, capture_graph, time_all
 from podrt.gpu.device import DeviceInfo, current_device, load_cupy
 from podrt.kernels.hopper.config import HOPPER_ARCH
@@ -71,11 +78,15 @@ BARS_US = {
 
 
 def host_environment(device: DeviceInfo) -> dict[str, Any]:
-    """Return the environment of a run; the CPU is what matters here."""
+    """Return the environment of a run; the CPU is what matters here.
+
+    Virtual machines of one CPU model differ twofold: ``interpreter_ns`` says how fast this one is.
+    """
     packages = {name: _version(name) for name in ("torch", "numpy", "cuda-bindings")}
     return {
         **describe(device, []),
         "cpu": cpu_model(),
+        "interpreter_ns": interpreter_ns(),
         "python": platform.python_version(),
         **{name: found for name, found in packages.items() if found},
     }

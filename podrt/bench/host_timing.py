@@ -11,6 +11,18 @@ Call = Callable[[], object]
 _WARM_UP = 10
 
 
+def interpreter_ns(turns: int = 100_000, samples: int = 9) -> float:
+    """Return the time of one turn of a Python loop that does nothing but add, in ns."""
+
+    def loop() -> int:
+        total = 0
+        for number in range(turns):
+            total += number
+        return total
+
+    return round(sorted(_burst_us([loop]) for _ in range(samples))[samples // 2] * 1e3 / turns, 1)
+
+
 def time_bursts(calls: Sequence[Call], synchronize: Call, samples: int) -> list[float]:
     """Return the mean time of a call, in us, of `samples` bursts that each follow a wait.
 

@@ -37,7 +37,7 @@ class Side(NamedTuple):
     max_partials: int | None = None
 
 
-class Cut(NamedTuple):
+class Cut:
     """Pieces of every tile; in place of one, None stands for whole tiles.
 
     Attributes
@@ -50,9 +50,18 @@ class Cut(NamedTuple):
         No piece has more keys.
     """
 
-    counts: Floats
-    lengths: Floats
-    longest: int
+    __slots__ = ("_is_split", "counts", "lengths", "longest")
+
+    def __init__(self, counts: Floats, lengths: Floats, longest: int) -> None:
+        self.counts, self.lengths, self.longest = counts, lengths, longest
+        self._is_split: Floats | None = None
+
+    @property
+    def is_split(self) -> Floats:
+        """1 for every tile of more than one piece, else 0: float64 ``[tiles]``."""
+        if self._is_split is None:
+            self._is_split = (self.counts > 1.0).astype(np.float64)
+        return self._is_split
 
 
 def cut_steps(steps: Floats, limit: float | Floats) -> tuple[Floats, Floats]:
@@ -90,7 +99,7 @@ def num_partials(cut: Cut | None) -> int:
     """Return the pieces of split tiles, each of which leaves a partial result."""
     if cut is None:
         return 0
-    return int(np.dot(cut.counts, cut.counts > 1.0))
+    return int(cut.counts.dot(cut.is_split))
 
 
 def limit_for(tiles: Tiles, side: Side, max_items: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.plan.cut import Cut, Side, cut_at, cut_steps, limit_for, limit_within, piece_keys
-from podrt.plan.tiles import RADIX_LIMIT, Tiles
+from podrt.plan.tiles import RADIX_LIMIT, Indices, Tiles
 
 #: By what the limit that fills the slots once is multiplied or divided.
 _FACTORS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -47,7 +47,8 @@ def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | N
             cuts.append(cut)
             ends.append(end)
         near_best = min(ends) * side.costs.near_best
-        chosen = next(i for i, end in enumerate(ends) if end <= near_best)
+        while ends[chosen] > near_best:
+            chosen += 1
         # No later limit changes the choice once it is near the best that any of them can reach.
         if ends[chosen] <= _earliest_end(tiles, side, limits[len(ends) :]) * side.costs.near_best:
             break
@@ -115,9 +116,13 @@ def _waves_end(pieces: npt.NDArray[Any], side: Side) -> float:
     """Return when the units of `pieces`, longest first, end that are taken in waves, in keys."""
     slots, units = side.slots, side.units_per_tile
     if slots % units:
-        firsts = np.arange(0, len(pieces) * units, slots)
-        firsts //= units
-        waves = pieces[firsts]
+        waves = pieces[_firsts_of_waves(len(pieces), units, slots)]
     else:
         waves = pieces[:: slots // units]
-    return float(np.add.reduce(waves)) + side.costs.start_keys * len(waves)
+    return float(sum(waves.tolist())) + side.costs.start_keys * len(waves)
+
+
+@lru_cache(maxsize=256)
+def _firsts_of_waves(pieces: int, units: int, slots: int) -> Indices:
+    """Return the pieces that the first units of all waves belong to."""
+    return np.arange(0, pieces * units, slots) // units

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan.cut import Cut
-from podrt.plan.tiles import Floats, Indices, Tiles, longest_first
+from podrt.plan.cut import Cut, piece_keys
+from podrt.plan.tiles import Floats, Tiles, longest_first
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, WorkList
 from podrt.spec.batch import HybridBatch
 
@@ -84,13 +84,12 @@ def lay_out(
     of_tiles = rows.take(tiles.request, axis=0, mode="clip")
     if tiles.row_begin is not None:
         of_tiles[:, _ROW_BEGIN] = tiles.row_begin
+        of_tiles[:, _KV_END] = tiles.keys
     of_tiles[:, _NUM_SPLITS] = counts = cut.counts
-    number = np.arange(len(counts))
-    is_split = (counts > 1.0).astype(np.float64)
-    num_merges, merge = _running_sum(is_split)
+    num_merges, merge = _running_sum(cut.is_split)
     num_pieces, piece = _running_sum(counts)
     # Tiles in one piece leave no partial result: of the pieces before, those of split tiles count.
-    partial_row = piece - number
+    partial_row = piece - _numbers(len(counts))
     partial_row += merge
     partial_row *= tile_rows
     if first_merge:
@@ -98,7 +97,7 @@ def lay_out(
         merge += first_merge
     of_tiles[:, _PARTIAL_ROW] = partial_row
     of_tiles[:, _MERGE] = merge
-    items = _pieces(of_tiles, tiles, cut, number.repeat(counts.astype(np.intp)), piece)
+    items = _pieces(of_tiles, tiles, cut, piece)
     num_partials = num_pieces - len(counts) + num_merges
     return SideItems(items, num_merges, num_partials * tile_rows)
 
@@ -123,22 +122,27 @@ def _running_sum(values: Floats) -> tuple[int, Floats]:
     return total, before
 
 
-def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut, tile: Indices, first_piece: Floats) -> WorkList:
-    """Return an item for every piece, longest first, given the tile of each.
+@lru_cache(maxsize=16)
+def _numbers(count: int) -> Floats:
+    """Return 0, 1, 2, ..."""
+    return np.arange(count, dtype=np.float64)
+
+
+def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut, first_piece: Floats) -> WorkList:
+    """Return an item for every piece, longest first.
 
     `first_piece` has the number of each tile's first one.
     """
-    split = np.arange(len(tile), dtype=np.float64)
-    split -= first_piece[tile]
-    length = (cut.lengths * tiles.kv_tile)[tile]
+    # What a tile's pieces have in common goes along as the columns that differ in the end.
+    of_tiles[:, _SPLIT] = first_piece
+    of_tiles[:, _KV_BEGIN] = piece_keys(tiles, cut.lengths)
+    items = of_tiles.repeat(cut.counts.astype(np.intp), axis=0)
+    split, length, kv_end = items[:, _SPLIT], items[:, _KV_BEGIN], items[:, _KV_END]
+    np.subtract(np.arange(len(items), dtype=np.int32), split, out=split)
     begin = split * length
-    keys = tiles.keys[tile]
-    keys -= begin
+    keys = kv_end - begin
     np.minimum(keys, length, out=keys)
-    order = longest_first(keys, min(cut.longest, tiles.longest))
-    items = of_tiles.take(tile, axis=0, mode="clip")
-    items[:, _SPLIT] = split
     items[:, _KV_BEGIN] = begin
-    begin += keys
-    items[:, _KV_END] = begin
+    np.add(begin, keys, out=kv_end)
+    order = longest_first(keys, min(cut.longest, tiles.longest))
     return np.frombuffer(items.take(order, axis=0, mode="clip"), WORK_ITEM)

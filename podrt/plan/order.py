@@ -18,9 +18,9 @@ from bisect import bisect_right
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan.tiles import Tiles, longest_first
+from podrt.plan.tiles import Indices, Tiles, longest_first
 from podrt.plan.tiling import KeySharing
-from podrt.plan.work import WorkList, keys_of
+from podrt.plan.work import WORK_ITEM, WorkList, keys_of
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.types import ELEMENT_BYTES
 
@@ -96,7 +96,8 @@ def _order_requests(
     items: WorkList, tiles: Tiles, resident_keys: int
 ) -> tuple[WorkList, tuple[int, ...]]:
     """Return items request by request, short ones behind, and the runs of the first requests."""
-    firsts = np.flatnonzero(np.diff(tiles.request, prepend=-1))  # requests' tiles lie together
+    changes = (tiles.request[1:] != tiles.request[:-1]).nonzero()[0] + 1
+    firsts = np.concatenate(((0,), changes))  # the tiles of a request lie together
     longest = np.maximum.reduceat(tiles.keys, firsts)
     if np.add.reduce(longest) <= resident_keys:
         return items, ()
@@ -108,7 +109,13 @@ def _order_requests(
     counts = np.bincount(turn[:num_in_turn])
     turn[num_in_turn:] = len(by_length)
     runs = np.add.accumulate(counts[counts > 0])[:MAX_RUNS]
-    return items.take(turn.argsort(kind="stable"), mode="clip"), tuple(runs.tolist())
+    return _taken(items, turn.argsort(kind="stable")), tuple(runs.tolist())
+
+
+def _taken(items: WorkList, order: Indices) -> WorkList:
+    """Return items in another order, moved as the numbers that they are made of."""
+    rows = items.view(np.int32).reshape(len(items), -1)
+    return np.frombuffer(rows.take(order, axis=0, mode="clip"), WORK_ITEM)
 
 
 def _num_last(items: WorkList, resident_keys: int) -> int:

@@ -132,20 +132,24 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     else:
         lengths, num_pieces = cut.lengths, int(np.add.reduce(cut.counts))
         pieces = piece_keys(tiles, lengths)
-        longest = int(np.maximum.reduce(pieces)) or 1
+        longest = int(pieces[pieces.argmax()]) or 1
         order = longest_first(pieces, longest)
     units = num_pieces * side.units_per_tile
     last = min(total // _MOST_TAPERED, side.slots * total // units)
     handed_out = np.add.accumulate(tiles.keys[order])
     half, quarter = handed_out.searchsorted((total - last, total - last // 2), "right").tolist()
     limit = np.empty(len(tiles))
-    limit.fill(max(longest, side.min_keys) // kv_tile)
-    limit[order[half:]] = max(longest // 2, side.min_keys) // kv_tile
-    limit[order[quarter:]] = max(longest // 4, side.min_keys) // kv_tile
+    limit.fill(_steps_within(longest, side, kv_tile))
+    limit[order[half:]] = _steps_within(longest // 2, side, kv_tile)
+    limit[order[quarter:]] = _steps_within(longest // 4, side, kv_tile)
     np.minimum(limit, lengths, out=limit)
-    np.maximum(limit, 1.0, out=limit)
     tapered = Cut(*cut_steps(tiles.steps, limit), longest)
     return tapered if _fits(tapered, side) else cut
+
+
+def _steps_within(keys: int, side: Side, kv_tile: int) -> int:
+    """Return the limit, in KV tiles, of pieces of at most so many keys, but as many as allowed."""
+    return max(max(keys, side.min_keys) // kv_tile, 1)
 
 
 def _fits(cut: Cut, side: Side) -> bool:

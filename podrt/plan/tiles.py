@@ -6,6 +6,7 @@ several times faster than integers.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,6 @@ class Tiles:
         Keys of one step.
     row_begin : float64 array [tiles] or None
         First packed row of each tile; None where all are 0.
-    steps : float64 array [tiles]
-        KV tiles of each tile, at least 1.
     longest, total : int
         Keys of the longest tile, at least 1, and of all.
     longest_steps : int
@@ -43,13 +42,13 @@ class Tiles:
 
     __slots__ = (
         "_order",
+        "_steps",
         "keys",
         "kv_tile",
         "longest",
         "longest_steps",
         "request",
         "row_begin",
-        "steps",
         "total",
     )
 
@@ -62,16 +61,23 @@ class Tiles:
     ) -> None:
         self.request, self.row_begin = request, row_begin
         self.keys, self.kv_tile = keys, kv_tile
-        self.steps = steps = keys / kv_tile
-        np.ceil(steps, steps)
-        np.maximum(steps, 1.0, out=steps)
-        self.longest = int(np.maximum.reduce(keys)) or 1
+        self.longest = int(keys[keys.argmax()]) or 1
         self.longest_steps = -(-self.longest // kv_tile)
         self.total = int(np.add.reduce(keys))
         self._order: Indices | None = None
+        self._steps: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def steps(self) -> Floats:
+        """KV tiles of each tile, float64 ``[tiles]``, at least 1."""
+        if self._steps is None:
+            self._steps = steps = self.keys / self.kv_tile
+            np.ceil(steps, steps)
+            np.maximum(steps, 1.0, out=steps)
+        return self._steps
 
     def order(self) -> Indices:
         """Return the indices of the tiles, longest first."""
@@ -80,12 +86,11 @@ class Tiles:
         return self._order
 
 
-def longest_first(keys: Floats, longest: int) -> Indices:
+def longest_first(keys: npt.NDArray[Any], longest: int) -> Indices:
     """Return the stable order of whole numbers from 0 to `longest`, largest first."""
-    shortfall = longest - keys
     if longest < RADIX_LIMIT:
-        return shortfall.astype(np.uint16).argsort(kind="stable")
-    return shortfall.argsort(kind="stable")
+        return (~keys.astype(np.uint16)).argsort(kind="stable")
+    return (-keys).argsort(kind="stable")
 
 
 def tiles_of(
@@ -136,7 +141,7 @@ def tiles_of(
     row_begin -= firsts.repeat(repeats)
     row_begin *= tile_rows
     last_token = _last_token(row_begin, tile_rows, group)
-    _, keys = mask.key_range(last_token, q_len.repeat(repeats), kv_len.repeat(repeats))
+    keys = mask.key_end(last_token, q_len.repeat(repeats), kv_len.repeat(repeats))
     return Tiles(requests.repeat(repeats), keys, kv_tile, row_begin)
 
 
@@ -150,11 +155,19 @@ def _tiles_of_one(
     mask: Mask,
 ) -> Tiles:
     """Tile the one prefill that most batches have, at half the cost."""
-    q_len, kv_len = int(q_lens[requests[0]]), int(kv_lens[requests[0]])
+    request = requests[0]
+    q_len, kv_len = int(q_lens[request]), int(kv_lens[request])
     num_tiles = -(-q_len * group // tile_rows)
-    row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
-    _, keys = mask.key_range(_last_token(row_begin, tile_rows, group), q_len, kv_len)
+    row_begin, last_token = _rows_of_one(num_tiles, tile_rows, group)
+    keys = mask.key_end(last_token, q_len, kv_len)
     return Tiles(requests.repeat(num_tiles), keys, kv_tile, row_begin)
+
+
+@lru_cache(maxsize=16)  # prompts are mostly cut into chunks of one size
+def _rows_of_one(num_tiles: int, tile_rows: int, group: int) -> tuple[Floats, Floats]:
+    """Return the first row and the last token of so many tiles of a request."""
+    row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
+    return row_begin, _last_token(row_begin, tile_rows, group)
 
 
 def _last_token(row_begin: Floats, tile_rows: int, group: int) -> Floats:

@@ -11,8 +11,7 @@ that find no other work to do meanwhile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +45,7 @@ def keys_of(items: WorkList) -> npt.NDArray[np.int64]:
     return keys
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Everything a launch needs to know of a batch, besides its tensors.
 
     Attributes
@@ -119,12 +117,11 @@ class Plan:
         """Decode items times KV heads."""
         return len(self.decode) * self.num_kv_heads
 
-    def prefill_keys_by_length(self) -> npt.NDArray[np.int64]:
-        """Return the keys of every prefill item, most first, in whatever order they are handed out.
+    def prefill_longest_first(self) -> WorkList:
+        """Return the prefill items, longest first, in whatever order they are handed out.
 
         Items of several runs are of several requests; those of one are in that order already.
         """
-        keys = keys_of(self.prefill)
-        if len(self.prefill_runs) > 1:
-            keys[::-1].sort()
-        return keys
+        if len(self.prefill_runs) <= 1:
+            return self.prefill
+        return self.prefill[(-keys_of(self.prefill)).argsort(kind="stable")]

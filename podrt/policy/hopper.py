@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -38,13 +37,17 @@ class HopperChoices:
         q_lens, group = batch.q_lens, self._spec.group
         if batch.max_q_len <= 1:  # a decode whatever the group
             return self._rows_of_one
-        empty = 0 if batch.min_q_len else len(q_lens) - np.count_nonzero(q_lens)
+        covered = self._form.covered_decodes
+        empty = 0 if batch.min_q_len else len(q_lens) - int(np.count_nonzero(q_lens))
+        held = int(np.count_nonzero(q_lens <= self._rows_of_one // group)) - empty
+        if held >= covered * (len(q_lens) - empty):  # of all requests, so of the decodes too
+            return self._rows_of_one
         # A token may have more rows than the largest tile.
-        decodes = np.count_nonzero(q_lens <= max(DECODE_ROWS[-1] // group, 1)) - empty
+        decodes = int(np.count_nonzero(q_lens <= max(DECODE_ROWS[-1] // group, 1))) - empty
         for rows in DECODE_ROWS[:-1]:
             if rows >= group:
-                held = np.count_nonzero(q_lens <= rows // group) - empty
-                if held >= self._form.covered_decodes * decodes:
+                held = int(np.count_nonzero(q_lens <= rows // group)) - empty
+                if held >= covered * decodes:
                     return rows
         return DECODE_ROWS[-1]
 
@@ -88,7 +91,7 @@ class HopperChoices:
             decode_only, prefill_only = policy.decode_only_sms, policy.prefill_only_sms
         if not (decode_only or prefill_only):
             return plan
-        return replace(plan, decode_only_ctas=decode_only, prefill_only_ctas=prefill_only)
+        return plan._replace(decode_only_ctas=decode_only, prefill_only_ctas=prefill_only)
 
     def are_better_apart(self, plan: Plan) -> bool:
         """Whether decode is too little to be worth hiding behind a long prefill."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import lru_cache
 
 from podrt.gpu.device import DeviceInfo
@@ -68,7 +67,7 @@ class PortableChoices:
         prefill, decode = self._policy.ratio or nearest_ratio(
             plan.num_prefill_units, plan.num_decode_units / self.variant("pod", 0).warps
         )
-        return replace(plan, prefill_share=prefill, decode_share=decode)
+        return plan._replace(prefill_share=prefill, decode_share=decode)
 
     def are_better_apart(self, plan: Plan) -> bool:
         """Return False: a fused launch has the same tiles."""

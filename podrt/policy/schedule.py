@@ -6,9 +6,8 @@ Attention, the dry run, the bench and the explorer all come here, so that they c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
@@ -30,8 +29,7 @@ from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
 
-@dataclass(frozen=True, eq=False)
-class Schedule:
+class Schedule(NamedTuple):
     """What is launched for a batch.
 
     Attributes
@@ -114,7 +112,7 @@ class Scheduler:
         base, tiling = self._base(rows)
         plan = make_plan(batch, tiling, self.spec)
         plan = self._choices.share(plan)
-        variants = tuple(self._choices.variant(form, rows, plan) for form in self._forms(plan))
+        variants = tuple([self._choices.variant(form, rows, plan) for form in self._forms(plan)])
         return Schedule(plan, variants, base, tiling)
 
     def decode_rows_for(self, tokens: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from podrt.gpu.device import load_cupy
 from podrt.tensors.streams import LEGACY_STREAMS, cupy_stream
 
 _HOST_TO_DEVICE = 1
+_NOTHING_TO_DO = nullcontext()
 
 
 class Pinned(NamedTuple):
@@ -65,18 +66,21 @@ class Driver:
         """Whether CUDA calls of this thread go to this GPU, without asking for it first."""
         return bool(self._driver.ctxGetCurrent() == self._context)
 
+    def current(self) -> AbstractContextManager[None]:
+        """Have CUDA calls of this thread go to this GPU, and then to the one before.
+
+        A thread that had none keeps GPU 0, which would be its first anyway, and no other.
+        """
+        return _NOTHING_TO_DO if self.is_current() else self._made_current()
+
     @contextmanager
-    def current(self) -> Iterator[None]:
-        """Have CUDA calls of this thread go to this GPU; a thread that had none keeps it."""
+    def _made_current(self) -> Iterator[None]:
         previous = self._driver.ctxGetCurrent()
-        if previous == self._context:
-            yield
-            return
         self._driver.ctxSetCurrent(self._context)
         try:
             yield
         finally:
-            if previous:
+            if previous or self.ordinal:
                 self._driver.ctxSetCurrent(previous)
 
     def is_capturing(self, stream: int) -> bool:

@@ -62,7 +62,7 @@ class Launcher:
         variant.require_spec(spec)
         kernel = load_kernel(variant, driver.ordinal)
         self._launch = driver.launch
-        self._function = kernel.function
+        self._kernel, self._function = kernel, kernel.function  # the kernel keeps its code loaded
         self._threads, self._smem_bytes = variant.threads, variant.smem_bytes
         self._arguments = argument_block(variant, spec, tensors, buffers)
 

@@ -23,7 +23,7 @@ def plan_bytes(items: int, table_entries: int) -> int:
     return PLAN_HEADER_BYTES + items * WORK_ITEM.itemsize + table_entries * 4
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Planned:
     """A batch, its plan and the tensors that kernels read besides those of a run.
 
@@ -64,7 +64,7 @@ class Planned:
         for items in (plan.prefill, plan.decode):
             if items.size:
                 begin, end = end, end + items.nbytes
-                to[begin:end] = items.view(np.uint8)
+                to[begin:end] = np.frombuffer(items, np.uint8)
         page_table = 0
         if table is not None:
             page_table = table.tensor.pointer

@@ -52,6 +52,7 @@ class Repeat:
         self._driver, self._addresses = driver, addresses
         self._stream, self._stream_key = stream, driver.stream_key(stream)
         self._framework: Framework = tensors.q.framework
+        self._q_type = type(tensors.q.owner)
         self._steps: Steps = ()
         self._planned: Planned | None = None
         self._least_rows = self._most_rows = 0
@@ -75,6 +76,8 @@ class Repeat:
 
     def aim(self, planned: Planned, steps: Steps, least_rows: int, most_rows: int) -> None:
         """Launch these from now on, for queries of so many rows."""
+        if self.tensors.q.shape[0] == 1:
+            most_rows = 1  # a single row may have strides that would be wrong for more
         self._planned, self._steps = planned, steps
         self._least_rows, self._most_rows = least_rows, most_rows
         self._has_checked_pages = False
@@ -88,12 +91,15 @@ class Repeat:
         if handle < 0:
             return None
         if out is None:
-            if stream is not None:  # perhaps not the one in whose order memory is allocated
+            # Memory is allocated in the order of the current stream, perhaps not of this one.
+            if stream is not None or type(q) is not self._q_type:
                 return None
             out = _empty_like(q, self._framework)
         found = self._addresses(q, k_cache, v_cache, out)
+        if found is None:
+            return None
         rows = len(q)
-        if found is None or not self._least_rows <= rows <= self._most_rows:
+        if not self._least_rows <= rows <= self._most_rows:
             return None
         at_q, at_k, at_v, at_out = found
         # A null pointer is nothing's address, but that of an empty tensor.

@@ -10,6 +10,7 @@ from podrt.policy.schedule import Scheduler
 from podrt.runtime.planned import Launches, plan_bytes
 from podrt.runtime.scratch import scratch_bytes
 from podrt.runtime.workspace import Workspace
+from podrt.spec.attention import positive_int
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.page_table import PageTable
 
@@ -33,10 +34,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name}={value!r}: expected an int")
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+            object.__setattr__(self, name, positive_int(name, value))
 
     def max_pages(self, page_size: int | None) -> int:
         """Return the pages of the longest request; 0 for a contiguous cache."""
@@ -133,6 +131,8 @@ class Reservation:
         Packed query rows of a decode tile.
     workspace : Workspace
         Memory that never moves.
+    stream : int
+        Handle of the stream that it was made ready on, where plans go that name none.
     captured, captured_decode : Launches
         What graphs hold, for any batch and for batches of decodes alone.
     """
@@ -140,6 +140,7 @@ class Reservation:
     limits: Limits
     decode_rows: int
     workspace: Workspace
+    stream: int
     captured: Launches
     captured_decode: Launches
 

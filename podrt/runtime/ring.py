@@ -52,10 +52,10 @@ class UploadRing:
         return len(self._free) + len(self._used)
 
     def slot(self, nbytes: int) -> Slot:
-        """Return a slot of at least so many bytes, to be written and sent."""
+        """Return the slot to be written and sent next, of at least so many bytes."""
         if not self._free:
             self._find_free()
-        slot = self._free.popleft()
+        slot = self._free[0]  # and it stays there, should the caller fail
         if len(slot.bytes) < nbytes:
             slot.hold(self._pinned(nbytes))
         return slot
@@ -64,6 +64,7 @@ class UploadRing:
         """Copy the first bytes of a slot to `pointer`, in the order of a stream."""
         driver = self._driver
         driver.upload(pointer, slot.address, nbytes, stream)
+        self._free.popleft()
         driver.record(slot.event, stream)
         self._used.append(slot)
 

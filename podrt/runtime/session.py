@@ -47,7 +47,7 @@ class Session:
         self.reservation: Reservation | None = None
         self.planned: Planned | None = None
         self._repeat: Repeat | None = None
-        self._loaded: set[Variant] = set()
+        self._loaded: tuple[Variant, ...] = ()
 
     def plan(
         self, batch: HybridBatch, table: PageTable | None, lengths: TensorView | None
@@ -65,11 +65,11 @@ class Session:
     def adopt(self, planned: Planned, stream: int | None) -> None:
         """Take a plan as the one that runs compute, and copy it to where those on a stream find it.
 
-        Without a stream the first run copies it.
+        The stream is not being captured. Without one the first run copies it.
         """
         repeat, self._repeat = self._repeat, None
         if stream is not None:
-            workspace = self._workspace(planned, stream)
+            workspace = self._workspace(planned, stream, may_be_captured=False)
             if repeat is not None and repeat.workspace is workspace:
                 self._aim(repeat, planned)
         self.planned = planned
@@ -79,18 +79,25 @@ class Session:
 
         `scratch` is memory that the caller brings for counters and partial results.
         """
+        empty = self.plan(HybridBatch.empty(self._spec.page_size), None, None)
         room = room_for(limits, self.scheduler)
         brought = None if scratch is None else self._brought(scratch, room.scratch_bytes)
         for variant in room.variants:
             load_kernel(variant, self.driver.ordinal)
         workspace = self.workspaces.new()
         workspace.fix(room.plan_bytes, brought or room.scratch_bytes, stream)
+        workspace.load(empty, stream)
         full = self._with_full_grids
         self.reservation = Reservation(
-            limits, room.decode_rows, workspace, full(room.captured), full(room.captured_decode)
+            limits,
+            room.decode_rows,
+            workspace,
+            stream,
+            full(room.captured),
+            full(room.captured_decode),
         )
-        self._repeat = None
-        self.adopt(self.plan(HybridBatch.empty(self._spec.page_size), None, None), stream)
+        self.planned, self._repeat = empty, None
+        self.workspaces.release_streams()
 
     def repeat(self, q: Any, k_cache: Any, v_cache: Any, out: Any, stream: Any) -> Any:
         """Run as the last time and return out; None where that cannot be."""
@@ -103,14 +110,16 @@ class Session:
     ) -> None:
         """Enqueue a run of the planned batch whose tensors have been checked."""
         planned, reserved = self._readable(planned, tensors), self.reservation
-        launches = planned.launches
         if reserved is not None and self.driver.is_capturing(stream):
-            launches = reserved.launches(decodes_only=decodes_only)
             if self._spec.page_size is None:
                 reserved.limits.require_cache(tensors.k_cache.shape)
-        if not launches:
+            launches, workspace = reserved.launches(decodes_only=decodes_only), reserved.workspace
+            self.workspaces.keep(workspace)
+        elif planned.launches:
+            launches, workspace = planned.launches, self._workspace(planned, stream)
+        else:
             return
-        workspace = self._workspace(planned, stream)
+        self._repeat = None
         prepared = workspace.launchers.of(Layout.of(tensors))
         for launcher, grid in self._steps(workspace, launches, tensors, prepared):
             launcher.launch(*tensors.addresses(), grid, stream)
@@ -154,19 +163,21 @@ class Session:
         return planned.variants + tuple(variant for variant, _ in captured)
 
     def _launches(self, schedule: Schedule) -> Launches:
-        for variant in schedule.variants:
-            if variant not in self._loaded:
+        variants, plan, num_sms = schedule.variants, schedule.plan, self._num_sms
+        if variants != self._loaded:  # as those of the last batch are
+            for variant in variants:
                 load_kernel(variant, self.driver.ordinal)  # now rather than in the first run
-                self._loaded.add(variant)
-        plan, num_sms = schedule.plan, self._num_sms
-        return tuple([(v, grid_of(v, plan, num_sms)) for v in schedule.variants])
+            self._loaded = variants
+        return tuple([(variant, grid_of(variant, plan, num_sms)) for variant in variants])
 
     def _with_full_grids(self, variants: tuple[Variant, ...]) -> Launches:
         return tuple((variant, full_grid(variant, self._num_sms)) for variant in variants)
 
-    def _workspace(self, planned: Planned, stream: int) -> Workspace:
+    def _workspace(
+        self, planned: Planned, stream: int, *, may_be_captured: bool = True
+    ) -> Workspace:
         if self.reservation is None:
-            return self.workspaces.ready(planned, stream)
+            return self.workspaces.ready(planned, stream, may_be_captured=may_be_captured)
         workspace = self.reservation.workspace
         workspace.load(planned, stream)
         return workspace
@@ -178,12 +189,15 @@ class Session:
         tensors: RunTensors,
         prepared: dict[Variant, Launcher],
     ) -> Steps:
-        for variant, _ in launches:
-            if variant not in prepared:
-                prepared[variant] = Launcher(
+        steps = []
+        for variant, grid in launches:
+            launcher = prepared.get(variant)
+            if launcher is None:
+                launcher = prepared[variant] = Launcher(
                     self.driver, variant, self._spec, tensors, workspace.buffers
                 )
-        return tuple([(prepared[variant], grid) for variant, grid in launches])
+            steps.append((launcher, grid))
+        return tuple(steps)
 
     def _remember(
         self,
@@ -194,14 +208,16 @@ class Session:
         prepared: dict[Variant, Launcher],
     ) -> None:
         """Let the next run with tensors like these go the short way."""
-        self._repeat = None
         if tensors.lse is None and not self.driver.is_capturing(stream):
             repeat = Repeat.of(self.driver, workspace, stream, tensors, prepared)
             if repeat is not None:
                 self._aim(repeat, planned)
 
     def _aim(self, repeat: Repeat, planned: Planned) -> None:
-        tokens = planned.batch.total_tokens
+        batch, (rows, length) = planned.batch, repeat.tensors.k_cache.shape[:2]
+        if batch.page_size is None and (rows < batch.num_requests or length < batch.max_kv_len):
+            return  # the long way says so
+        tokens = batch.total_tokens
         most = self.reservation.limits.max_tokens if self.reservation else tokens
         steps = self._steps(repeat.workspace, planned.launches, repeat.tensors, repeat.prepared)
         repeat.aim(planned, steps, tokens, max(most, tokens))

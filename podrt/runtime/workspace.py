@@ -76,6 +76,7 @@ class Workspace:
         """Copy a plan here in the order of a stream, unless it is here already."""
         if self.planned is planned:
             return
+        self.planned = None  # until the copy has been asked for
         nbytes = planned.nbytes
         self._make_room(planned, nbytes, stream)
         slot = self._ring.slot(nbytes)
@@ -97,9 +98,9 @@ class Workspace:
             self._take_scratch(self._driver.allocate(_with_slack(scratch), stream), stream)
 
     def _take_scratch(self, memory: Memory, stream: int) -> None:
+        self._driver.clear(memory.pointer, counter_bytes(memory.nbytes), stream)
         self._scratch = memory
         self._partial_rows = place(0, memory.nbytes, self._head_dim).rows
-        self._driver.clear(memory.pointer, counter_bytes(memory.nbytes), stream)
 
 
 def _with_slack(nbytes: int) -> int:

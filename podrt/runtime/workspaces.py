@@ -36,14 +36,22 @@ class Workspaces:
         """Return a workspace that is nobody's yet."""
         return Workspace(self._driver, self._ring, self._head_dim)
 
-    def ready(self, planned: Planned, stream: int) -> Workspace:
+    def ready(self, planned: Planned, stream: int, *, may_be_captured: bool = True) -> Workspace:
         """Return a workspace that holds the plan, in the order of a stream."""
-        capture = self._driver.capture_of(stream)
+        capture = self._driver.capture_of(stream) if may_be_captured else None
         if capture is not None:
             return self._ready_for_capture(planned, (capture, stream, id(planned)))
         workspace = self._of_stream(self._driver.stream_key(stream))
         workspace.load(planned, stream)
         return workspace
+
+    def keep(self, workspace: Workspace) -> None:
+        """Keep one that a graph has been captured with, whatever becomes of its owner."""
+        self._captured[id(workspace)] = workspace
+
+    def release_streams(self) -> None:
+        """Give back those of ordinary runs."""
+        self._by_stream.clear()
 
     def release_captured(self) -> None:
         """Give back what graphs captured so far would read."""

@@ -96,9 +96,9 @@ def make_spec(
     # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.
     if kv_layout not in get_args(KvLayout):
         raise UnsupportedConfigError(f"kv_layout={kv_layout!r}: allowed are {get_args(KvLayout)}")
-    num_qo_heads = _positive_int("num_qo_heads", num_qo_heads)
-    num_kv_heads = _positive_int("num_kv_heads", num_kv_heads)
-    head_dim = _positive_int("head_dim", head_dim)
+    num_qo_heads = positive_int("num_qo_heads", num_qo_heads)
+    num_kv_heads = positive_int("num_kv_heads", num_kv_heads)
+    head_dim = positive_int("head_dim", head_dim)
     if num_qo_heads % num_kv_heads:
         raise ValueError(
             f"num_qo_heads={num_qo_heads}: must be a multiple of num_kv_heads={num_kv_heads}"
@@ -106,7 +106,7 @@ def make_spec(
     if head_dim not in HEAD_DIMS:
         raise UnsupportedConfigError(f"head_dim={head_dim!r}: allowed are {HEAD_DIMS}")
     if page_size is not None:
-        page_size = _positive_int("page_size", page_size)
+        page_size = positive_int("page_size", page_size)
     if not isinstance(causal, bool | np.bool_):
         raise TypeError(f"causal={causal!r}: expected True or False")
     return AttentionSpec(
@@ -121,7 +121,7 @@ def make_spec(
     )
 
 
-def _positive_int(name: str, value: Any) -> int:
+def positive_int(name: str, value: Any) -> int:
     """Return an int of Python, NumPy or whatever else counts as one; a bool does not."""
     try:
         if isinstance(value, bool | np.bool_):

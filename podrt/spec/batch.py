@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import NoReturn
+from functools import lru_cache
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,7 @@ _INT32 = np.dtype(np.int32)
 _INT32_MAX = np.iinfo(np.int32).max
 
 
-@dataclass(frozen=True, eq=False)
-class HybridBatch:
+class HybridBatch(NamedTuple):
     """Prefill and decode requests of one batch, in any order.
 
     Make one with `contiguous`, `from_block_table` or `from_kv_indptr`: they also check the lengths
@@ -29,6 +27,14 @@ class HybridBatch:
         Request i owns rows ``qo_indptr[i]`` to ``qo_indptr[i + 1]`` of q. Read-only.
     kv_lens : int32 array [requests]
         Keys of every request, its new tokens included. Read-only.
+    q_lens : int32 array [requests]
+        Query tokens of every request. Read-only.
+    total_tokens : int
+        Query tokens of the batch, the rows of q.
+    min_q_len, max_q_len : int
+        Query tokens of the requests with fewest and most; 0 in an empty batch.
+    max_kv_len : int
+        Keys of the longest request; 0 in an empty batch.
     page_begin : int32 array [requests]
         Index of every request's first entry in the flat page table; 0 for a contiguous cache.
     page_size : int or None
@@ -37,6 +43,11 @@ class HybridBatch:
 
     qo_indptr: Int32Array
     kv_lens: Int32Array
+    q_lens: Int32Array
+    total_tokens: int
+    min_q_len: int
+    max_q_len: int
+    max_kv_len: int
     page_begin: Int32Array
     page_size: int | None = None
 
@@ -44,7 +55,7 @@ class HybridBatch:
     def empty(cls, page_size: int | None = None) -> HybridBatch:
         """Batch of no requests."""
         none = _frozen(np.zeros(0, np.int32))
-        return cls(_frozen(np.zeros(1, np.int32)), none, none, page_size)
+        return cls(*_lengths(np.zeros(1, np.int32), none), none, page_size)
 
     @classmethod
     def contiguous(cls, qo_indptr: Int32Array, kv_lens: Int32Array) -> HybridBatch:
@@ -57,8 +68,8 @@ class HybridBatch:
         TypeError, ValueError
             `qo_indptr` or `kv_lens` is not a valid int32 array.
         """
-        qo_indptr, kv_lens = _lengths(qo_indptr, kv_lens)
-        return cls(qo_indptr, kv_lens, _frozen(np.zeros(len(kv_lens), np.int32)))
+        lengths = _lengths(qo_indptr, kv_lens)
+        return cls(*lengths, _frozen(np.zeros(len(kv_lens), np.int32)))
 
     @classmethod
     def from_block_table(
@@ -88,7 +99,7 @@ class HybridBatch:
         TypeError, ValueError
             An argument is malformed, or a request has more keys than its row has pages for.
         """
-        qo_indptr, kv_lens = _lengths(qo_indptr, kv_lens)
+        lengths = _lengths(qo_indptr, kv_lens)
         _require_page_size(page_size)
         requests = len(kv_lens)
         if len(shape) != 2 or shape[0] != requests:
@@ -101,11 +112,10 @@ class HybridBatch:
                 f"block_table has a row stride of {row_stride} elements over {requests} rows; "
                 f"offsets must be between 0 and {_INT32_MAX}"
             )
-        page_begin = _multiples(row_stride if requests > 1 else 0, requests)
-        batch = cls(qo_indptr, kv_lens, page_begin, page_size)
-        if batch.max_kv_len > shape[1] * page_size:
+        if lengths.max_kv_len > shape[1] * page_size:
             _refuse_room(kv_lens, np.full(requests, shape[1]), page_size, "block_table")
-        return batch
+        page_begin = _multiples(row_stride if requests > 1 else 0, requests)
+        return cls(*lengths, page_begin, page_size)
 
     @classmethod
     def from_kv_indptr(
@@ -135,48 +145,22 @@ class HybridBatch:
         TypeError, ValueError
             An argument is malformed, or a request has more keys than it has pages for.
         """
-        qo_indptr, kv_lens = _lengths(qo_indptr, kv_lens)
+        lengths = _lengths(qo_indptr, kv_lens)
         _require_page_size(page_size)
-        kv_indptr = _indptr(kv_indptr, "kv_indptr", len(kv_lens))
+        kv_indptr, pages, _ = _indptr(kv_indptr, "kv_indptr", len(kv_lens))
         if kv_indptr[-1] > num_kv_indices:
             raise ValueError(
                 f"kv_indices has {num_kv_indices} entries; kv_indptr ends at {kv_indptr[-1]}, "
                 "so it needs at least that many"
             )
-        pages = kv_indptr[1:] - kv_indptr[:-1]
         if np.logical_or.reduce(kv_lens > np.multiply(pages, page_size, dtype=np.int64)):
             _refuse_room(kv_lens, pages, page_size, "kv_indptr")
-        return cls(qo_indptr, kv_lens, _frozen(kv_indptr[:-1]), page_size)
+        return cls(*lengths, _frozen(kv_indptr[:-1]), page_size)
 
     @property
     def num_requests(self) -> int:
         """Requests of the batch."""
         return len(self.kv_lens)
-
-    @cached_property
-    def q_lens(self) -> Int32Array:
-        """Query tokens of every request, int32 ``[requests]``."""
-        return _frozen(self.qo_indptr[1:] - self.qo_indptr[:-1])
-
-    @cached_property
-    def total_tokens(self) -> int:
-        """Query tokens of the batch, the rows of q."""
-        return int(self.qo_indptr[-1])
-
-    @cached_property
-    def max_kv_len(self) -> int:
-        """Keys of the longest request; 0 in an empty batch."""
-        return int(np.maximum.reduce(self.kv_lens, initial=0))
-
-    @cached_property
-    def max_q_len(self) -> int:
-        """Query tokens of the request with most; 0 in an empty batch."""
-        return int(np.maximum.reduce(self.q_lens, initial=0))
-
-    @cached_property
-    def min_q_len(self) -> int:
-        """Query tokens of the request with fewest; 0 in an empty batch."""
-        return int(np.minimum.reduce(self.q_lens)) if len(self.q_lens) else 0
 
     def require_cache(self, shape: tuple[int, ...], name: str = "k_cache") -> None:
         """Check that a cache of that shape can hold the batch.
@@ -209,15 +193,41 @@ class HybridBatch:
             )
 
 
-def _lengths(qo_indptr: Int32Array, kv_lens: Int32Array) -> tuple[Int32Array, Int32Array]:
+class _Lengths(NamedTuple):
+    """What a `HybridBatch` begins with."""
+
+    qo_indptr: Int32Array
+    kv_lens: Int32Array
+    q_lens: Int32Array
+    total_tokens: int
+    min_q_len: int
+    max_q_len: int
+    max_kv_len: int
+
+
+def _lengths(qo_indptr: Int32Array, kv_lens: Int32Array) -> _Lengths:
+    # The extremes are looked up where they are: NumPy's reductions take three times as long.
     kv_lens = _int32_vector(kv_lens, "kv_lens")
-    if len(kv_lens) and np.minimum.reduce(kv_lens) < 0:
+    requests = len(kv_lens)
+    if requests and kv_lens[kv_lens.argmin()] < 0:
         at = int(np.argmax(kv_lens < 0))
         raise ValueError(f"kv_lens[{at}] is {kv_lens[at]}; lengths must be 0 or more")
-    return _indptr(qo_indptr, "qo_indptr", len(kv_lens)), kv_lens
+    qo_indptr, q_lens, min_q_len = _indptr(qo_indptr, "qo_indptr", requests)
+    if not requests:
+        return _Lengths(qo_indptr, kv_lens, q_lens, 0, 0, 0, 0)
+    return _Lengths(
+        qo_indptr,
+        kv_lens,
+        q_lens,
+        qo_indptr.item(-1),
+        min_q_len,
+        q_lens.item(q_lens.argmax()),
+        kv_lens.item(kv_lens.argmax()),
+    )
 
 
-def _indptr(array: Int32Array, name: str, requests: int) -> Int32Array:
+def _indptr(array: Int32Array, name: str, requests: int) -> tuple[Int32Array, Int32Array, int]:
+    """Return a checked copy, its differences and the least of these; 0 if there are none."""
     indptr = _int32_vector(array, name)
     if len(indptr) != requests + 1:
         raise ValueError(
@@ -226,14 +236,16 @@ def _indptr(array: Int32Array, name: str, requests: int) -> Int32Array:
         )
     if indptr[0] != 0:
         raise ValueError(f"{name}[0] is {indptr[0]}; it must be 0")
-    falls = indptr[1:] < indptr[:-1]
-    if np.logical_or.reduce(falls):
-        at = int(np.argmax(falls))
+    lengths = _frozen(indptr[1:] - indptr[:-1])
+    least = lengths.item(lengths.argmin()) if requests else 0
+    # Differences of numbers that are not negative fit.
+    if least < 0 or indptr[indptr.argmin()] < 0:
+        at = int(np.argmax(indptr[1:] < indptr[:-1]))
         raise ValueError(
             f"{name} falls from {indptr[at]} at {at} to {indptr[at + 1]} at {at + 1}; "
             "it must not decrease"
         )
-    return indptr
+    return indptr, lengths, least
 
 
 def _int32_vector(array: Int32Array, name: str) -> Int32Array:

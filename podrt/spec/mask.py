@@ -40,11 +40,14 @@ class Mask:
         begin, end : arrays of the type and shape that the arguments broadcast to
             ``0 <= begin <= end <= kv_len``; equal where nothing is seen.
         """
-        if self.causal:
-            end = np.minimum(np.maximum(tokens + (kv_len - q_len + 1), 0), kv_len)
-        else:
-            end = kv_len + np.zeros_like(tokens)
+        end = self.key_end(tokens, q_len, kv_len)
         return np.zeros(end.shape, end.dtype), end
+
+    def key_end(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> Any:
+        """Return one past the last key that tokens see, as `key_range` does."""
+        if self.causal:
+            return np.minimum(np.maximum(tokens + (kv_len - q_len + 1), 0), kv_len)
+        return kv_len + np.zeros_like(tokens)
 
     def sees(
         self, tokens: npt.ArrayLike, keys: npt.ArrayLike, q_len: int, kv_len: int

@@ -83,9 +83,11 @@ def _of_torch(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addre
     row, cache, dtype, device = tuple(q.shape[1:]), tuple(k.shape), q.dtype, q.get_device()
 
     def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int] | None:
+        if type(q) is not q_kind:
+            return None
         shape = q.shape
         if (
-            (type(q) is q_kind and type(k) is k_kind)
+            type(k) is k_kind
             and (type(v) is v_kind and type(out) is out_kind)
             and (shape[1:] == row and out.shape == shape)
             and (k.shape == cache and v.shape == cache)
@@ -107,9 +109,11 @@ def _of_cupy(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addres
     row, cache, dtype, device = q.shape[1:], k.shape, q.dtype, q.data.device_id
 
     def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int] | None:
+        if type(q) is not q_kind:
+            return None
         shape = q.shape
         if (
-            (type(q) is q_kind and type(k) is k_kind)
+            type(k) is k_kind
             and (type(v) is v_kind and type(out) is out_kind)
             and (shape[1:] == row and out.shape == shape)
             and (k.shape == cache and v.shape == cache)

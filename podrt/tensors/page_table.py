@@ -36,6 +36,9 @@ class PageTable:
     kv_indptr: Int32Array | None
     host_values: Int32Array | None
 
+    def __post_init__(self) -> None:
+        _ = self._address  # looked at now: a tensor may be resized in place later
+
     @property
     def row_stride(self) -> int:
         """Entries from one row of a block table to the next, in what the kernel reads."""

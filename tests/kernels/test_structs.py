@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import ModuleType
 from typing import Any
 
@@ -92,7 +91,7 @@ def empty_plan(**changes: Any) -> Plan:
         prefill_keys=0,
         decode_keys=0,
     )
-    return dataclasses.replace(plan, **changes)
+    return plan._replace(**changes)
 
 
 def header_of(plan: Plan, page_table: int, kv_lens: int) -> bytes:

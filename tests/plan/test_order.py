@@ -169,7 +169,7 @@ def test_every_unit_of_any_batch_is_handed_out_once(
     # The same items as ever, so that what they are split and merged by holds.
     before = make_plan(batch, replace(tiling, key_sharing=None), plan.spec)
     assert np.array_equal(np.sort(plan.prefill), np.sort(before.prefill))
-    assert (np.diff(plan.prefill_keys_by_length()) <= 0).all()
+    assert (np.diff(keys_of(plan.prefill_longest_first())) <= 0).all()
 
 
 @settings(deadline=None, max_examples=15)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tracemalloc
 
 import numpy as np
@@ -84,7 +83,7 @@ def replaced(plan: Plan, side: str, number: int, **fields: int) -> Plan:
     items = getattr(plan, side).copy()
     for name, value in fields.items():
         items[name][number] = value
-    return dataclasses.replace(plan, **{side: items})
+    return plan._replace(**{side: items})
 
 
 MIXED = make_batch([9, 1, 0, 6, 4, 1, 2], [23, 17, 4, 6, 2, 1, 0])
@@ -134,7 +133,7 @@ def test_rows_that_no_item_writes_stay_nan() -> None:
     batch = make_batch([1, 1], [3, 3])
     q, k, v = tensors(batch)
     plan = cut(batch)
-    out, lse = execute_plan(dataclasses.replace(plan, decode=plan.decode[:1]), q, k, v)
+    out, lse = execute_plan(plan._replace(decode=plan.decode[:1]), q, k, v)
     assert np.isfinite(out[0]).all()
     assert np.isnan(out[1]).all()
     assert np.isnan(lse[1]).all()
@@ -152,7 +151,7 @@ def test_arguments_that_disagree() -> None:
     q, k, v = tensors(batch)
     plan = cut(batch)
     with pytest.raises(ValueError, match="merge 0 of KV head 0 is left with 1 splits"):
-        execute_plan(dataclasses.replace(plan, decode=plan.decode[:1]), q, k, v)
+        execute_plan(plan._replace(decode=plan.decode[:1]), q, k, v)
     with pytest.raises(ValueError, match="no permutation of the plan's 4 units"):
         execute_plan(plan, q, k, v, order=[0, 1, 1, 2])
     with pytest.raises(ValueError, match="kv_tile is 0"):
@@ -190,7 +189,7 @@ def test_coverage_counts_pairs() -> None:
     seen = [[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
     assert coverage(plan, batch)[0].tolist() == seen
     assert expected_coverage(plan, batch)[0].tolist() == seen
-    twice = dataclasses.replace(plan, prefill=np.repeat(plan.prefill, 2))
+    twice = plan._replace(prefill=np.repeat(plan.prefill, 2))
     assert coverage(twice, batch)[0].tolist() == [[2 * n for n in row] for row in seen]
 
 
@@ -277,9 +276,9 @@ def test_check_plan_wants_every_row_written_once() -> None:
     batch = make_batch([2], [0])
     plan = cut(batch)
     with pytest.raises(ValueError, match="packed row 0 is written 0 times"):
-        check_plan(dataclasses.replace(plan, prefill=plan.prefill[:0]), batch)
+        check_plan(plan._replace(prefill=plan.prefill[:0]), batch)
     with pytest.raises(ValueError, match="packed row 0 is written 2 times"):
-        check_plan(dataclasses.replace(plan, prefill=np.repeat(plan.prefill, 2)), batch)
+        check_plan(plan._replace(prefill=np.repeat(plan.prefill, 2)), batch)
 
 
 def test_check_plan_wants_partial_rows_of_ones_own() -> None:
@@ -290,4 +289,4 @@ def test_check_plan_wants_partial_rows_of_ones_own() -> None:
     with pytest.raises(ValueError, match="partial row 4 belongs to two splits"):
         check_plan(plan, batch)
     with pytest.raises(ValueError, match="partial rows 8 to 12 of 9"):
-        check_plan(dataclasses.replace(plan, partial_rows=9), batch)
+        check_plan(plan._replace(partial_rows=9), batch)

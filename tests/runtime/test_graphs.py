@@ -6,40 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import A100, H100, FakeGpu, Launch, TorchTensor, install
+from fake_gpu import FakeGpu, TorchTensor
+from runtime_support import (
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    LIMITS,
+    NUM_PAGES,
+    PAGE_SIZE,
+    capture,
+    replayed,
+    reserved,
+    tensors,
+)
 
 import podrt
-from podrt.gpu.device import DeviceInfo
 from podrt.plan import WorkList
 
-HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 8, 2, 128, 16, 4096
-LIMITS = {"max_requests": 12, "max_tokens": 320, "max_kv_len": 3000, "max_decode_tokens": 3}
 MAX_PAGES = -(-LIMITS["max_kv_len"] // PAGE_SIZE)
 TABLE = TorchTensor((LIMITS["max_requests"], MAX_PAGES), 1 << 30, "torch.int32")
-SIDE_STREAM = 99
-
-
-@pytest.fixture(params=[H100, A100], ids=["hopper", "portable"])
-def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    info: DeviceInfo = request.param
-    return install(monkeypatch, info)
-
-
-def reserved(**options: Any) -> podrt.HybridAttention:
-    layer = {"page_size": PAGE_SIZE, "dtype": "float16"} | options
-    attention = podrt.HybridAttention(HEADS, KV_HEADS, HEAD_DIM, **layer)
-    attention.reserve(**LIMITS, stream=7)
-    return attention
-
-
-def tensors(rows: int) -> dict[str, Any]:
-    cache = (NUM_PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM)
-    return {
-        "q": TorchTensor((rows, HEADS, HEAD_DIM), 1 << 40),
-        "k_cache": TorchTensor(cache, 1 << 41),
-        "v_cache": TorchTensor(cache, 1 << 42),
-        "out": TorchTensor((rows, HEADS, HEAD_DIM), 1 << 43),
-    }
 
 
 def table_of(num_requests: int) -> Any:
@@ -56,23 +41,6 @@ def random_batch(rng: np.random.Generator, *, decodes: bool | None = None) -> tu
         q_lens[q_lens < 32] = 0
     kv_lens = rng.integers(0, LIMITS["max_kv_len"] + 1, num)
     return np.cumsum([0, *q_lens]).astype(np.int32), kv_lens.astype(np.int32)
-
-
-def capture(gpu: FakeGpu, attention: podrt.HybridAttention, rows: int = 320, **options: Any) -> int:
-    number = len(gpu.graphs) + 1
-    gpu.capturing[7] = number
-    attention.run(**tensors(rows), stream=7, **options)
-    del gpu.capturing[7]
-    return number
-
-
-def replayed(gpu: FakeGpu, graph: int) -> Launch:
-    gpu.finish()
-    gpu.launches.clear()
-    gpu.replay(graph, 7)
-    gpu.finish()
-    (launch,) = gpu.launches
-    return launch
 
 
 def require_same_items(got: WorkList, expected: WorkList) -> None:

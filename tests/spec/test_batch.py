@@ -31,6 +31,7 @@ def test_contiguous_properties() -> None:
     assert batch.q_lens.dtype == np.int32
     assert batch.total_tokens == 6
     assert batch.max_kv_len == 33
+    assert (batch.min_q_len, batch.max_q_len) == (0, 5)
     assert batch.page_begin.tolist() == [0, 0, 0]
     assert batch.page_size is None
 
@@ -75,6 +76,7 @@ def test_later_changes_by_the_caller_do_not_matter() -> None:
     [
         (i32(1, 2), i32(1), "qo_indptr[0] is 1; it must be 0"),
         (i32(0, 3, 2), i32(1, 1), "qo_indptr falls from 3 at 1 to 2 at 2"),
+        (i32(0, 2**31 - 1, -2), i32(1, 1), "qo_indptr falls from 2147483647 at 1 to -2 at 2"),
         (i32(0, 3), i32(1, 1), "qo_indptr has 2 entries; expected 3"),
         (i32(), i32(), "qo_indptr has 0 entries; expected 1"),
         (i32(0, 1, 2), i32(1, -4), "kv_lens[1] is -4"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_gpu import TorchTensor
 
 from podrt.tensors.page_table import (
     PageTable,
@@ -37,6 +38,17 @@ def on_gpu(table: PageTable, **fields: Any) -> PageTable:
     """The table as it looks when its values lie on a GPU."""
     tensor = dataclasses.replace(table.tensor, device=0, **fields)
     return dataclasses.replace(table, tensor=tensor, host_values=None)
+
+
+def test_a_table_on_the_gpu_is_known_again_unless_it_has_changed() -> None:
+    tensor = TorchTensor((8, 100), 1 << 30, "torch.int32")
+    table = block_table(tensor)
+    assert table.is_at(tensor)
+    assert table.is_at(TorchTensor((8, 100), 1 << 30, "torch.int32"))
+    assert not table.is_at(TorchTensor((8, 100), 1 << 31, "torch.int32"))
+    assert not table.is_at(TorchTensor((7, 100), 1 << 30, "torch.int32"))
+    tensor.shape, tensor.strides = (8, 50), (50, 1)  # resized in place
+    assert not table.is_at(tensor)
 
 
 def test_contiguous_cache_has_none() -> None:

@@ -144,8 +144,9 @@ def why_unmappable(tensor: TensorView | _Layout) -> str | None:
     got = f"{tensor.name}: got strides {strides} (in elements), expected "
     if 0 in shape:
         return None
-    if any(stride < 0 for extent, stride in zip(shape, strides, strict=True) if extent > 1):
-        return got + "none below 0"
+    least = 0 if len(shape) == _CACHE_AXES else 1
+    if any(stride < least for extent, stride in zip(shape, strides, strict=True) if extent > 1):
+        return got + f"none below {least}"
     if len(shape) == _CACHE_AXES and shape[2] > 1 and strides[2] % _COLUMNS:
         return got + f"a multiple of {_COLUMNS} from a KV head to the next"
     return None

@@ -1,0 +1,43 @@
+"""Which GPU is current in a thread, during and after a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from podrt.runtime.driver import Driver
+
+
+class Contexts:
+    """Stands for CuPy's driver: the current context of one thread, 0 for none."""
+
+    def __init__(self, current: int) -> None:
+        self.now = current
+
+    def ctxGetCurrent(self) -> int:
+        return self.now
+
+    def ctxSetCurrent(self, context: int) -> None:
+        self.now = context
+
+
+def driver_of(ordinal: int, contexts: Contexts) -> Driver:
+    driver: Any = Driver.__new__(Driver)
+    driver.ordinal, driver._context, driver._driver = ordinal, 100 + ordinal, contexts
+    return driver  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("ordinal", "before", "after"),
+    [(0, 100, 100), (1, 101, 101), (1, 100, 100), (0, 0, 100), (1, 0, 0)],
+    ids=["its own", "its own, not the first", "another", "none", "none, not the first"],
+)
+def test_the_gpu_before_is_current_again(ordinal: int, before: int, after: int) -> None:
+    """A thread's first call must not move what CUDA takes for its default, GPU 0."""
+    contexts = Contexts(before)
+    driver = driver_of(ordinal, contexts)
+    with pytest.raises(ZeroDivisionError), driver.current():
+        assert driver.is_current()
+        _ = 1 // 0
+    assert contexts.now == after
