@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from podrt.gpu.device import DeviceInfo, current_device, device_info
+from podrt.gpu.device import DeviceInfo, checked_ordinal, current_device, device_info
 from podrt.kernels.families import Variant
 from podrt.plan import Plan
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
+from podrt.runtime.checks import checked_tensors
 from podrt.runtime.driver import Driver
+from podrt.runtime.plan_stream import stream_of_plan
 from podrt.runtime.planned import Planned
 from podrt.runtime.reservation import Limits, room_for
 from podrt.runtime.session import Session
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.tensors.device_lengths import view_device_lengths
-from podrt.tensors.frameworks import Framework, framework_of
+from podrt.tensors.frameworks import Framework
 from podrt.tensors.host import host_array
 from podrt.tensors.page_table import (
     PageTable,
@@ -24,17 +26,16 @@ from podrt.tensors.page_table import (
     read_page_table,
     require_on_device,
 )
-from podrt.tensors.run_tensors import require_kernel_can_read, view_tensors
-from podrt.tensors.streams import current_stream_of, resolve_stream
-from podrt.tensors.view import TensorView, view
+from podrt.tensors.streams import resolve_stream
+from podrt.tensors.view import view
 
 
 class HybridAttention:
     """Attention of batches that mix prefill chunks and decodes, in one launch each.
 
     Call `plan` once for a batch (host work: it reads the lengths), then `run` as often as there are
-    layers. One object serves one layer shape on one device; its runs may be on several streams,
-    and may be captured into CUDA graphs (keep the object alive as long as the graph).
+    layers. One object serves one layer shape on one device, for any number of threads and streams,
+    and may be captured into CUDA graphs, as whose memory it must live: ``docs/contract.md``.
 
     Parameters
     ----------
@@ -54,16 +55,9 @@ class HybridAttention:
     sm_scale : float, optional
         Factor on the scores before the softmax; ``head_dim ** -0.5`` if None.
     policy : str
-        Which kernels run and how they share the SMs. ``"auto"``: the Hopper family where it can
-        serve the layer, else the portable one, and one launch after the other where decode is too
-        little to be worth hiding behind a long prefill. ``"hopper"``, ``"portable"``: that family.
-        ``"serial"``, ``"hopper-serial"``, ``"portable-serial"``: one launch after the other, for
-        comparison. The portable family shares an SM's CTAs by the amount of work on each side;
-        ``"50:50"`` or a prefill:decode ratio such as ``"1:3"`` fixes their share, ``"ctas=2"`` or
-        ``"ctas=4"`` the CTAs of an SM (on smaller GPUs than an A100 fewer may fit), and
-        ``"splits=vanilla"`` splits prefill without regard to the decodes beside it. In the Hopper
-        family ``"decode-only=24"`` has so many SMs take no prefill before decode has run out, and
-        ``"prefill-only=24"`` the same with the sides exchanged.
+        Which kernels run and how they share the SMs (`podrt.policy.policies` lists them).
+        ``"auto"``: the Hopper family where it can serve the layer, else the portable one, and one
+        launch after the other where decode is too little to be worth hiding behind a long prefill.
     device : int, optional
         CUDA device number; the current device at the first `plan` if None.
 
@@ -93,7 +87,7 @@ class HybridAttention:
             num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
         )
         self.policy = parse_policy(policy)
-        self._device = _checked_device(device)
+        self._device = None if device is None else checked_ordinal(device)
         self._lock = threading.RLock()
         self._session: Session | None = None
         self._framework: Framework | None = None  # of the last tensors, for the stream of a plan
@@ -134,12 +128,10 @@ class HybridAttention:
         kv_lens : int32 [requests]
             Keys of every request, its new tokens (already in the cache) included.
         block_table : int32 [requests, max_pages], optional
-            Page numbers of every request. On a GPU it is read by the kernel at every run, so its
-            values may change in place; in host memory it is copied now. Page numbers in host memory
-            are checked against the cache by `run`. Those on a GPU cannot be checked without a copy:
-            in place of one that is not a page of the cache, negative ones included, the Hopper
-            family takes keys and values of zero, and the portable family those of the cache's
-            nearest page.
+            Page numbers of every request. In host memory they are copied now, and checked against
+            the cache by `run`. On a GPU they are read at every run, so they may change in place,
+            and not checked: for one that is not a page of the cache, negative ones included, the
+            Hopper family takes keys and values of zero, the portable one those of the nearest page.
         kv_indptr, kv_indices : int32 [requests + 1] and [at least kv_indptr[-1]], optional
             The page numbers as one list instead; kv_indices as block_table, kv_indptr as kv_lens.
         device_kv_lens : int32 [requests], optional
@@ -149,7 +141,7 @@ class HybridAttention:
         stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
             The stream of the runs, or of the replays, to come. If None, the current stream of the
             framework of the page table or `device_kv_lens`, where they lie on the GPU, else of the
-            last run's tensors.
+            last run's tensors, else the stream of `reserve`.
 
         Raises
         ------
@@ -158,10 +150,8 @@ class HybridAttention:
             beyond what was reserved. The batch planned before stays in place.
         RuntimeError
             `stream` is being captured into a graph.
-        DeviceError
-            There is no usable GPU.
-        CompileError
-            A kernel did not compile.
+        DeviceError, CompileError
+            There is no usable GPU, or a kernel did not compile.
         """
         with self._lock:
             session = self._session_ready()
@@ -176,8 +166,9 @@ class HybridAttention:
             )
             lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
             with session.driver.current():
-                handle = self._stream_of_plan(stream, table.tensor if table else None, lengths)
-                session.adopt(session.plan(batch, table, lengths), handle)
+                tensors = table.tensor if table else None, lengths
+                on = stream_of_plan(session, stream, self._framework, *tensors)
+                session.adopt(session.plan(batch, table, lengths), on)
 
     def run(
         self,
@@ -202,16 +193,15 @@ class HybridAttention:
             Caches (axes as `kv_layout` says), any strides but the last. What lies in slots that
             hold no key of the batch, NaN included, makes no difference.
         out : as q, optional
-            Where the result goes; allocated in the framework of `q` if None.
+            Where the result goes, apart from all inputs; allocated in the framework of `q` if None.
         lse : float32 [total_tokens, num_qo_heads], optional
             Where the log-sum-exp goes.
         return_lse : bool
             Return ``(out, lse)``: natural log of the sum of exp of the scaled scores, -inf for a
             row that sees no key (whose output is 0).
         decodes_only : bool
-            After `reserve`: a graph that is being captured will only be replayed for batches of
-            decodes (`are_decodes`), for which there is a faster kernel. It must not be replayed for
-            others, whose prefills it would leave out. Makes no difference outside of captures.
+            After `reserve`, under capture: the graph will only be replayed for batches of decodes
+            (`are_decodes`), for which there is a faster kernel; it would leave out prefills.
         stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
             The current stream of the framework of `q` if None.
 
@@ -235,9 +225,15 @@ class HybridAttention:
                 done = session.repeat(q, k_cache, v_cache, out, stream)
                 if done is not None:
                     return done
-            self._require_plan()
-            with self._session_ready().driver.current():
-                return self._run((q, k_cache, v_cache), out, lse, return_lse, decodes_only, stream)
+            planned, session = self._require_plan(), self._session_ready()
+            with session.driver.current():
+                handle = resolve_stream(stream, like=q)
+                tensors = checked_tensors(
+                    session, planned, handle, (q, k_cache, v_cache), out, lse, return_lse
+                )
+                self._framework = tensors.q.framework
+                session.run(planned, tensors, handle, decodes_only=decodes_only)
+                return tensors.results(return_lse=return_lse, stream=handle)
 
     def workspace_bytes(
         self, max_requests: int, max_tokens: int, max_kv_len: int, max_decode_tokens: int = 1
@@ -269,19 +265,19 @@ class HybridAttention:
         launch whatever is planned, an empty batch included. Every later `plan` within the limits
         makes replays compute the new batch; rows of `out` beyond it stay untouched. Ordinary runs
         stay possible in between. Plans, runs and replays of one object must follow one another in
-        stream order.
+        stream order. Graphs of an earlier `reserve` keep their memory, and the batch of then.
 
         Parameters
         ----------
         max_requests, max_tokens, max_kv_len : int
             Most requests, query tokens of all together, and keys of one.
         max_decode_tokens : int
-            Query tokens of a request that shall count as a decode: 1, or more for speculative
-            decoding.
+            Query tokens of a request that shall count as a decode, as far as the largest decode
+            tile holds them (`are_decodes`): 1, or more for speculative decoding.
         workspace : uint8 [at least workspace_bytes(...)], optional
-            Memory on the GPU for counters and partial results, allocated if None. Objects whose
-            launches follow one another on one stream may share it, whatever their limits. It must
-            stay alive as long as this object and its graphs, and be written by nobody else.
+            Memory on the GPU for counters and partial results, allocated if None; kept alive by
+            this object, and to be written by nobody else. Objects whose launches follow one another
+            on one stream may share it, whatever their limits: the same tensor for all of them.
         stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
             The stream of the replays, on which buffers are made ready. If None, the current stream
             of the framework of `workspace`, else of the last run's tensors.
@@ -289,7 +285,8 @@ class HybridAttention:
         Raises
         ------
         ValueError, TypeError
-            A limit or `workspace` makes no sense; the object stays as it was.
+            A limit or `workspace` makes no sense; after this and any other error the object is as
+            it was.
         RuntimeError
             `stream` is being captured.
         DeviceError, CompileError
@@ -300,8 +297,8 @@ class HybridAttention:
             session = self._session_ready()
             given = None if workspace is None else view(workspace, "workspace")
             with session.driver.current():
-                handle = self._stream_of_plan(stream, given) or 0
-                session.reserve(limits, given, handle)
+                on = stream_of_plan(session, stream, self._framework, given) or 0
+                session.reserve(limits, given, on)
 
     def are_decodes(self, q_len: int) -> bool:
         """Return whether requests of so many query tokens count as decodes; after `reserve`."""
@@ -311,80 +308,22 @@ class HybridAttention:
         return q_len <= max(1, reserved.decode_rows // self.layer.group)
 
     def release_graphs(self) -> None:
-        """Give back what graphs captured without `reserve` read, once they are gone."""
+        """Give back what graphs captured without, or before the last, `reserve` read.
+
+        To be called once they are gone and none of their replays is under way.
+        """
         with self._lock:
             if self._session is not None:
                 self._session.workspaces.release_captured()
 
-    def _run(
-        self,
-        inputs: tuple[Any, Any, Any],
-        out: Any,
-        lse: Any,
-        return_lse: bool,
-        decodes_only: bool,
-        stream: Any,
-    ) -> Any:
-        """Run with all checks, on the GPU that is current."""
-        session, planned = self._session_ready(), self._require_plan()
-        handle = resolve_stream(stream, like=inputs[0])
-        if out is None or (return_lse and lse is None):
-            _require_outputs_last(inputs[0], is_captured=session.driver.is_capturing(handle))
-        tensors = view_tensors(
-            self.layer,
-            planned.batch,
-            handle,
-            *inputs,
-            out=out,
-            lse=lse,
-            return_lse=return_lse,
-            may_have_more_rows=session.reservation is not None,
-        )
-        require_kernel_can_read(tensors, session.driver.ordinal)
-        planned.require_pages_exist(tensors.k_cache.shape[0])
-        self._framework = tensors.q.framework
-        session.run(planned, tensors, handle, decodes_only=decodes_only)
-        return tensors.results(return_lse=return_lse, stream=handle)
-
     def _page_table(self, block_table: Any, kv_indptr: Any, kv_indices: Any) -> PageTable | None:
         """Read the page table, unless it is like the last one: a tensor on the GPU, used again."""
-        last = self._table
-        if (
-            last is not None
-            and kv_indptr is None
-            and kv_indices is None
-            and last.is_at(block_table)
-        ):
-            return last
         page_size, reserved = self.layer.page_size, self._session_ready().reservation
         max_pages = reserved.limits.max_pages(page_size) if reserved else None
         self._table = read_page_table(
-            page_size, block_table, kv_indptr, kv_indices, max_pages=max_pages
+            page_size, block_table, kv_indptr, kv_indices, max_pages=max_pages, last=self._table
         )
         return self._table
-
-    def _stream_of_plan(self, stream: Any, *tensors: TensorView | None) -> int | None:
-        """Return the handle of the stream to copy a plan on; None if nothing tells."""
-        session = self._session_ready()
-        driver, handle = session.driver, None
-        if stream is not None:
-            handle = resolve_stream(stream)
-        else:
-            framework = self._framework
-            for tensor in tensors:
-                if tensor is not None and tensor.device is not None:
-                    framework = tensor.framework
-                    break
-            if framework is not None:
-                handle = current_stream_of(framework, driver.ordinal)
-            elif session.reservation is not None:
-                handle = session.reservation.stream
-        if handle is not None and driver.is_capturing(handle):
-            raise RuntimeError(
-                "the stream is being captured into a CUDA graph, which would copy this very plan "
-                "at every replay: call plan() and reserve() before the capture, and run() inside it"
-            )
-        return handle
 
     def _require_plan(self) -> Planned:
         planned = self._session.planned if self._session else None
@@ -407,22 +346,3 @@ class HybridAttention:
         if self._device is None:
             self._device = current_device().ordinal
         return device_info(self._device)
-
-
-def _require_outputs_last(q: Any, *, is_captured: bool) -> None:
-    """Refuse to allocate what a graph writes, but in PyTorch, whose graphs keep their memory."""
-    if is_captured and framework_of(q) != "torch":
-        raise RuntimeError(
-            "out: would be allocated while the stream is being captured, and freed under the "
-            "graph; allocate out (and lse) before the capture and pass them"
-        )
-
-
-def _checked_device(device: Any) -> int | None:
-    if device is None:
-        return None
-    if not isinstance(device, int) or isinstance(device, bool):
-        raise TypeError(f"device={device!r}: expected a CUDA device number, or None")
-    if device < 0:
-        raise ValueError(f"device={device}: must be at least 0")
-    return device

@@ -89,6 +89,15 @@ def load_cupy() -> Any:
     return cupy
 
 
+def checked_ordinal(device: Any) -> int:
+    """Return a CUDA device number; TypeError or ValueError if it cannot be one."""
+    if not isinstance(device, int) or isinstance(device, bool):
+        raise TypeError(f"device={device!r}: expected a CUDA device number, or None")
+    if device < 0:
+        raise ValueError(f"device={device}: must be at least 0")
+    return device
+
+
 def current_device() -> DeviceInfo:
     """Return the calling thread's current GPU.
 

@@ -62,7 +62,7 @@ def params_dtype(config: Variant) -> np.dtype[np.void]:
 
 def grid_of(config: Variant, plan: Plan, num_sms: int) -> int:
     """Return the CTAs of a launch: as many as run at once, or fewer when there is not that much."""
-    return family_of(config).grid_of(config, plan, num_sms)
+    return FAMILIES[config.family].grid_of(config, plan, num_sms)
 
 
 def full_grid(config: Variant, num_sms: int) -> int:

@@ -50,18 +50,51 @@ class Cut:
         No piece has more keys.
     """
 
-    __slots__ = ("_is_split", "counts", "lengths", "longest")
+    __slots__ = ("_places", "counts", "lengths", "longest")
 
     def __init__(self, counts: Floats, lengths: Floats, longest: int) -> None:
         self.counts, self.lengths, self.longest = counts, lengths, longest
-        self._is_split: Floats | None = None
+        self._places: Places | None = None
 
     @property
-    def is_split(self) -> Floats:
-        """1 for every tile of more than one piece, else 0: float64 ``[tiles]``."""
-        if self._is_split is None:
-            self._is_split = (self.counts > 1.0).astype(np.float64)
-        return self._is_split
+    def places(self) -> Places:
+        """Where the pieces of every tile are among those of all."""
+        if self._places is None:
+            num_pieces, first_piece = _running_sum(self.counts)
+            num_split, split_before = _running_sum((self.counts > 1.0).astype(np.float64))
+            self._places = Places(
+                num_pieces - len(self.counts) + num_split, num_split, first_piece, split_before
+            )
+        return self._places
+
+
+class Places(NamedTuple):
+    """Where the pieces of every tile of a cut are among those of all.
+
+    Attributes
+    ----------
+    num_partials : int
+        Pieces of split tiles, each of which leaves a partial result.
+    num_split : int
+        Split tiles.
+    first_piece : float64 array [tiles]
+        Pieces of the tiles before each.
+    split_before : float64 array [tiles]
+        Split tiles before each.
+    """
+
+    num_partials: int
+    num_split: int
+    first_piece: Floats
+    split_before: Floats
+
+
+def _running_sum(values: Floats) -> tuple[int, Floats]:
+    """Return the sum of whole numbers, and of those before each."""
+    before = np.add.accumulate(values)
+    total = int(before[-1])
+    before -= values
+    return total, before
 
 
 def cut_steps(steps: Floats, limit: float | Floats) -> tuple[Floats, Floats]:
@@ -97,9 +130,7 @@ def piece_keys(tiles: Tiles, lengths: Floats) -> Floats:
 
 def num_partials(cut: Cut | None) -> int:
     """Return the pieces of split tiles, each of which leaves a partial result."""
-    if cut is None:
-        return 0
-    return int(cut.counts.dot(cut.is_split))
+    return 0 if cut is None else cut.places.num_partials
 
 
 def limit_for(tiles: Tiles, side: Side, max_items: int) -> int:

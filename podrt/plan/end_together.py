@@ -94,7 +94,7 @@ def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> Iterator[tuple[Cu
     """Yield the cut by each of the falling `limits`, and when its last slot ends, in keys."""
     whole = tiles.longest_steps
     if limits[0] >= whole:
-        yield None, _waves_end(tiles.keys[tiles.order()], side)
+        yield None, _waves_end(tiles.falling_keys(), side)
         limits = limits[1:]
         if not limits:
             return

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan.cut import Cut, piece_keys
-from podrt.plan.tiles import Floats, Tiles, longest_first
+from podrt.plan.cut import Cut
+from podrt.plan.tiles import Indices, Tiles, longest_first
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, WorkList
 from podrt.spec.batch import HybridBatch
 
@@ -84,21 +84,18 @@ def lay_out(
     of_tiles = rows.take(tiles.request, axis=0, mode="clip")
     if tiles.row_begin is not None:
         of_tiles[:, _ROW_BEGIN] = tiles.row_begin
-        of_tiles[:, _KV_END] = tiles.keys
     of_tiles[:, _NUM_SPLITS] = counts = cut.counts
-    num_merges, merge = _running_sum(cut.is_split)
-    num_pieces, piece = _running_sum(counts)
+    num_partials, num_merges, first_piece, merge = cut.places
     # Tiles in one piece leave no partial result: of the pieces before, those of split tiles count.
-    partial_row = piece - _numbers(len(counts))
+    partial_row = first_piece - _numbers(len(counts))
     partial_row += merge
     partial_row *= tile_rows
     if first_merge:
         partial_row += first_partial_row
-        merge += first_merge
+        merge = merge + first_merge
     of_tiles[:, _PARTIAL_ROW] = partial_row
     of_tiles[:, _MERGE] = merge
-    items = _pieces(of_tiles, tiles, cut, piece)
-    num_partials = num_pieces - len(counts) + num_merges
+    items = _pieces(of_tiles, tiles, cut)
     return SideItems(items, num_merges, num_partials * tile_rows)
 
 
@@ -107,42 +104,33 @@ def _whole(rows: Rows, tiles: Tiles, first_merge: int, first_partial_row: int) -
     items = rows.take(tiles.request[order], axis=0, mode="clip")
     if tiles.row_begin is not None:
         items[:, _ROW_BEGIN] = tiles.row_begin[order]
-        items[:, _KV_END] = tiles.keys[order]
+        items[:, _KV_END] = tiles.falling_keys()
     if first_merge:
         items[:, _PARTIAL_ROW] = first_partial_row
         items[:, _MERGE] = first_merge
     return SideItems(np.frombuffer(items, WORK_ITEM), 0, 0)
 
 
-def _running_sum(values: Floats) -> tuple[int, Floats]:
-    """Return the sum of whole numbers, and of those before each."""
-    before = np.add.accumulate(values)
-    total = int(before[-1])
-    before -= values
-    return total, before
-
-
 @lru_cache(maxsize=16)
-def _numbers(count: int) -> Floats:
+def _numbers(count: int) -> Indices:
     """Return 0, 1, 2, ..."""
-    return np.arange(count, dtype=np.float64)
+    return np.arange(count)
 
 
-def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut, first_piece: Floats) -> WorkList:
-    """Return an item for every piece, longest first.
-
-    `first_piece` has the number of each tile's first one.
-    """
-    # What a tile's pieces have in common goes along as the columns that differ in the end.
-    of_tiles[:, _SPLIT] = first_piece
-    of_tiles[:, _KV_BEGIN] = piece_keys(tiles, cut.lengths)
-    items = of_tiles.repeat(cut.counts.astype(np.intp), axis=0)
-    split, length, kv_end = items[:, _SPLIT], items[:, _KV_BEGIN], items[:, _KV_END]
-    np.subtract(np.arange(len(items), dtype=np.int32), split, out=split)
+def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut) -> WorkList:
+    """Return an item for every piece, longest first."""
+    tile = _numbers(len(tiles)).repeat(cut.counts.astype(np.intp))  # of each piece
+    split = np.arange(len(tile), dtype=np.float64)
+    split -= cut.places.first_piece[tile]
+    length = (cut.lengths * tiles.kv_tile)[tile]
     begin = split * length
-    keys = kv_end - begin
+    keys = tiles.keys[tile]
+    keys -= begin
     np.minimum(keys, length, out=keys)
-    items[:, _KV_BEGIN] = begin
-    np.add(begin, keys, out=kv_end)
     order = longest_first(keys, min(cut.longest, tiles.longest))
+    items = of_tiles.take(tile, axis=0, mode="clip")
+    items[:, _SPLIT] = split
+    items[:, _KV_BEGIN] = begin
+    begin += keys
+    items[:, _KV_END] = begin
     return np.frombuffer(items.take(order, axis=0, mode="clip"), WORK_ITEM)

@@ -18,14 +18,16 @@ from bisect import bisect_right
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan.tiles import Indices, Tiles, longest_first
+from podrt.plan.tiles import Tiles, longest_first
 from podrt.plan.tiling import KeySharing
-from podrt.plan.work import WORK_ITEM, WorkList, keys_of
+from podrt.plan.work import WorkList, keys_of, taken
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.types import ELEMENT_BYTES
 
 #: A lane of a warp finds each run, and one where the last of them ends.
 MAX_RUNS = 31
+#: All units item by item.
+NO_RUNS: tuple[int, ...] = ()
 
 #: Units with at most this part of the longest one's keys may be kept for the end.
 _SHORT_PART = 2
@@ -76,7 +78,7 @@ def order_to_share_keys(
     """
     heads = spec.num_kv_heads
     if heads == 1 or len(items) * heads <= sharing.units_at_once:
-        return items, ()
+        return items, NO_RUNS
     row_bytes = spec.head_dim * ELEMENT_BYTES[spec.dtype]
     resident_keys = sharing.resident_bytes // (2 * heads * row_bytes)
     if len(items) == len(tiles) and tiles.request[0] == tiles.request[-1]:
@@ -87,7 +89,7 @@ def order_to_share_keys(
 def _run_of_one_request(tiles: Tiles, resident_keys: int) -> tuple[int, ...]:
     """Return the one run of whole tiles, which are in order as they are: most batches have it."""
     if tiles.longest <= resident_keys:
-        return ()
+        return NO_RUNS
     most_keys = min(tiles.longest // _SHORT_PART, resident_keys)
     return (int(np.count_nonzero(tiles.keys > most_keys)),)
 
@@ -100,7 +102,7 @@ def _order_requests(
     firsts = np.concatenate(((0,), changes))  # the tiles of a request lie together
     longest = np.maximum.reduceat(tiles.keys, firsts)
     if np.add.reduce(longest) <= resident_keys:
-        return items, ()
+        return items, NO_RUNS
     by_length = tiles.request[firsts[longest_first(longest, tiles.longest)]]
     turns = np.empty(int(tiles.request[-1]) + 1, np.intp)
     turns[by_length] = np.arange(len(by_length))
@@ -109,13 +111,7 @@ def _order_requests(
     counts = np.bincount(turn[:num_in_turn])
     turn[num_in_turn:] = len(by_length)
     runs = np.add.accumulate(counts[counts > 0])[:MAX_RUNS]
-    return _taken(items, turn.argsort(kind="stable")), tuple(runs.tolist())
-
-
-def _taken(items: WorkList, order: Indices) -> WorkList:
-    """Return items in another order, moved as the numbers that they are made of."""
-    rows = items.view(np.int32).reshape(len(items), -1)
-    return np.frombuffer(rows.take(order, axis=0, mode="clip"), WORK_ITEM)
+    return taken(items, turn.argsort(kind="stable")), tuple(runs.tolist())
 
 
 def _num_last(items: WorkList, resident_keys: int) -> int:

@@ -90,7 +90,7 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
     limits = [limit for limit in limits if limit * kv_tile >= side.min_keys]
     if not limits or len(tiles) * units > MANY_WAVES * slots:
         return None
-    whole_costs = tiles.keys[tiles.order()] + costs_of.start_keys
+    whole_costs = tiles.falling_keys() + costs_of.start_keys
     latest = costs_of.worth_cutting * _queue_end(whole_costs.repeat(units), slots)
     # No cut ends before all slots would that share the keys evenly.
     if float(np.add.reduce(whole_costs)) * units / slots > latest:
@@ -129,14 +129,16 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     kv_tile, total = tiles.kv_tile, tiles.total
     if cut is None:
         lengths, longest, num_pieces, order = tiles.steps, tiles.longest, len(tiles), tiles.order()
+        in_order = tiles.falling_keys()
     else:
         lengths, num_pieces = cut.lengths, int(np.add.reduce(cut.counts))
         pieces = piece_keys(tiles, lengths)
         longest = int(pieces[pieces.argmax()]) or 1
         order = longest_first(pieces, longest)
+        in_order = tiles.keys[order]
     units = num_pieces * side.units_per_tile
     last = min(total // _MOST_TAPERED, side.slots * total // units)
-    handed_out = np.add.accumulate(tiles.keys[order])
+    handed_out = np.add.accumulate(in_order)
     half, quarter = handed_out.searchsorted((total - last, total - last // 2), "right").tolist()
     limit = np.empty(len(tiles))
     limit.fill(_steps_within(longest, side, kv_tile))

@@ -41,6 +41,7 @@ class Tiles:
     """
 
     __slots__ = (
+        "_falling_keys",
         "_order",
         "_steps",
         "keys",
@@ -65,6 +66,7 @@ class Tiles:
         self.longest_steps = -(-self.longest // kv_tile)
         self.total = int(np.add.reduce(keys))
         self._order: Indices | None = None
+        self._falling_keys: Floats | None = None
         self._steps: Floats | None = None
 
     def __len__(self) -> int:
@@ -85,8 +87,14 @@ class Tiles:
             self._order = longest_first(self.keys, self.longest)
         return self._order
 
+    def falling_keys(self) -> Floats:
+        """Return the keys of the tiles, longest first."""
+        if self._falling_keys is None:
+            self._falling_keys = self.keys[self.order()]
+        return self._falling_keys
 
-def longest_first(keys: npt.NDArray[Any], longest: int) -> Indices:
+
+def longest_first(keys: Floats, longest: int) -> Indices:
     """Return the stable order of whole numbers from 0 to `longest`, largest first."""
     if longest < RADIX_LIMIT:
         return (~keys.astype(np.uint16)).argsort(kind="stable")
@@ -167,7 +175,9 @@ def _tiles_of_one(
 def _rows_of_one(num_tiles: int, tile_rows: int, group: int) -> tuple[Floats, Floats]:
     """Return the first row and the last token of so many tiles of a request."""
     row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
-    return row_begin, _last_token(row_begin, tile_rows, group)
+    last_token = _last_token(row_begin, tile_rows, group)
+    row_begin.flags.writeable = last_token.flags.writeable = False
+    return row_begin, last_token
 
 
 def _last_token(row_begin: Floats, tile_rows: int, group: int) -> Floats:

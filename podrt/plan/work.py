@@ -45,6 +45,12 @@ def keys_of(items: WorkList) -> npt.NDArray[np.int64]:
     return keys
 
 
+def taken(items: WorkList, order: npt.NDArray[np.intp]) -> WorkList:
+    """Return items in another order, moved as the numbers that they are made of: it takes less."""
+    rows = items.view(np.int32).reshape(len(items), -1)
+    return np.frombuffer(rows.take(order, axis=0, mode="clip"), WORK_ITEM)
+
+
 class Plan(NamedTuple):
     """Everything a launch needs to know of a batch, besides its tensors.
 
@@ -110,12 +116,12 @@ class Plan(NamedTuple):
     @property
     def num_prefill_units(self) -> int:
         """Prefill items times KV heads."""
-        return len(self.prefill) * self.num_kv_heads
+        return len(self.prefill) * self.spec.num_kv_heads
 
     @property
     def num_decode_units(self) -> int:
         """Decode items times KV heads."""
-        return len(self.decode) * self.num_kv_heads
+        return len(self.decode) * self.spec.num_kv_heads
 
     def prefill_longest_first(self) -> WorkList:
         """Return the prefill items, longest first, in whatever order they are handed out.
@@ -124,4 +130,4 @@ class Plan(NamedTuple):
         """
         if len(self.prefill_runs) <= 1:
             return self.prefill
-        return self.prefill[(-keys_of(self.prefill)).argsort(kind="stable")]
+        return taken(self.prefill, (-keys_of(self.prefill)).argsort())

@@ -62,6 +62,16 @@ _NAMED = {
 def parse_policy(policy: str) -> Policy:
     """Read a `policy` argument: a name, a ratio such as ``"1:3"``, or SMs of one side.
 
+    ``"auto"``: the Hopper family where it can serve the layer, else the portable one, and one
+    launch after the other where decode is too little to be worth hiding behind a long prefill.
+    ``"hopper"``, ``"portable"``: that family. ``"serial"``, ``"hopper-serial"``,
+    ``"portable-serial"``: one launch after the other, for comparison. The portable family shares an
+    SM's CTAs by the amount of work on each side; ``"50:50"`` or a prefill:decode ratio such as
+    ``"1:3"`` fixes their share, ``"ctas=2"`` or ``"ctas=4"`` the CTAs of an SM (on smaller GPUs
+    than an A100 fewer may fit), and ``"splits=vanilla"`` splits prefill without regard to the
+    decodes beside it. In the Hopper family ``"decode-only=24"`` has so many SMs take no prefill
+    before decode has run out, and ``"prefill-only=24"`` the same with the sides exchanged.
+
     Raises
     ------
     UnsupportedConfigError

@@ -87,6 +87,8 @@ class Session:
         workspace = self.workspaces.new()
         workspace.fix(room.plan_bytes, brought or room.scratch_bytes, stream)
         workspace.load(empty, stream)
+        if self.reservation is not None and self.reservation.workspace.is_captured:
+            self.workspaces.keep(self.reservation.workspace)
         full = self._with_full_grids
         self.reservation = Reservation(
             limits,
@@ -114,7 +116,7 @@ class Session:
             if self._spec.page_size is None:
                 reserved.limits.require_cache(tensors.k_cache.shape)
             launches, workspace = reserved.launches(decodes_only=decodes_only), reserved.workspace
-            self.workspaces.keep(workspace)
+            workspace.is_captured = True
         elif planned.launches:
             launches, workspace = planned.launches, self._workspace(planned, stream)
         else:

@@ -33,6 +33,7 @@ class Workspace:
         self._plan, self._scratch = _EMPTY, _EMPTY
         self._partial_rows = -1  # that find room
         self._is_fixed = False
+        self.is_captured = False  # by a graph, which may be replayed at any time
         self.launchers = Launchers()
         self.planned: Planned | None = None
 
@@ -47,11 +48,6 @@ class Workspace:
             counters=scratch.counters,
             merge_counters=scratch.merge_counters,
         )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of device memory."""
-        return self._plan.nbytes + self._scratch.nbytes
 
     def fix(self, plan_bytes: int, scratch: Memory | int, stream: int) -> None:
         """Take all memory now and never again, so that graphs may hold its addresses.

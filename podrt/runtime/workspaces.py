@@ -26,12 +26,6 @@ class Workspaces:
         self._by_stream: dict[Hashable, Workspace] = {}
         self._captured: dict[Hashable, Workspace] = {}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of device memory in all of them."""
-        every = [*self._by_stream.values(), *self._captured.values()]
-        return sum(workspace.nbytes for workspace in every)
-
     def new(self) -> Workspace:
         """Return a workspace that is nobody's yet."""
         return Workspace(self._driver, self._ring, self._head_dim)
@@ -46,7 +40,7 @@ class Workspaces:
         return workspace
 
     def keep(self, workspace: Workspace) -> None:
-        """Keep one that a graph has been captured with, whatever becomes of its owner."""
+        """Keep one that graphs have been captured with, though its reservation ends."""
         self._captured[id(workspace)] = workspace
 
     def release_streams(self) -> None:

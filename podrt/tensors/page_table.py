@@ -71,12 +71,16 @@ def read_page_table(
     kv_indices: Any,
     *,
     max_pages: int | None = None,
+    last: PageTable | None = None,
 ) -> PageTable | None:
     """Check which of the page-table arguments were given, and view them.
 
     Returns None for a contiguous cache (`page_size` None), which takes none of them. Of a block
-    table in host memory no more than `max_pages` columns are kept.
+    table in host memory no more than `max_pages` columns are kept. The `last` one is returned if
+    the arguments are a block table like it, at the same place on a GPU.
     """
+    if last is not None and kv_indptr is None and kv_indices is None and last.is_at(block_table):
+        return last
     given = [
         name
         for name, value in (

@@ -15,7 +15,7 @@ from split_support import (
     tiles_of_keys,
 )
 
-from podrt.plan.cut import cut_at, cut_steps, limit_for, limit_within, num_partials
+from podrt.plan.cut import Cut, cut_at, cut_steps, limit_for, limit_within, num_partials
 
 some_keys = st.lists(
     st.one_of(st.integers(0, 200), st.integers(0, 50_000)), min_size=1, max_size=12
@@ -33,6 +33,13 @@ def test_pieces_are_equal_and_no_longer_than_the_limit(
     if cut is not None:
         assert cut.lengths.max() * kv_tile <= cut.longest
     assert num_partials(cut) == partials(pieces_of(tiles, cut))
+
+
+def test_places_count_pieces_and_split_tiles_before_each() -> None:
+    places = Cut(np.array([1.0, 3.0, 2.0, 1.0]), np.array([4.0, 1.0, 2.0, 3.0]), 64).places
+    assert (places.num_partials, places.num_split) == (5, 2)
+    assert places.first_piece.tolist() == [0, 1, 4, 6]
+    assert places.split_before.tolist() == [0, 0, 1, 2]
 
 
 def test_each_tile_may_have_a_limit_and_each_row_too() -> None:

@@ -49,6 +49,7 @@ def test_sums_of_tiles() -> None:
     assert tiles.steps.tolist() == [1, 2, 1]
     assert (tiles.longest, tiles.longest_steps, tiles.total, len(tiles)) == (65, 2, 129, 3)
     assert tiles.order().tolist() == [1, 2, 0]
+    assert tiles.falling_keys().tolist() == [65, 64, 0]
 
 
 @pytest.mark.parametrize("longest", [10, 65_535, 65_536, 2**31 - 1])

@@ -17,6 +17,7 @@ from runtime_support import (
     NUM_PAGES,
     PAGE_SIZE,
     STREAM,
+    is_of,
     launched,
     layer,
     plan,
@@ -24,6 +25,8 @@ from runtime_support import (
     tensors,
 )
 
+from podrt.runtime import launcher as launcher_module
+from podrt.runtime.launcher import _MOST_LAYOUTS
 from podrt.runtime.session import Session
 
 ROWS = 41
@@ -282,3 +285,27 @@ def test_nothing_is_allocated_like_a_q_that_is_refused(gpu: FakeGpu, case: str) 
     with pytest.raises(error, match="q: "):
         attention.run(**given | {"out": None})
     assert launched(gpu) == []
+
+
+def test_launches_of_a_layout_that_was_given_up_are_not_repeated(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold addresses that nobody renews when the buffers move."""
+
+    def run(wider: int) -> None:
+        q = TorchTensor(Q_SHAPE, 1 << 40, strides=(1024 + 8 * wider, HEAD_DIM, 1))
+        attention.run(**tensors(ROWS, q=q), stream=STREAM)
+
+    attention = layer()
+    plan(attention)
+    for wider in (*range(_MOST_LAYOUTS), 0):
+        run(wider)
+    with monkeypatch.context() as broken:
+        broken.setattr(launcher_module, "argument_block", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            run(_MOST_LAYOUTS)  # in place of the first
+    launched(gpu)
+    plan(attention, ([0, 1, ROWS], [6000, 6000]))  # takes more room
+    run(0)
+    (launch,) = launched(gpu)
+    assert is_of(launch, attention.current_plan)

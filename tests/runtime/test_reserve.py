@@ -40,6 +40,16 @@ def test_graphs_of_an_earlier_reservation_keep_the_memory_that_they_read(gpu: Fa
     assert is_of(replayed(gpu, later), attention.current_plan)
 
 
+def test_release_graphs_does_not_forget_graphs_of_this_reservation(gpu: FakeGpu) -> None:
+    attention = reserved()
+    plan(attention)
+    graph, before = capture(gpu, attention), attention.current_plan
+    attention.release_graphs()
+    attention.reserve(**LIMITS, stream=STREAM)
+    gc.collect()
+    assert is_of(replayed(gpu, graph), before)
+
+
 def test_a_reservation_without_graphs_is_given_back_by_the_next(gpu: FakeGpu) -> None:
     attention = reserved()
     held = gpu.bytes_held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -66,6 +67,36 @@ def test_plans_beside_runs(gpu: FakeGpu, make: Any, one_stream: bool) -> None:
     launches = launched(gpu)
     assert len(launches) == 2 * ROUNDS
     assert all(any(is_of(launch, one) for one in expected) for launch in launches)
+
+
+def test_one_thread_is_let_in_at_a_time(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever launches or copies is not overtaken: launches change their arguments in place."""
+    attention = layer()
+    inside: list[str] = []
+    for name in ("launch", "upload", "record", "allocate"):
+        real = getattr(gpu, name)
+
+        def alone(*args: Any, name: str = name, real: Any = real) -> Any:
+            inside.append(name)
+            time.sleep(1e-4)
+            assert inside == [name]
+            result = real(*args)
+            inside.remove(name)
+            return result
+
+        monkeypatch.setattr(gpu, name, alone)
+    plan(attention)
+
+    def work(at: int) -> None:
+        for turn in range(20):
+            if at == turn % 3:
+                plan(attention, BATCHES[turn % len(BATCHES)])
+            attention.run(**tensors(41), stream=STREAM + at % 2)
+
+    with ThreadPoolExecutor(3) as pool:
+        for job in [pool.submit(work, at) for at in range(3)]:
+            job.result(LIMIT_S)
+    assert len(launched(gpu)) == 60
 
 
 def test_runs_of_several_threads_keep_their_tensors_apart(gpu: FakeGpu) -> None:

@@ -35,6 +35,12 @@ def test_lengths_may_be_those_of_several_requests() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
+def test_where_the_keys_end_may_be_asked_alone(causal: bool) -> None:
+    mask, tokens = Mask(causal), np.arange(4)
+    assert mask.key_end(tokens, 3, 6).tolist() == mask.key_range(tokens, 3, 6)[1].tolist()
+
+
+@pytest.mark.parametrize("causal", [True, False])
 def test_sees_is_the_range_by_key(causal: bool) -> None:
     mask, keys = Mask(causal), np.arange(2, 6)
     seen = mask.sees(np.arange(3), keys, 3, 6)
