@@ -6,17 +6,19 @@ launch recorded in a CUDA graph serves any batch. Arguments hold only what `run`
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from podrt.kernels.structs import Field, packer, render_struct, struct_dtype
-from podrt.plan import WORK_ITEM_FIELDS, Plan
+from podrt.plan import MAX_RUNS, WORK_ITEM_FIELDS, Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.view import TensorView
 
+_RUNS = MAX_RUNS + 1
 #: The header, in memory order; prefill items follow it, then decode items. All zeros are a plan
 #: with nothing to do.
 PLAN_HEADER = (
@@ -28,6 +30,12 @@ PLAN_HEADER = (
     Field("int", "prefill_only_ctas", "Hopper: next CTAs, no decode before prefill has run out"),
     Field("int", "prefill_share", "portable: of prefill_share + decode_share CTAs of an SM so"),
     Field("int", "decode_share", "          many begin with prefill"),
+    Field(
+        "int",
+        "prefill_runs",
+        "ascending: where runs of prefill items begin, common/unit.cuh",
+        _RUNS,
+    ),
 )
 _HEADER_ALIGN = 64
 _MAX_STRIDE = 2**31 - 1
@@ -92,7 +100,14 @@ def write_plan_header(to: npt.NDArray[np.uint8], plan: Plan, page_table: int, kv
         plan.prefill_only_ctas,
         plan.prefill_share,
         plan.decode_share,
+        _packed_runs(plan.prefill_runs),
     )
+
+
+@lru_cache(maxsize=1024)  # most batches have none, or one like that of the batch before
+def _packed_runs(ends: tuple[int, ...]) -> bytes:
+    """Return where runs begin, and the last one ends; those that there are not are empty."""
+    return np.array((0,) * (_RUNS - len(ends)) + ends, np.int32).tobytes()
 
 
 class Buffers(NamedTuple):

@@ -18,16 +18,28 @@ _NUMPY_TYPES: dict[str, Any] = {
     "TensorMap": "V128",
 }
 
-#: NumPy type -> code of the module `struct`; anything else is packed as bytes.
+#: NumPy type -> code of the module `struct`; anything else, arrays too, is packed as bytes.
 _PACK_CODES = {"i4": "i", "f4": "f", "i8": "q", "u8": "Q"}
 
 
 class Field(NamedTuple):
-    """One member of a struct: its C type, name and meaning."""
+    """One member of a struct: its C type, name, meaning, and length if it is an array."""
 
     ctype: str
     name: str
     doc: str
+    length: int | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's type of the member."""
+        one = np.uint64 if self.ctype.endswith("*") else _NUMPY_TYPES[self.ctype]
+        return np.dtype(one if self.length is None else (one, (self.length,)))
+
+    @property
+    def declarator(self) -> str:
+        """The name as C++ declares it."""
+        return self.name if self.length is None else f"{self.name}[{self.length}]"
 
 
 def struct_dtype(fields: Sequence[Field], *, align: int = 1) -> np.dtype[np.void]:
@@ -35,13 +47,7 @@ def struct_dtype(fields: Sequence[Field], *, align: int = 1) -> np.dtype[np.void
 
     `align` is the struct's own alignment in bytes, where it is more than its members need.
     """
-    natural = np.dtype(
-        [
-            (field.name, np.uint64 if field.ctype.endswith("*") else _NUMPY_TYPES[field.ctype])
-            for field in fields
-        ],
-        align=True,
-    )
+    natural = np.dtype([(field.name, field.dtype) for field in fields], align=True)
     members: Any = natural.fields
     return np.dtype(
         {
@@ -94,7 +100,7 @@ def packer(dtype: np.dtype[np.void]) -> struct.Struct:
 def render_struct(name: str, fields: Sequence[Field], *, align: int = 1) -> str:
     """Return the C++ definition, with assertions that size and offsets are those of NumPy."""
     dtype = struct_dtype(fields, align=align)
-    members = "\n".join(f"  {field.ctype} {field.name};  // {field.doc}" for field in fields)
+    members = "\n".join(f"  {field.ctype} {field.declarator};  // {field.doc}" for field in fields)
     specifier = f"alignas({align}) " if align > 1 else ""
     checks = [f'static_assert(sizeof({name}) == {dtype.itemsize}, "{name} differs from the host");']
     for field in fields:

@@ -1,14 +1,23 @@
 """From a batch to work items; pure NumPy."""
 
 from podrt.plan.bounds import PlanBounds, plan_bounds
+from podrt.plan.order import MAX_RUNS, prefill_unit
 from podrt.plan.planner import is_decode, make_plan, most_decode_tokens
-from podrt.plan.tiling import DEFAULT_PARTIAL_BYTES, SplitCosts, Tiling, partial_rows_within
+from podrt.plan.tiling import (
+    DEFAULT_PARTIAL_BYTES,
+    KeySharing,
+    SplitCosts,
+    Tiling,
+    partial_rows_within,
+)
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, Plan, WorkList, keys_of
 
 __all__ = [
     "DEFAULT_PARTIAL_BYTES",
+    "MAX_RUNS",
     "WORK_ITEM",
     "WORK_ITEM_FIELDS",
+    "KeySharing",
     "Plan",
     "PlanBounds",
     "SplitCosts",
@@ -20,4 +29,5 @@ __all__ = [
     "most_decode_tokens",
     "partial_rows_within",
     "plan_bounds",
+    "prefill_unit",
 ]

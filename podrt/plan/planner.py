@@ -8,6 +8,7 @@ import numpy.typing as npt
 from podrt.plan.cut import Cut, Side, num_partials
 from podrt.plan.end_together import split_to_end_together
 from podrt.plan.items import SideItems, lay_out, request_rows
+from podrt.plan.order import NO_RUNS, order_to_share_keys
 from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
 from podrt.plan.tiles import Indices, Tiles, tiles_of
 from podrt.plan.tiling import Tiling
@@ -40,13 +41,17 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
             cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads, max_partials)
     rows = request_rows(batch)
     prefill_side = decode_side = _NO_ITEMS
+    in_order, runs = _NO_ITEMS.items, NO_RUNS
     if prefill is not None:
         prefill_side = lay_out(rows, prefill, cuts[0], tiling.prefill_rows)
+        in_order = prefill_side.items
+        if tiling.key_sharing is not None:
+            in_order, runs = order_to_share_keys(in_order, prefill, spec, tiling.key_sharing)
     if decode is not None:
         _, merges, partial_rows = prefill_side
         decode_side = lay_out(rows, decode, cuts[1], tiling.decode_rows, merges, partial_rows)
     return Plan(
-        prefill=prefill_side.items,
+        prefill=in_order,
         decode=decode_side.items,
         spec=spec,
         prefill_rows=tiling.prefill_rows,
@@ -55,6 +60,7 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
         partial_rows=prefill_side.partial_rows + decode_side.partial_rows,
         prefill_keys=0 if prefill is None else prefill.total,
         decode_keys=0 if decode is None else decode.total,
+        prefill_runs=runs,
     )
 
 

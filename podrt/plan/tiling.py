@@ -39,6 +39,22 @@ class SplitCosts:
 
 
 @dataclass(frozen=True)
+class KeySharing:
+    """When the order of prefill decides how often keys are read from memory.
+
+    Attributes
+    ----------
+    resident_bytes : int
+        Keys and values that stay in L2 from one tile to the next that needs them.
+    units_at_once : int
+        Units of prefill that run at once whatever runs beside them.
+    """
+
+    resident_bytes: int
+    units_at_once: int
+
+
+@dataclass(frozen=True)
 class Tiling:
     """What the planner must know of the kernel and the GPU.
 
@@ -68,6 +84,9 @@ class Tiling:
         Most rows of partial results, per KV head (`Plan.partial_rows`): where the rules above would
         need more, splits are coarser. Tiles in one piece need none, so any number can be kept.
         None sets no bound.
+    key_sharing : KeySharing or None
+        By what prefill is ordered so that tiles which run at once share keys (`podrt.plan.order`);
+        None orders it by length alone.
     """
 
     prefill_rows: int
@@ -84,6 +103,7 @@ class Tiling:
     taper_decode: bool
     costs: SplitCosts
     max_partial_rows: int | None = None
+    key_sharing: KeySharing | None = None
 
 
 def partial_rows_within(num_bytes: int, num_kv_heads: int, head_dim: int) -> int:

@@ -3,7 +3,8 @@
 A *tile* is a block of packed query rows of one request: packed row ``r`` of KV head ``h`` is token
 ``r // group`` and query head ``h * group + r % group``, so all query heads that share a KV head
 share its keys. A *work item* is one tile over one range of keys, for every KV head; a *unit* is one
-item for one KV head (``unit = item * num_kv_heads + kv_head``), which is what a CTA or warp takes.
+item for one KV head, which is what a CTA or warp takes. Units of decode are numbered item by item
+(``unit = item * num_kv_heads + kv_head``), those of prefill as `podrt.plan.order` says.
 A tile whose keys are split over several items is merged by the last of them to finish, or by those
 that find no other work to do meanwhile.
 """
@@ -44,13 +45,20 @@ def keys_of(items: WorkList) -> npt.NDArray[np.int64]:
     return keys
 
 
+def taken(items: WorkList, order: npt.NDArray[np.intp]) -> WorkList:
+    """Return items in another order, moved as the numbers that they are made of: it takes less."""
+    rows = items.view(np.int32).reshape(len(items), -1)
+    return np.frombuffer(rows.take(order, axis=0, mode="clip"), WORK_ITEM)
+
+
 class Plan(NamedTuple):
     """Everything a launch needs to know of a batch, besides its tensors.
 
     Attributes
     ----------
     prefill, decode : structured arrays of `WORK_ITEM`
-        Work items in the order in which they are handed out (longest first).
+        Work items in the order in which they are handed out, longest first; those of prefill as
+        `podrt.plan.order` has it.
     spec : AttentionSpec
         The attention layer that it was made for; only variants of the same `KernelSpec` run it.
     prefill_rows, decode_rows : int
@@ -70,6 +78,9 @@ class Plan(NamedTuple):
         Of every ``prefill_share + decode_share`` units of work that CTAs of one SM draw in a fused
         launch, the first `prefill_share` are prefill's; heeded by the portable family, whose CTAs
         take one side at a time.
+    prefill_runs : tuple of int
+        Where runs of prefill items end, ascending, at most `podrt.plan.order.MAX_RUNS`. The units
+        of a run are handed out head by head, those of items behind the last run item by item.
     """
 
     prefill: WorkList
@@ -85,6 +96,7 @@ class Plan(NamedTuple):
     prefill_only_ctas: int = 0
     prefill_share: int = 1
     decode_share: int = 1
+    prefill_runs: tuple[int, ...] = ()
 
     @property
     def num_kv_heads(self) -> int:
@@ -110,3 +122,12 @@ class Plan(NamedTuple):
     def num_decode_units(self) -> int:
         """Decode items times KV heads."""
         return len(self.decode) * self.spec.num_kv_heads
+
+    def prefill_longest_first(self) -> WorkList:
+        """Return the prefill items, longest first, in whatever order they are handed out.
+
+        Items of several runs are of several requests; those of one are in that order already.
+        """
+        if len(self.prefill_runs) <= 1:
+            return self.prefill
+        return taken(self.prefill, (-keys_of(self.prefill)).argsort())

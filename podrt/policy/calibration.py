@@ -117,6 +117,19 @@ class SmSharing(Measured):
 
 
 @dataclass(frozen=True)
+class L2Use(Measured):
+    """What the order of prefill counts on (`podrt.plan.order`).
+
+    Attributes
+    ----------
+    resident_share : float
+        Share of L2 in which keys stay, beside decode, from one prefill tile to the next.
+    """
+
+    resident_share: float
+
+
+@dataclass(frozen=True)
 class CoRun(Measured):
     """What sharing the SMs costs a synthetic kernel at best.
 
@@ -142,6 +155,7 @@ class Calibration:
     hopper_cuts: Cuts
     fused_form: FusedForm
     sm_sharing: SmSharing
+    l2_use: L2Use
     co_run: CoRun
 
 
@@ -201,6 +215,11 @@ H200 = Calibration(
         us_per_decoded_mb=2.5,
         beside_gbs_per_sm=24.6,
         beside_bus_share=0.8,
+    ),
+    l2_use=L2Use(
+        _H100,
+        "design/prefill-order.md",
+        resident_share=0.3,  # 16 MB of 50 MiB
     ),
     co_run=CoRun(
         _H100,

@@ -15,12 +15,13 @@ from podrt.kernels.families import FAMILIES, Variant, family_of
 from podrt.kernels.variant import Form, TileGeometry
 from podrt.plan import (
     DEFAULT_PARTIAL_BYTES,
+    KeySharing,
     Plan,
     Tiling,
     make_plan,
     partial_rows_within,
 )
-from podrt.policy.calibration import Cuts
+from podrt.policy.calibration import Cuts, calibration_of
 from podrt.policy.hopper import HopperChoices
 from podrt.policy.policies import Policy
 from podrt.policy.portable import PortableChoices
@@ -142,7 +143,13 @@ class Scheduler:
             most_rows = partial_rows_within(
                 DEFAULT_PARTIAL_BYTES, self.spec.num_kv_heads, self.spec.head_dim
             )
-            tiling = tiling_for(geometry, self._choices.cuts, self.policy, most_rows)
+            tiling = tiling_for(
+                geometry,
+                self._choices.cuts,
+                self.policy,
+                max_partial_rows=most_rows,
+                key_sharing=key_sharing_on(self.gpu),
+            )
             found = self._bases[decode_rows] = base, tiling
         return found
 
@@ -172,10 +179,21 @@ def schedule(
 _scheduler = lru_cache(maxsize=256)(Scheduler)
 
 
+def key_sharing_on(gpu: DeviceInfo) -> KeySharing:
+    """Return what the planner must know of a GPU's L2; every SM has a unit of prefill at least."""
+    share = calibration_of(gpu).l2_use.resident_share
+    return KeySharing(resident_bytes=int(share * gpu.l2_bytes), units_at_once=gpu.num_sms)
+
+
 def tiling_for(
-    geometry: TileGeometry, cuts: Cuts, policy: Policy, max_partial_rows: int | None = None
+    geometry: TileGeometry,
+    cuts: Cuts,
+    policy: Policy,
+    *,
+    max_partial_rows: int | None = None,
+    key_sharing: KeySharing | None = None,
 ) -> Tiling:
-    """Return what the planner must know: the tiles, and how far their keys are cut."""
+    """Return what the planner must know: the tiles, how far keys are cut, and the order."""
     return Tiling(
         **geometry._asdict(),
         min_prefill_keys=cuts.min_prefill_keys,
@@ -187,6 +205,7 @@ def tiling_for(
         taper_decode=cuts.taper_decode and not policy.serial,
         costs=cuts.costs,
         max_partial_rows=max_partial_rows,
+        key_sharing=key_sharing,
     )
 
 

@@ -7,7 +7,8 @@ Prefill then takes longer on the others, but that is not what the launch waits f
 
 Where prefill is the longer side and an SM has one tile of it, the launch waits for the longest
 tiles. SMs that have those are better left to them, as long as the others can decode everything
-meanwhile.
+meanwhile. They are those of the first CTAs: units that all run at once are handed out longest first
+(`podrt.plan.order`). How long more of them take is estimated as if they were, whatever their order.
 `bench/results/h200/NOTES.md` has the measurements, `podrt.policy.calibration` what came of them.
 """
 
@@ -75,9 +76,10 @@ class SmAllocation:
     def _work(self, plan: Plan) -> _Work:
         flops_per_key = 4.0 * self.head_dim * plan.prefill_rows
         row_bytes = self.head_dim * ELEMENT_BYTES[plan.spec.dtype]
-        longest = plan.prefill[0]
+        prefill = plan.prefill_longest_first()
+        longest = prefill[0]
         return _Work(
-            prefill=plan.prefill,
+            prefill=prefill,
             longest=int(longest["kv_end"] - longest["kv_begin"]),
             num_kv_heads=plan.num_kv_heads,
             us_per_key=flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6,

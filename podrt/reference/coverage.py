@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from podrt.plan.order import MAX_RUNS, prefill_unit
 from podrt.plan.work import Plan, WorkList
 from podrt.spec.batch import HybridBatch
 
@@ -65,7 +66,8 @@ def check_plan(plan: Plan, batch: HybridBatch) -> None:
 
     Every visible pair of query row and key is computed exactly once and no other; every row is
     written by exactly one tile, rows that see no key included; items repeat the batch's lengths;
-    the splits of a tile agree, are complete, and have partial rows that nobody else has.
+    the splits of a tile agree, are complete, and have partial rows that nobody else has; every unit
+    of prefill is handed out once.
 
     Raises
     ------
@@ -76,6 +78,7 @@ def check_plan(plan: Plan, batch: HybridBatch) -> None:
         for number, item in enumerate(items):
             _require_same_lengths(f"{side}[{number}]", item, batch)
             _require_inside(f"{side}[{number}]", item, batch, plan.group)
+    _require_units_once(plan)
     _require_complete_splits(plan)
     _require_own_partial_rows(plan)
     _require_written_once(plan, batch)
@@ -133,6 +136,27 @@ def _require_same_lengths(where: str, item: Any, batch: HybridBatch) -> None:
             raise ValueError(
                 f"{where}: {field}={item[field]}; request {request} has {of_batch[request]}"
             )
+
+
+def _require_units_once(plan: Plan) -> None:
+    """Check the runs of prefill, and walk its units as they are handed out."""
+    runs, items = plan.prefill_runs, len(plan.prefill)
+    if (
+        len(runs) > MAX_RUNS
+        or list(runs) != sorted({*runs})
+        or not {*runs} <= {*range(1, items + 1)}
+    ):
+        raise ValueError(
+            f"prefill_runs={runs}: expected at most {MAX_RUNS} ascending ends from 1 to {items}"
+        )
+    times = np.zeros((items, plan.num_kv_heads), np.int32)
+    for unit in range(plan.num_prefill_units):
+        times[prefill_unit(unit, runs, plan.num_kv_heads)] += 1
+    for item, kv_head in np.argwhere(times != 1):
+        raise ValueError(
+            f"prefill[{item}]: KV head {kv_head} is handed out {times[item, kv_head]} times; "
+            "expected 1"
+        )
 
 
 def _require_complete_splits(plan: Plan) -> None:

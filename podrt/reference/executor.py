@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from podrt.plan.order import prefill_unit
 from podrt.plan.work import Plan
 
 Float64Array = npt.NDArray[np.float64]
@@ -148,9 +149,10 @@ class _Run:
         is_prefill = unit < plan.num_prefill_units
         items = plan.prefill if is_prefill else plan.decode
         tile_rows = plan.prefill_rows if is_prefill else plan.decode_rows
-        number, kv_head = divmod(
-            unit if is_prefill else unit - plan.num_prefill_units, plan.num_kv_heads
-        )
+        if is_prefill:
+            number, kv_head = prefill_unit(unit, plan.prefill_runs, plan.num_kv_heads)
+        else:
+            number, kv_head = divmod(unit - plan.num_prefill_units, plan.num_kv_heads)
         item = items[number]
         token, head = self._packed_rows(item, kv_head, tile_rows)
         out, lse2 = self._attend(item, kv_head, token, head)

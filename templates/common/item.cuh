@@ -9,9 +9,10 @@ __device__ __forceinline__ const WorkItem* items_of(const PlanHeader* plan) {
 
 // Copies the header, with which every CTA begins. Called by a whole warp; the caller synchronises.
 __device__ __forceinline__ void load_header(PlanHeader& to, const PlanHeader* from, int lane) {
-  constexpr int kWords = sizeof(PlanHeader) / sizeof(int);
-  if (lane < kWords)
-    reinterpret_cast<int*>(&to)[lane] = __ldg(reinterpret_cast<const int*>(from) + lane);
+  constexpr int kVectors = sizeof(PlanHeader) / sizeof(int4);
+  static_assert(kVectors <= kWarp, "one load each");
+  if (lane < kVectors)
+    reinterpret_cast<int4*>(&to)[lane] = __ldg(reinterpret_cast<const int4*>(from) + lane);
 }
 
 // Copies an item, whose request may have fewer keys than were planned: only the device knows exact

@@ -1,7 +1,7 @@
 // The producer warps: they draw units of work, hand them to the consumers and keep their rings full.
 #pragma once
-#include "common/item.cuh"
 #include "common/queue.cuh"
+#include "common/unit.cuh"
 #include "hopper/kv_copy.cuh"
 #include "hopper/shared_memory.cuh"
 
@@ -42,8 +42,14 @@ struct WorkProducer {
     const bool any = unit < num_items * p.num_kv_heads;
     mbarrier_wait(empty + 8 * position.slot, position.parity ^ 1);
     WorkSlot& slot = reinterpret_cast<WorkSlot*>(slots)[position.slot];
-    if (any) load_item(slot.item, items + unit / p.num_kv_heads, plan, lane);
-    if (lane == 0) slot.kv_head = any ? unit % p.num_kv_heads : -1;
+    if (any) {
+      const Unit drawn = kSide == kPrefill ? prefill_unit_of(plan, unit, p.num_kv_heads, lane)
+                                           : unit_of(unit, p.num_kv_heads);
+      load_item(slot.item, items + drawn.item, plan, lane);
+      if (lane == 0) slot.kv_head = drawn.kv_head;
+    } else if (lane == 0) {
+      slot.kv_head = -1;
+    }
     mbarrier_arrive(full + 8 * position.slot);
     __syncwarp();
     position.advance();

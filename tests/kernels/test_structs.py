@@ -30,6 +30,7 @@ MIXED = (
     Field("const float*", "b", "eight"),
     Field("float", "c", "four, then four of padding at the end"),
 )
+ARRAY = (*MIXED, Field("int", "d", "three in the place of that padding and beyond", 3))
 
 
 def compiled(struct: str, name: str) -> None:
@@ -59,12 +60,13 @@ def test_unknown_c_type_is_refused() -> None:
     ("name", "fields", "align"),
     [
         ("Mixed", MIXED, 1),
+        ("Array", ARRAY, 1),
         ("Params", portable.PARAMS, 1),
         ("Params", hopper.PARAMS, 64),
         ("WorkItem", WORK_ITEM_C, 16),
         ("PlanHeader", PLAN_HEADER, 64),
     ],
-    ids=["mixed", "portable", "hopper", "work item", "plan header"],
+    ids=["mixed", "array", "portable", "hopper", "work item", "plan header"],
 )
 def test_compiler_agrees_with_numpy(name: str, fields: tuple[Field, ...], align: int) -> None:
     compiled(render_struct(name, fields, align=align), name)
@@ -107,11 +109,12 @@ def test_header_says_what_the_plan_knows() -> None:
         prefill_only_ctas=9,
         prefill_share=2,
         decode_share=11,
+        prefill_runs=(1, 3),
     )
     (header,) = np.frombuffer(
         header_of(plan, page_table=2**63 + 64, kv_lens=128), struct_dtype(PLAN_HEADER, align=64)
     )
-    assert {name: int(header[name]) for name in header.dtype.names} == {
+    assert {name: header[name].tolist() for name in header.dtype.names} == {
         "page_table": 2**63 + 64,
         "kv_lens": 128,
         "num_prefill_items": 3,
@@ -120,11 +123,17 @@ def test_header_says_what_the_plan_knows() -> None:
         "prefill_only_ctas": 9,
         "prefill_share": 2,
         "decode_share": 11,
+        "prefill_runs": [0] * 30 + [1, 3],
     }
 
 
 def test_items_behind_the_header_are_aligned() -> None:
-    assert PLAN_HEADER_BYTES == 64
+    assert PLAN_HEADER_BYTES % 64 == 0
+
+
+def test_an_empty_plan_is_a_header_of_zeros() -> None:
+    plan = empty_plan(prefill_share=0, decode_share=0)
+    assert header_of(plan, page_table=0, kv_lens=0) == bytes(PLAN_HEADER_BYTES)
 
 
 @pytest.mark.parametrize("family", [portable, hopper])

@@ -262,3 +262,21 @@ def test_every_kernel_that_a_batch_may_get_is_known_before(policy: str) -> None:
             assert set(scheduler.schedule(batch, decode_rows=rows).variants) <= known
         assert set(scheduler.captured(rows)) <= known
         assert set(scheduler.captured(rows, decodes_only=True)) <= known
+
+
+def test_prefill_is_ordered_by_what_stays_in_l2() -> None:
+    plans = [
+        schedule(
+            batch_of([2048] + [1] * 64, [8192] * 65),
+            layer_of(),
+            replace(H100, l2_bytes=mib << 20),
+            parse_policy("auto"),
+        ).plan
+        for mib in (50, 500)
+    ]
+    assert [plan.prefill_runs for plan in plans] == [(len(plans[0].prefill),), ()]
+
+
+@pytest.mark.parametrize("policy", ["auto", "portable", "serial", "splits=vanilla"])
+def test_prefill_is_ordered_whatever_the_policy(policy: str) -> None:
+    assert scheduled([2048] + [1] * 64, [16384] * 65, policy).plan.prefill_runs

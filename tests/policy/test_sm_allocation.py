@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from podrt.gpu.nominal import H100
-from podrt.plan import Plan
+from podrt.plan import Plan, keys_of
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.schedule import schedule
@@ -122,3 +122,21 @@ def test_prefill_that_sees_no_key_needs_no_sms() -> None:
     plan = unshared([512, 1], [0, 8192], 8, 4)
     assert allocation(H100_GBS).shares(plan) == (0, 0)
     assert chosen(plan) == kept_for_prefill(plan) == 0
+
+
+def test_the_order_of_prefill_changes_nothing() -> None:
+    """What is estimated are waves of the longest units, in whatever order they are handed out."""
+    q_lens, kv_lens = [1024, 700, 2048] + [1] * 64, [9000, 30000, 2048] + [16384] * 64
+    plan = unshared(q_lens, kv_lens, 8, 4)
+    assert len(plan.prefill_runs) > 1
+    by_length = plan._replace(prefill=plan.prefill_longest_first(), prefill_runs=())
+    assert (np.diff(keys_of(by_length.prefill)) <= 0).all()
+    assert allocation(H100_GBS).shares(plan) == allocation(H100_GBS).shares(by_length)
+
+
+def test_first_ctas_get_the_longest_tiles_where_some_are_kept_for_them() -> None:
+    """Head by head the first CTAs would have whatever tiles the first heads have."""
+    for prefill, heads in (((2048, 16384), 1), ((1024, 12288), 4), ((512, 16384), 8)):
+        plan = unshared([prefill[0]] + [1] * 64, [prefill[1]] + [16384] * 64, heads, 4)
+        assert plan.num_prefill_units <= NUM_SMS
+        assert plan.prefill_runs == ()
