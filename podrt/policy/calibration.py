@@ -6,7 +6,8 @@ Policies read these from a `Calibration`; a GPU that is measured gets one of its
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from podrt.gpu.device import DeviceInfo
 from podrt.plan import SplitCosts
@@ -231,6 +232,26 @@ H200 = Calibration(
 )
 
 
+#: As the H200's, but for what was measured of an H100, whose memory is slower: with prefill in an
+#: order that shares keys, the bus is full whatever the SMs do, and more than a few of them only
+#: hold prefill up. Four are what a wave of 128 units leaves idle.
+H100 = replace(
+    H200,
+    sm_sharing=replace(
+        H200.sm_sharing,
+        gpu=_H100,
+        source="design/prefill-order.md",
+        time_ratios=(0.1, 0.2, 0.7, 0.9),
+        best_shares=(0.0, 4.5 / 132, 4.5 / 132, 0.0),
+    ),
+)
+
+#: By the speed of memory, in GB/s for each SM, which is what one Hopper GPU differs from another
+#: in.
+_BY_MEMORY = ((3352 / 132, H100), (4807 / 132, H200))
+
+
 def calibration_of(gpu: DeviceInfo) -> Calibration:
-    """Return the constants for a GPU: so far those of an H200, whatever it is."""
-    return H200
+    """Return the constants for a GPU: those of the measured one with the likest memory."""
+    speed = gpu.memory_gbs / gpu.num_sms
+    return min(_BY_MEMORY, key=lambda entry: abs(math.log(entry[0] / speed)))[1]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from podrt.gpu.nominal import H100
 from podrt.plan import Plan, keys_of
+from podrt.policy import calibration
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.schedule import schedule
@@ -38,7 +41,7 @@ def plan_of(prefill: tuple[int, int] | tuple[()], decodes: int, kv_len: int) -> 
 
 
 def allocation(memory_gbs: float) -> SmAllocation:
-    return SmAllocation(128, NUM_SMS, memory_gbs, calibration_of(H100).sm_sharing)
+    return SmAllocation(128, NUM_SMS, memory_gbs, calibration.H200.sm_sharing)
 
 
 def chosen(plan: Plan, memory_gbs: float = H200_GBS) -> int:
@@ -140,3 +143,17 @@ def test_first_ctas_get_the_longest_tiles_where_some_are_kept_for_them() -> None
         plan = unshared([prefill[0]] + [1] * 64, [prefill[1]] + [16384] * 64, heads, 4)
         assert plan.num_prefill_units <= NUM_SMS
         assert plan.prefill_runs == ()
+
+
+def test_gpus_get_the_constants_of_the_one_with_the_likest_memory() -> None:
+    def of(memory_gbs: float, num_sms: int = NUM_SMS) -> calibration.Calibration:
+        return calibration_of(replace(H100, memory_gbs=memory_gbs, num_sms=num_sms))
+
+    assert of(H100_GBS) is of(3900.0) is of(2039.0, 114) is calibration.H100
+    assert of(4807.0) is of(H200_GBS) is of(8000.0) is calibration.H200
+
+
+def test_slow_memory_is_kept_full_by_a_few_sms() -> None:
+    sharing = SmAllocation(128, NUM_SMS, H100_GBS, calibration.H100.sm_sharing)
+    few = [sharing.shares(plan_of((2048, 16384), n, 16384))[0] for n in (8, 50, 64, 120, 400)]
+    assert few == [0, 4, 4, 4, 0]
