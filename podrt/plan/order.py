@@ -91,7 +91,8 @@ def _run_of_one_request(tiles: Tiles, resident_keys: int) -> tuple[int, ...]:
     if tiles.longest <= resident_keys:
         return NO_RUNS
     most_keys = min(tiles.longest // _SHORT_PART, resident_keys)
-    return (int(np.count_nonzero(tiles.keys > most_keys)),)
+    num_long = int(np.count_nonzero(tiles.keys > most_keys))
+    return (num_long,) if num_long else NO_RUNS  # none is long where none sees a key
 
 
 def _order_requests(

@@ -120,6 +120,12 @@ def test_nothing_changes_where_order_does_not_matter(prompts: Lengths, spec: Att
     assert (plan.prefill == before.prefill).all()
 
 
+def test_prompts_without_keys_have_no_runs() -> None:
+    nothing_stays = replace(HOPPER, key_sharing=KeySharing(resident_bytes=0, units_at_once=1))
+    for prompts in ([(2048, 0)], [(2048, 0), (300, 0)]):
+        assert planned(prompts, nothing_stays).prefill_runs == ()
+
+
 def test_of_many_requests_the_shortest_go_item_by_item() -> None:
     lengths = [4096 + 128 * number for number in range(40)]
     plan = planned([(512, kv_len) for kv_len in lengths])
@@ -147,7 +153,8 @@ SMALL = replace(
 def ragged(draw: st.DrawFn, most: int = 6, longest: int = 600) -> Lengths:
     requests = draw(st.integers(1, most))
     q_lens = draw(st.lists(st.integers(0, longest), min_size=requests, max_size=requests))
-    return [(q_len, q_len + draw(st.integers(0, longest))) for q_len in q_lens]
+    # Some have fewer keys than query tokens, or none.
+    return [(q_len, max(q_len + draw(st.integers(-longest, longest)), 0)) for q_len in q_lens]
 
 
 @settings(deadline=None, max_examples=60)
@@ -176,7 +183,7 @@ def test_every_unit_of_any_batch_is_handed_out_once(
 @given(lengths=ragged(most=4, longest=400), causal=st.booleans(), seed=st.integers(0, 99))
 def test_executed_in_that_order_it_is_attention(lengths: Lengths, causal: bool, seed: int) -> None:
     batch, rng = batch_of(lengths), np.random.default_rng(seed)
-    tokens, most = batch.total_tokens, max(kv_len for _, kv_len in lengths)
+    tokens, most = batch.total_tokens, max(1, *(kv_len for _, kv_len in lengths))
     q = rng.standard_normal((tokens, 8, 16))
     k, v = (rng.standard_normal((len(lengths), most, 2, 16)) for _ in "kv")
     plan = make_plan(batch, replace(SMALL, key_sharing=KeySharing(0, 1)), spec_of(2, 4, causal))
