@@ -61,10 +61,13 @@ class Limits:
                     "reserved; call reserve() with a larger limit and capture graphs again"
                 )
 
-    def require_cache(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError unless a contiguous cache, baked into a graph, holds any batch."""
+    def require_cache(self, shape: tuple[int, ...], page_size: int | None) -> None:
+        """Raise ValueError unless a cache, baked into a graph, holds any batch, or has pages."""
         rows, length = shape[:2]
-        if rows < self.max_requests or length < self.max_kv_len:
+        if page_size is not None:
+            if not rows:
+                raise ValueError("k_cache: has no pages; a graph needs the cache of its replays")
+        elif rows < self.max_requests or length < self.max_kv_len:
             raise ValueError(
                 f"k_cache: has {rows} rows of {length} tokens; a graph for up to "
                 f"max_requests={self.max_requests} of max_kv_len={self.max_kv_len} needs a cache "

@@ -113,8 +113,7 @@ class Session:
         """Enqueue a run of the planned batch whose tensors have been checked."""
         planned, reserved = self._readable(planned, tensors), self.reservation
         if reserved is not None and self.driver.is_capturing(stream):
-            if self._spec.page_size is None:
-                reserved.limits.require_cache(tensors.k_cache.shape)
+            reserved.limits.require_cache(tensors.k_cache.shape, self._spec.page_size)
             launches, workspace = reserved.launches(decodes_only=decodes_only), reserved.workspace
             workspace.is_captured = True
         elif planned.launches:
@@ -216,8 +215,8 @@ class Session:
                 self._aim(repeat, planned)
 
     def _aim(self, repeat: Repeat, planned: Planned) -> None:
-        batch, (rows, length) = planned.batch, repeat.tensors.k_cache.shape[:2]
-        if batch.page_size is None and (rows < batch.num_requests or length < batch.max_kv_len):
+        batch = planned.batch
+        if not batch.has_room_in(repeat.tensors.k_cache.shape):
             return  # the long way says so
         tokens = batch.total_tokens
         most = self.reservation.limits.max_tokens if self.reservation else tokens

@@ -175,7 +175,8 @@ class HybridBatch(NamedTuple):
         Raises
         ------
         ValueError
-            The cache has another rank or page size, too few rows, or rows that are too short.
+            The cache has another rank or page size, too few rows, rows that are too short, or no
+            page for keys that there are.
         """
         if len(shape) != 4:
             layout = "[B, L, Hkv, D]" if self.page_size is None else "[pages, page_size, Hkv, D]"
@@ -185,12 +186,23 @@ class HybridBatch(NamedTuple):
                 raise ValueError(
                     f"{name} has pages of {shape[1]} tokens; expected page_size={self.page_size}"
                 )
-        elif shape[0] < self.num_requests or shape[1] < self.max_kv_len:
+            if not self.has_room_in(shape):
+                raise ValueError(
+                    f"{name} has no pages; the batch has requests of up to {self.max_kv_len} keys"
+                )
+        elif not self.has_room_in(shape):
             raise ValueError(
                 f"{name} has {shape[0]} rows of {shape[1]} tokens; the batch needs at least "
                 f"{self.num_requests} rows of {self.max_kv_len}: pass a larger cache, or a page "
                 "table"
             )
+
+    def has_room_in(self, shape: tuple[int, ...]) -> bool:
+        """Whether a cache of that shape is large enough, whatever its page numbers are."""
+        rows, length = shape[:2]
+        if self.page_size is None:
+            return rows >= self.num_requests and length >= self.max_kv_len
+        return rows > 0 or self.max_kv_len == 0
 
 
 class _Lengths(NamedTuple):

@@ -261,3 +261,11 @@ def test_a_contiguous_cache_that_is_too_short_for_the_limits_is_not_captured(
     gpu.capturing[7] = 1
     with pytest.raises(ValueError, match="k_cache: has 12 rows of 2999 tokens; a graph for up to"):
         attention.run(**tensors(8) | {"k_cache": small, "v_cache": small}, stream=7)
+
+
+def test_a_cache_without_pages_is_not_captured(gpu: FakeGpu) -> None:
+    attention = reserved()
+    none = TorchTensor((0, PAGE_SIZE, KV_HEADS, HEAD_DIM), 1 << 41)
+    gpu.capturing[7] = 1
+    with pytest.raises(ValueError, match="k_cache: has no pages; a graph needs the cache of its"):
+        attention.run(**tensors(8) | {"k_cache": none, "v_cache": none}, stream=7)

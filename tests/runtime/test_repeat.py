@@ -22,6 +22,7 @@ from runtime_support import (
     layer,
     plan,
     reserved,
+    table_of,
     tensors,
 )
 
@@ -222,6 +223,21 @@ def test_a_contiguous_cache_must_hold_the_next_batch_too(gpu: FakeGpu, batch: An
     with pytest.raises(ValueError, match="k_cache has 2 rows of 100 tokens; the batch needs"):
         attention.run(**tensors(rows, k_cache=cache, v_cache=cache), stream=STREAM)
     assert launched(gpu) == []
+
+
+def test_a_cache_without_pages_holds_only_batches_without_keys(gpu: FakeGpu) -> None:
+    attention = layer()
+    cache = TorchTensor((0, PAGE_SIZE, KV_HEADS, HEAD_DIM), 1 << 41)
+    for kv_len in (0, 20):  # the second time, tensors are like those of a run that was fine
+        attention.plan([0, 1], [kv_len], block_table=table_of(1), stream=STREAM)
+        launched(gpu)
+        given = tensors(1, k_cache=cache, v_cache=cache)
+        if kv_len:
+            with pytest.raises(ValueError, match="k_cache has no pages; the batch has requests of"):
+                attention.run(**given, stream=STREAM)
+        else:
+            attention.run(**given, stream=STREAM)
+        assert len(launched(gpu)) == (kv_len == 0)
 
 
 def test_page_numbers_of_every_plan_are_checked(gpu: FakeGpu, long_runs: list[int]) -> None:
