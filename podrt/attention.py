@@ -131,7 +131,7 @@ class HybridAttention:
             Page numbers of every request. In host memory they are copied now, and checked against
             the cache by `run`. On a GPU they are read at every run, so they may change in place,
             and not checked: for one that is not a page of the cache, negative ones included, the
-            Hopper family takes keys and values of zero, the portable one those of the nearest page.
+            Hopper family takes keys and values of zero, the portable one those of the last page.
         kv_indptr, kv_indices : int32 [requests + 1] and [at least kv_indptr[-1]], optional
             The page numbers as one list instead; kv_indices as block_table, kv_indptr as kv_lens.
         device_kv_lens : int32 [requests], optional

@@ -37,8 +37,8 @@ def bench(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="paper, peers, traces, solo, or a TOML file; repeatable. Default: all of these. "
-            "host: time of plan, run and replays on the host's clock."
+            help="balanced, paper, peers, solo, traces, or a TOML file; repeatable. Default: all "
+            "of these. host: time of plan, run and replays on the host's clock."
         ),
     ] = None,
     only: Annotated[
