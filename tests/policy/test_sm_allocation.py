@@ -129,12 +129,14 @@ def test_prefill_that_sees_no_key_needs_no_sms() -> None:
 
 def test_the_order_of_prefill_changes_nothing() -> None:
     """What is estimated are waves of the longest units, in whatever order they are handed out."""
-    q_lens, kv_lens = [1024, 700, 2048] + [1] * 64, [9000, 30000, 2048] + [16384] * 64
-    plan = unshared(q_lens, kv_lens, 8, 4)
+    plan = unshared([2048, 700, 1024] + [1] * 64, [4096] * 3 + [16384] * 64, 8, 4)
     assert len(plan.prefill_runs) > 1
     by_length = plan._replace(prefill=plan.prefill_longest_first(), prefill_runs=())
     assert (np.diff(keys_of(by_length.prefill)) <= 0).all()
-    assert allocation(H100_GBS).shares(plan) == allocation(H100_GBS).shares(by_length)
+    shares = allocation(H100_GBS).shares
+    assert shares(plan) == shares(by_length)
+    # Waves of the units as they are handed out would tell otherwise.
+    assert shares(plan) != shares(plan._replace(prefill_runs=()))
 
 
 def test_first_ctas_get_the_longest_tiles_where_some_are_kept_for_them() -> None:
