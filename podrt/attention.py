@@ -7,7 +7,7 @@ from typing import Any
 
 from podrt.gpu.device import DeviceInfo, checked_ordinal, current_device, device_info
 from podrt.kernels.families import Variant
-from podrt.plan import Plan
+from podrt.plan import Plan, most_decode_tokens
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.runtime.checks import checked_tensors
@@ -305,7 +305,7 @@ class HybridAttention:
         reserved = self._session.reservation if self._session else None
         if reserved is None:
             raise RuntimeError("are_decodes: depends on max_decode_tokens; call reserve() first")
-        return q_len <= max(1, reserved.decode_rows // self.layer.group)
+        return q_len <= most_decode_tokens(self.layer.group, reserved.decode_rows)
 
     def release_graphs(self) -> None:
         """Give back what graphs captured without, or before the last, `reserve` read.
