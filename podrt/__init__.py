@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from podrt.functional import hybrid_attention
     from podrt.kernels.hopper.config import HopperConfig
     from podrt.kernels.portable.config import KernelConfig, Tile
+    from podrt.policy.policies import Policy
     from podrt.runtime.kernels import compile_variant as compile
 
 #: Public name -> module that defines it, and the name there; imported on first use.
@@ -30,6 +31,7 @@ _PUBLIC = {
     "KernelConfig": ("podrt.kernels.portable.config", "KernelConfig"),
     "MissingKernelError": ("podrt.errors", "MissingKernelError"),
     "PodrtError": ("podrt.errors", "PodrtError"),
+    "Policy": ("podrt.policy.policies", "Policy"),
     "Tile": ("podrt.kernels.portable.config", "Tile"),
     "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
     "compile": ("podrt.runtime.kernels", "compile_variant"),
@@ -44,6 +46,7 @@ __all__ = [
     "KernelConfig",
     "MissingKernelError",
     "PodrtError",
+    "Policy",
     "Tile",
     "UnsupportedConfigError",
     "__version__",

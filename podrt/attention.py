@@ -8,7 +8,7 @@ from typing import Any
 from podrt.gpu.device import DeviceInfo, checked_ordinal, current_device, device_info
 from podrt.kernels.families import Variant
 from podrt.plan import Plan, most_decode_tokens
-from podrt.policy.policies import parse_policy
+from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.runtime.checks import checked_tensors
 from podrt.runtime.driver import Driver
@@ -54,8 +54,9 @@ class HybridAttention:
         Token t of a request sees keys 0 to ``kv_len - q_len + t``. Without it, all ``kv_len``.
     sm_scale : float, optional
         Factor on the scores before the softmax; ``head_dim ** -0.5`` if None.
-    policy : str
-        Which kernels run and how they share the SMs (`podrt.policy.policies` lists them).
+    policy : str or Policy
+        Which kernels run and how they share the SMs: a name of `podrt.policy.policies`, or a
+        `podrt.Policy` with what is to be fixed by hand.
         ``"auto"``: the Hopper family where it can serve the layer, else the portable one, and one
         launch after the other where decode is too little to be worth hiding behind a long prefill.
     device : int, optional
@@ -80,7 +81,7 @@ class HybridAttention:
         dtype: Any = "bfloat16",
         causal: bool = True,
         sm_scale: float | None = None,
-        policy: str = "auto",
+        policy: str | Policy = "auto",
         device: int | None = None,
     ) -> None:
         self.layer: AttentionSpec = make_spec(
@@ -238,12 +239,9 @@ class HybridAttention:
     def workspace_bytes(
         self, max_requests: int, max_tokens: int, max_kv_len: int, max_decode_tokens: int = 1
     ) -> int:
-        """Return the bytes that `reserve` takes as `workspace`; allocates and compiles nothing.
+        """Return the bytes that `reserve`, whose limits these are, takes as `workspace`.
 
-        Parameters
-        ----------
-        max_requests, max_tokens, max_kv_len, max_decode_tokens : int
-            As of `reserve`.
+        Allocates and compiles nothing.
         """
         limits = Limits(max_requests, max_tokens, max_kv_len, max_decode_tokens)
         with self._lock:
@@ -273,7 +271,8 @@ class HybridAttention:
             Most requests, query tokens of all together, and keys of one.
         max_decode_tokens : int
             Query tokens of a request that shall count as a decode, as far as the largest decode
-            tile holds them (`are_decodes`): 1, or more for speculative decoding.
+            tile holds them (`are_decodes`): 1, or more for speculative decoding. Where the policy
+            fixes `decode_rows`, no more than those hold.
         workspace : uint8 [at least workspace_bytes(...)], optional
             Memory on the GPU for counters and partial results, allocated if None; kept alive by
             this object, and to be written by nobody else. Objects whose launches follow one another

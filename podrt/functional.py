@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from podrt.attention import HybridAttention
 from podrt.errors import UnsupportedConfigError
-from podrt.policy.policies import parse_policy
+from podrt.policy.policies import Policy, parse_policy
 from podrt.reference import reference_attention
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.types import DType
@@ -33,7 +33,7 @@ def hybrid_attention(
     kv_layout: str = "NHD",
     causal: bool = True,
     sm_scale: float | None = None,
-    policy: str = "auto",
+    policy: str | Policy = "auto",
     out: Any = None,
     lse: Any = None,
     return_lse: bool = False,

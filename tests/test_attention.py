@@ -13,7 +13,7 @@ from attention_support import KV_LENS, QO_INDPTR, Batch
 from fake_gpu import FakeGpu, install
 
 import podrt
-from podrt.errors import DeviceError
+from podrt.errors import DeviceError, UnsupportedConfigError
 from podrt.gpu import device as device_module
 from podrt.runtime import planned as planned_module
 from podrt.tensors import page_table as page_table_module
@@ -306,6 +306,42 @@ def test_run_checks_tensors_against_the_plan(hopper: FakeGpu) -> None:
         attention.run(GOOD.q[1:], GOOD.k, GOOD.v)
     with pytest.raises(TypeError, match="stream: got str"):
         attention.run(GOOD.q, GOOD.k, GOOD.v, stream="main")
+
+
+def test_policy_may_be_an_object(hopper: FakeGpu) -> None:
+    policy = podrt.Policy(family="hopper", decode_rows=8, prefill_only_sms=3)
+    attention = podrt.HybridAttention(8, 2, 64, policy=policy)
+    assert attention.policy == policy
+    attention.plan(QO_INDPTR, GOOD.kv_lens)
+    assert [config.form for config in attention.variants] == ["pod"]
+    plan = attention.current_plan
+    assert (plan.decode_rows, plan.decode_only_ctas, plan.prefill_only_ctas) == (8, 0, 3)
+    # Two tokens of four query heads fill a decode tile.
+    assert set(plan.decode["request"].tolist()) == {0, 4}
+
+
+def test_policy_objects_and_names_are_one(batch: Batch) -> None:
+    for policy in ("serial", podrt.Policy(serial=True), podrt.Policy(family="portable")):
+        require_close(call(batch, policy=policy), batch.expected()[0])
+    named, fixed = (
+        podrt.HybridAttention(8, 2, 64, policy=policy)
+        for policy in ("50:50", podrt.Policy(family="portable", ratio=(1, 1)))
+    )
+    assert named.policy == fixed.policy
+
+
+def test_reserve_takes_the_decode_rows_that_are_fixed_or_refuses(hopper: FakeGpu) -> None:
+    """Four query heads share a KV head."""
+    policy = podrt.Policy(family="hopper", decode_rows=16)
+    attention = podrt.HybridAttention(8, 2, 64, page_size=16, policy=policy)
+    limits = {"max_requests": 4, "max_tokens": 64, "max_kv_len": 256}
+    for refuses in (attention.reserve, attention.workspace_bytes):
+        with pytest.raises(UnsupportedConfigError, match=r"max_decode_tokens=5: .* at most 4;"):
+            refuses(**limits, max_decode_tokens=5)
+    with pytest.raises(RuntimeError, match="call reserve"):
+        attention.are_decodes(1)
+    attention.reserve(**limits)
+    assert [attention.are_decodes(tokens) for tokens in (1, 4, 5)] == [True, True, False]
 
 
 def test_public_names() -> None:

@@ -219,6 +219,7 @@ def test_bad_pages_name_the_argument(case: str) -> None:
         ({"device": 0.0}, TypeError, "device=0.0: expected a CUDA device number"),
         ({"sm_scale": "0.5"}, TypeError, "sm_scale='0.5'"),
         ({"policy": "2:0"}, UnsupportedConfigError, "policy='2:0'"),
+        ({"policy": {"serial": True}}, UnsupportedConfigError, "policy={'serial': True}: allowed"),
     ],
 )
 def test_layer_arguments_are_checked_at_construction(

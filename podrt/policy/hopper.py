@@ -7,11 +7,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
 from podrt.kernels.variant import Form
-from podrt.plan import Plan
+from podrt.plan import Plan, most_decode_tokens
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.sm_allocation import SmAllocation
@@ -23,18 +24,30 @@ _variant = lru_cache(maxsize=1024)(hopper_variant)
 
 
 class HopperChoices:
-    """The Hopper family's `podrt.policy.schedule.Choices`."""
+    """The Hopper family's `podrt.policy.schedule.Choices`.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        The policy fixes a tile that the layer has not.
+    """
 
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         calibration = calibration_of(gpu)
         self.cuts = calibration.hopper_cuts
-        self._spec, self._policy = spec, policy
+        self._spec = spec
         self._form = calibration.fused_form
+        self._fixed_rows = policy.decode_rows
         self._rows_of_one = self.decode_rows_for(1)
+        self._large_tile = _large_tile(policy, spec.head_dim)
+        self._may_part = policy.may_part and self._large_tile is not False
+        self._fixed_shares = _shares(policy)
         self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
 
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the rows of the smallest tile that holds nearly all requests of few rows whole."""
+        if self._fixed_rows is not None:
+            return self._fixed_rows
         q_lens, group = batch.q_lens, self._spec.group
         if batch.max_q_len <= 1:  # a decode whatever the group
             return self._rows_of_one
@@ -55,18 +68,25 @@ class HopperChoices:
     def decode_rows_for(self, tokens: int) -> int:
         """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
         needed = tokens * self._spec.group
+        if self._fixed_rows is not None:
+            self._require_held(tokens, self._fixed_rows)
+            return self._fixed_rows
         return next((rows for rows in DECODE_ROWS if rows >= needed), DECODE_ROWS[-1])
 
     def variants(self, decode_rows: int) -> tuple[HopperConfig, ...]:
         """Return the kernels of all forms and plans."""
         forms: tuple[Form, ...] = ("pod", "prefill", "decode")
-        large = self._build("prefill", decode_rows, large_tile=True)
-        found = [self._build(form, decode_rows, large_tile=False) for form in forms]
-        return tuple(dict.fromkeys([*found, large]))
+        larges = (False, True) if self._large_tile is None else (self._large_tile,)
+        found = [
+            self._build(form, decode_rows, large_tile=large) for large in larges for form in forms
+        ]
+        return tuple(dict.fromkeys(found))
 
     def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> HopperConfig:
         """Return the kernel of a form; prefill alone has larger tiles for long units."""
-        large_tile = form == "prefill" and plan is not None and self._has_long_units(plan)
+        large_tile = self._large_tile
+        if large_tile is None:
+            large_tile = form == "prefill" and plan is not None and self._has_long_units(plan)
         return self._build(form, decode_rows, large_tile=large_tile)
 
     def _build(self, form: Form, decode_rows: int, *, large_tile: bool) -> HopperConfig:
@@ -83,20 +103,15 @@ class HopperChoices:
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan with the SMs of a fused launch shared between the sides."""
-        policy = self._policy
-        if policy.serial:
-            return plan
-        if policy.decode_only_sms is None:
-            decode_only, prefill_only = self._sms.shares(plan)
-        else:
-            decode_only, prefill_only = policy.decode_only_sms, policy.prefill_only_sms
+        shares = self._fixed_shares
+        decode_only, prefill_only = self._sms.shares(plan) if shares is None else shares
         if not (decode_only or prefill_only):
             return plan
         return plan._replace(decode_only_ctas=decode_only, prefill_only_ctas=prefill_only)
 
     def are_better_apart(self, plan: Plan) -> bool:
         """Whether decode is too little to be worth hiding behind a long prefill."""
-        if self._policy.family != "auto" or not has_large_tile(self._spec.head_dim):
+        if not self._may_part:
             return False
         return (
             plan.prefill_keys * plan.num_kv_heads >= self._form.long_prefill_keys
@@ -104,8 +119,35 @@ class HopperChoices:
             and self._has_long_units(plan)
         )
 
+    def _require_held(self, tokens: int, rows: int) -> None:
+        held, group = most_decode_tokens(self._spec.group, rows), self._spec.group
+        if tokens > held:
+            raise UnsupportedConfigError(
+                f"max_decode_tokens={tokens}: with {group} query heads per KV head, the policy's "
+                f"decode_rows={rows} hold at most {held}; fix more rows, or leave them at None"
+            )
+
     def _has_long_units(self, plan: Plan) -> bool:
         return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
+
+
+def _large_tile(policy: Policy, head_dim: int) -> bool | None:
+    """Return whether prefill alone has the large tiles; None where that is for units to say."""
+    if has_large_tile(head_dim):
+        return policy.large_prefill_tile
+    if policy.large_prefill_tile:
+        raise UnsupportedConfigError(
+            f"large_prefill_tile=True: head_dim={head_dim} has no large tiles; leave it at None"
+        )
+    return False
+
+
+def _shares(policy: Policy) -> tuple[int, int] | None:
+    """Return the SMs that take decode first, and prefill; None where the plan says."""
+    fixed = policy.decode_only_sms, policy.prefill_only_sms
+    if policy.serial:
+        return 0, 0
+    return None if fixed == (None, None) else (fixed[0] or 0, fixed[1] or 0)
 
 
 def _num_within(q_lens: npt.NDArray[np.int32], tokens: int) -> int:

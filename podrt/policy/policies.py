@@ -2,52 +2,213 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import operator
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from podrt.errors import UnsupportedConfigError
+from podrt.kernels.hopper.config import DECODE_ROWS
 from podrt.kernels.portable.presets import Shape
+
+Family = Literal["auto", "portable", "hopper"]
+PrefillOrder = Literal["head", "length"]
 
 _MAX_SHARE = 64
 _MAX_ONLY = 1024
+#: KV tiles of decode, of any family, divide so many keys.
+_PIECE_STEP = 128
+_MAX_PIECE_KEYS = 2**20
+_MAX_PARTIAL_BYTES = 2**31
+
+#: Fields that one family alone has.
+_OF_FAMILY: dict[str, Family] = {
+    "ratio": "portable",
+    "shape": "portable",
+    "decode_only_sms": "hopper",
+    "prefill_only_sms": "hopper",
+    "decode_rows": "hopper",
+    "large_prefill_tile": "hopper",
+}
+#: Fields that share out a fused launch.
+_SHARES = ("ratio", "decode_only_sms", "prefill_only_sms")
+_FLAGS = ("serial", "large_prefill_tile", "limit_splits", "taper_decode")
+#: Least and most of the fields that are numbers.
+_RANGES = {
+    "decode_only_sms": (0, _MAX_ONLY),
+    "prefill_only_sms": (0, _MAX_ONLY),
+    "decode_piece_keys": (_PIECE_STEP, _MAX_PIECE_KEYS),
+    "max_partial_bytes": (0, _MAX_PARTIAL_BYTES),
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Which kernels run, and how the SMs are shared.
+    """Which kernels run, how they share the SMs, how keys are split, and in which order work goes.
 
-    Attributes
+    Every field but `family` is None unless fixed: it then follows the batch and the GPU. What is
+    fixed holds for every batch, or is refused; results are the same whatever is fixed.
+
+    Parameters
     ----------
     family : {"auto", "portable", "hopper"}
-        Kernel family; ``"auto"`` takes the Hopper family where it has a kernel for the layer.
-    ratio : (int, int) or None
-        Fixed prefill:decode ratio of the portable family; None follows the work on each side.
-    serial : bool
-        One launch per side instead of a fused one.
-    shape : {"large", "small"} or None
-        Shape of the portable family's tiles; None takes the large ones.
-    limit_splits : bool
-        Whether prefill is split over its keys only as far as that pays beside decodes.
-    decode_only_sms : int or None
-        SMs of a fused Hopper launch that take no prefill before decode has run out; None follows
-        the work on each side.
-    prefill_only_sms : int
-        The same with the sides exchanged.
+        Kernel family; ``"auto"`` takes the Hopper family where it has a kernel for the layer, else
+        the portable one. Fields of one family alone, which are marked below, need that family.
+    serial : bool, optional
+        True launches the sides of a batch one after the other, False always in one fused launch. If
+        None, batches are fused but for a long prefill beside so little decode that the tiles of
+        prefill alone gain more; with `ratio`, `decode_only_sms` or `prefill_only_sms`, which share
+        out a fused launch and cannot be fixed beside True, all are fused.
+    ratio : (int, int), optional
+        Portable family: of every P + D CTAs of a fused launch on an SM, P take prefill; each 1 to
+        64. If None, the ratio nearest to the work on each side.
+    shape : {"large", "small"}, optional
+        Portable family: tiles of two CTAs of four warps to an SM, or of four CTAs of two. If None,
+        the large ones.
+    decode_only_sms, prefill_only_sms : int, optional
+        Hopper family: SMs of a fused launch that take one side alone while it has work, 0 to 1024;
+        more than the GPU has mean all. Where one of them is fixed, the other is 0 unless fixed too.
+        If both are None, they follow the work on each side.
+    decode_rows : {8, 16, 32}, optional
+        Hopper family: packed query rows of a decode tile. Requests whose tokens, times the query
+        heads per KV head, fit one tile are decodes, and so are all of one token. If None, the
+        smallest tile that nearly all decodes of a batch fit, or `max_decode_tokens` of
+        `HybridAttention.reserve`.
+    large_prefill_tile : bool, optional
+        Hopper family: whether prefill that is launched alone has tiles of 176 keys or of 128; True
+        needs head_dim 128. If None, the large ones for units of many keys.
+    limit_splits : bool, optional
+        Whether keys of prefill are split only as far as that pays beside decodes; False splits as
+        if there were none (FlashAttention-2's rule, the "vanilla" one of POD-Attention). If None,
+        True.
+    decode_piece_keys : int, optional
+        Most keys of one piece of a decode, alone and beside prefill: a multiple of 128. Pieces are
+        longer where partial results would not fit `max_partial_bytes`. If None, what was measured
+        best for the family.
+    taper_decode : bool, optional
+        Whether the pieces of decode that are handed out last beside prefill are cut finer; not
+        beside ``serial=True``. If None, what was measured best for the family.
+    prefill_order : {"head", "length"}, optional
+        Order of prefill units: ``"head"`` goes request by request and in each head by head,
+        ``"length"`` longest first over all heads. If None, by head where the keys of all heads do
+        not stay in L2, with some short units kept for the end.
+    max_partial_bytes : int, optional
+        Most memory for partial outputs of split keys, 0 to 2^31; 0 splits nothing. If None, 64 MiB.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        A choice that there is not, or fields that do not go together.
+    ValueError, TypeError
+        A number out of its range, or a value of another type.
     """
 
-    family: Literal["auto", "portable", "hopper"] = "auto"
+    family: Family = "auto"
+    serial: bool | None = None
     ratio: tuple[int, int] | None = None
-    serial: bool = False
     shape: Shape | None = None
-    limit_splits: bool = True
     decode_only_sms: int | None = None
-    prefill_only_sms: int = 0
+    prefill_only_sms: int | None = None
+    decode_rows: int | None = None
+    large_prefill_tile: bool | None = None
+    limit_splits: bool | None = None
+    decode_piece_keys: int | None = None
+    taper_decode: bool | None = None
+    prefill_order: PrefillOrder | None = None
+    max_partial_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in _FLAGS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, bool):
+                raise TypeError(f"{name}={value!r}: expected True, False or None")
+        _require_choice("family", self.family, get_args(Family))
+        _require_choice("shape", self.shape, (None, *get_args(Shape)))
+        _require_choice("prefill_order", self.prefill_order, (None, *get_args(PrefillOrder)))
+        self._set("decode_rows", _whole("decode_rows", self.decode_rows))
+        _require_choice("decode_rows", self.decode_rows, (None, *DECODE_ROWS))
+        for name, (least, most) in _RANGES.items():
+            number = _whole(name, getattr(self, name))
+            if number is not None and not least <= number <= most:
+                raise ValueError(f"{name}={number}: must be from {least} to {most}, or None")
+            self._set(name, number)
+        if self.decode_piece_keys is not None and self.decode_piece_keys % _PIECE_STEP:
+            raise ValueError(
+                f"decode_piece_keys={self.decode_piece_keys}: must be a multiple of {_PIECE_STEP}"
+            )
+        self._set("ratio", _checked_ratio(self.ratio))
+        self._check_together()
+
+    def __repr__(self) -> str:
+        """Show what is fixed."""
+        values = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
+        fixed = (f"{name}={value!r}" for name, value, default in values if value != default)
+        return f"Policy({', '.join(fixed)})"
+
+    @property
+    def may_part(self) -> bool:
+        """Whether the sides of a batch may get a launch each where that is faster."""
+        return self.serial is None and not self._fixed(_SHARES)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _fixed(self, names: tuple[str, ...]) -> list[str]:
+        return [name for name in names if getattr(self, name) is not None]
+
+    def _check_together(self) -> None:
+        for name in self._fixed(tuple(_OF_FAMILY)):
+            family = _OF_FAMILY[name]
+            if self.family != family:
+                raise UnsupportedConfigError(
+                    f"{name}={getattr(self, name)!r}: is of the {family.capitalize()} family, but "
+                    f'family={self.family!r}; pass family="{family}", or leave {name} at None'
+                )
+        for name in self._fixed((*_SHARES, "taper_decode")):
+            if self.serial:
+                raise UnsupportedConfigError(
+                    f"{name}={getattr(self, name)!r}: is of fused launches, but serial=True; leave "
+                    f"one of them at None"
+                )
+
+
+def _require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not (value is None or isinstance(value, str | int)) or value not in allowed:
+        raise UnsupportedConfigError(
+            f"{name}={value!r}: allowed are {', '.join(map(repr, allowed))}"
+        )
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """Return an int of Python, NumPy or whatever else counts as one, but a bool."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: expected an int or None") from None
+
+
+def _checked_ratio(ratio: Any) -> tuple[int, int] | None:
+    if ratio is None:
+        return None
+    if not isinstance(ratio, tuple) or len(ratio) != 2:
+        raise TypeError(f"ratio={ratio!r}: expected a tuple of two ints, or None")
+    prefill, decode = (_whole("ratio", share) for share in ratio)
+    if prefill is None or decode is None:
+        raise TypeError(f"ratio={ratio!r}: expected a tuple of two ints, or None")
+    if not (1 <= prefill <= _MAX_SHARE and 1 <= decode <= _MAX_SHARE):
+        raise ValueError(f"ratio={ratio!r}: each must be from 1 to {_MAX_SHARE}")
+    return prefill, decode
 
 
 _NAMED = {
     "auto": Policy(),
     "serial": Policy(serial=True),
-    "hopper": Policy(family="hopper"),
+    "hopper": Policy(family="hopper", serial=False),
     "hopper-serial": Policy(family="hopper", serial=True),
     "portable": Policy(family="portable"),
     "portable-serial": Policy(family="portable", serial=True),
@@ -59,12 +220,12 @@ _NAMED = {
 }
 
 
-def parse_policy(policy: str) -> Policy:
-    """Read a `policy` argument: a name, a ratio such as ``"1:3"``, or SMs of one side.
+def parse_policy(policy: str | Policy) -> Policy:
+    """Read a `policy` argument: a `Policy`, a name, a ratio such as ``"1:3"``, or SMs of one side.
 
     ``"auto"``: the Hopper family where it can serve the layer, else the portable one, and one
     launch after the other where decode is too little to be worth hiding behind a long prefill.
-    ``"hopper"``, ``"portable"``: that family. ``"serial"``, ``"hopper-serial"``,
+    ``"hopper"``, ``"portable"``: that family, in one launch. ``"serial"``, ``"hopper-serial"``,
     ``"portable-serial"``: one launch after the other, for comparison. The portable family shares an
     SM's CTAs by the amount of work on each side; ``"50:50"`` or a prefill:decode ratio such as
     ``"1:3"`` fixes their share, ``"ctas=2"`` or ``"ctas=4"`` the CTAs of an SM (on smaller GPUs
@@ -77,21 +238,24 @@ def parse_policy(policy: str) -> Policy:
     UnsupportedConfigError
         It is none of these; the message lists them.
     """
-    if policy in _NAMED:
-        return _NAMED[policy]
-    name, _, number = str(policy).partition("=")
+    if isinstance(policy, Policy):
+        return policy
+    text = policy if isinstance(policy, str) else ""
+    if text in _NAMED:
+        return _NAMED[text]
+    name, _, number = text.partition("=")
     if number.isdecimal() and int(number) <= _MAX_ONLY:
         if name == "decode-only":
             return Policy(family="hopper", decode_only_sms=int(number))
         if name == "prefill-only":
-            return Policy(family="hopper", decode_only_sms=0, prefill_only_sms=int(number))
-    prefill, colon, decode = str(policy).partition(":")
+            return Policy(family="hopper", prefill_only_sms=int(number))
+    prefill, colon, decode = text.partition(":")
     if colon and prefill.isdecimal() and decode.isdecimal():
         ratio = int(prefill), int(decode)
         if min(ratio) >= 1 and max(ratio) <= _MAX_SHARE:
             return Policy(family="portable", ratio=ratio)
     raise UnsupportedConfigError(
         f"policy={policy!r}: allowed are {', '.join(map(repr, _NAMED))}, "
-        f'"decode-only=N" or "prefill-only=N" of N SMs from 0 to {_MAX_ONLY}, or a '
-        f'prefill:decode ratio "P:D" of numbers from 1 to {_MAX_SHARE}'
+        f'"decode-only=N" or "prefill-only=N" of N SMs from 0 to {_MAX_ONLY}, a '
+        f'prefill:decode ratio "P:D" of numbers from 1 to {_MAX_SHARE}, or a podrt.Policy'
     )

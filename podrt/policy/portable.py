@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.portable.config import KernelConfig
-from podrt.kernels.portable.presets import variant
+from podrt.kernels.portable.presets import Shape, variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
@@ -27,7 +27,9 @@ class PortableChoices:
 
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self.cuts = calibration_of(gpu).portable_cuts
-        self._spec, self._arch, self._policy = spec, gpu.arch.name, policy
+        self._spec, self._arch = spec, gpu.arch.name
+        self._shape: Shape = policy.shape or "large"
+        self._fixed_ratio = (1, 1) if policy.serial else policy.ratio
 
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the rows of the decode tile, which are the same whatever the batch."""
@@ -55,16 +57,16 @@ class PortableChoices:
             self._arch,
             spec.dtype,
             spec.head_dim,
-            shape=self._policy.shape or "large",
+            shape=self._shape,
             page_size=spec.page_size,
             causal=spec.mask.causal,
         )
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan with the ratio of CTAs that take prefill to those that take decode."""
-        if self._policy.serial or not (len(plan.prefill) and len(plan.decode)):
+        if not (len(plan.prefill) and len(plan.decode)):
             return plan
-        prefill, decode = self._policy.ratio or nearest_ratio(
+        prefill, decode = self._fixed_ratio or nearest_ratio(
             plan.num_prefill_units, plan.num_decode_units / self.variant("pod", 0).warps
         )
         return plan._replace(prefill_share=prefill, decode_share=decode)

@@ -6,6 +6,7 @@ Attention, the dry run, the bench and the explorer all come here, so that they c
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -59,7 +60,10 @@ class Choices(Protocol):
         """Return the packed query rows of the decode tile that suits a batch."""
 
     def decode_rows_for(self, tokens: int) -> int:
-        """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
+        """Return the rows of the smallest decode tile that holds so many tokens, or the largest.
+
+        Raises UnsupportedConfigError where the policy fixes a tile that does not hold them.
+        """
 
     def variant(self, form: Form, decode_rows: int, plan: Plan | None = None) -> Variant:
         """Return the kernel of a form, for a plan or for planning."""
@@ -89,7 +93,8 @@ class Scheduler:
     Raises
     ------
     UnsupportedConfigError
-        The policy asks for the Hopper family, which cannot serve this layer or GPU.
+        The policy asks for the Hopper family, which cannot serve this layer or GPU, or for a tile
+        that the layer has not.
     """
 
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
@@ -116,7 +121,13 @@ class Scheduler:
         return Schedule(plan, variants, base, tiling)
 
     def decode_rows_for(self, tokens: int) -> int:
-        """Return the rows of a decode tile in which requests of so many tokens are decodes."""
+        """Return the rows of a decode tile in which requests of so many tokens are decodes.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            The policy fixes a tile that does not hold them.
+        """
         return self._choices.decode_rows_for(tokens)
 
     def tiling(self, decode_rows: int) -> Tiling:
@@ -140,8 +151,11 @@ class Scheduler:
             base = self._choices.variant("pod", decode_rows)
             base.require_spec(self.spec)
             geometry = family_of(base).geometry_of(base, self.spec.group, self.gpu.num_sms)
+            most_bytes = self.policy.max_partial_bytes
             most_rows = partial_rows_within(
-                DEFAULT_PARTIAL_BYTES, self.spec.num_kv_heads, self.spec.head_dim
+                DEFAULT_PARTIAL_BYTES if most_bytes is None else most_bytes,
+                self.spec.num_kv_heads,
+                self.spec.head_dim,
             )
             tiling = tiling_for(
                 geometry,
@@ -185,6 +199,10 @@ def key_sharing_on(gpu: DeviceInfo) -> KeySharing:
     return KeySharing(resident_bytes=int(share * gpu.l2_bytes), units_at_once=gpu.num_sms)
 
 
+#: Nothing stays in L2, and units do not all run at once: the order always matters.
+_BY_HEAD = KeySharing(resident_bytes=0, units_at_once=0)
+
+
 def tiling_for(
     geometry: TileGeometry,
     cuts: Cuts,
@@ -194,19 +212,40 @@ def tiling_for(
     key_sharing: KeySharing | None = None,
 ) -> Tiling:
     """Return what the planner must know: the tiles, how far keys are cut, and the order."""
+    cuts = _cuts_for(cuts, policy)
+    if policy.prefill_order is not None:
+        key_sharing = _BY_HEAD if policy.prefill_order == "head" else None
     return Tiling(
         **geometry._asdict(),
         min_prefill_keys=cuts.min_prefill_keys,
         min_decode_keys=cuts.min_decode_keys,
-        prefill_waves=cuts.prefill_waves if policy.limit_splits else None,
+        prefill_waves=cuts.prefill_waves,
         decode_piece_keys=cuts.decode_piece_keys,
-        # One launch after the other: nothing is beside decode.
-        fused_piece_keys=cuts.decode_piece_keys if policy.serial else cuts.fused_piece_keys,
-        taper_decode=cuts.taper_decode and not policy.serial,
+        fused_piece_keys=cuts.fused_piece_keys,
+        taper_decode=cuts.taper_decode,
         costs=cuts.costs,
         max_partial_rows=max_partial_rows,
         key_sharing=key_sharing,
     )
+
+
+def _cuts_for(cuts: Cuts, policy: Policy) -> Cuts:
+    """Return how far keys are cut with what a policy fixes."""
+    if policy.serial:  # nothing is beside decode
+        cuts = replace(cuts, fused_piece_keys=cuts.decode_piece_keys, taper_decode=False)
+    if policy.limit_splits is False:
+        cuts = replace(cuts, prefill_waves=None)
+    if policy.taper_decode is not None:
+        cuts = replace(cuts, taper_decode=policy.taper_decode)
+    keys = policy.decode_piece_keys
+    if keys is not None:
+        cuts = replace(
+            cuts,
+            decode_piece_keys=keys,
+            fused_piece_keys=keys,
+            min_decode_keys=min(cuts.min_decode_keys, keys),
+        )
+    return cuts
 
 
 #: By family, the preferred one first.

@@ -1,0 +1,271 @@
+"""What a `Policy` fixes holds, and changes nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+from schedule_support import MIXED, batch_of, forms, layer_of, scheduled
+
+from podrt.errors import UnsupportedConfigError
+from podrt.gpu.nominal import H100
+from podrt.kernels.hopper.presets import hopper_variant
+from podrt.plan import Plan, keys_of, plan_bounds
+from podrt.policy.policies import Policy
+from podrt.policy.schedule import Schedule, Scheduler
+from podrt.reference import check_plan, execute_plan, reference_attention
+
+HOPPER, PORTABLE = Policy(family="hopper"), Policy(family="portable")
+#: A policy, the one that it is compared with, and what differs of the tiling.
+KNOBS: list[tuple[Policy, Policy, set[str]]] = [
+    (Policy(serial=True), Policy(), {"fused_piece_keys", "taper_decode"}),
+    (Policy(serial=False), Policy(), set()),
+    (Policy(family="portable", ratio=(1, 3)), PORTABLE, set()),
+    (
+        Policy(family="portable", shape="small"),
+        PORTABLE,
+        {"prefill_rows", "prefill_kv_tile", "prefill_slots"},
+    ),
+    (Policy(family="portable", shape="large"), PORTABLE, set()),
+    (Policy(family="hopper", decode_only_sms=24), HOPPER, set()),
+    (Policy(family="hopper", prefill_only_sms=24), HOPPER, set()),
+    (Policy(family="hopper", decode_only_sms=8, prefill_only_sms=24), HOPPER, set()),
+    (Policy(family="hopper", decode_rows=8), HOPPER, set()),
+    (Policy(family="hopper", decode_rows=16), HOPPER, {"decode_rows"}),
+    (Policy(family="hopper", decode_rows=32), HOPPER, {"decode_rows", "prefill_kv_tile"}),
+    (Policy(family="hopper", large_prefill_tile=True), HOPPER, set()),
+    (Policy(family="hopper", large_prefill_tile=False), HOPPER, set()),
+    (Policy(limit_splits=True), Policy(), set()),
+    (Policy(limit_splits=False), Policy(), {"prefill_waves"}),
+    (Policy(family="portable", limit_splits=False), PORTABLE, {"prefill_waves"}),
+    (Policy(decode_piece_keys=1024), Policy(), {"decode_piece_keys", "fused_piece_keys"}),
+    (
+        Policy(decode_piece_keys=256),
+        Policy(),
+        {"decode_piece_keys", "fused_piece_keys", "min_decode_keys"},
+    ),
+    (Policy(taper_decode=True), Policy(), set()),
+    (Policy(taper_decode=False), Policy(), {"taper_decode"}),
+    (Policy(family="portable", taper_decode=True), PORTABLE, {"taper_decode"}),
+    (Policy(prefill_order="head"), Policy(), {"key_sharing"}),
+    (Policy(prefill_order="length"), Policy(), {"key_sharing"}),
+    (Policy(max_partial_bytes=2**20), Policy(), {"max_partial_rows"}),
+    (Policy(max_partial_bytes=0), Policy(), {"max_partial_rows"}),
+]
+IDS = [repr(policy) for policy, _, _ in KNOBS]
+#: Which fields are for kernels rather than for plans.
+OF_VARIANTS = {"serial", "shape", "decode_rows", "large_prefill_tile"}
+OF_SHARES = {"ratio", "decode_only_sms", "prefill_only_sms", "serial"}
+
+
+def same_items(plan: Plan, other: Plan) -> bool:
+    sides = ("prefill", "decode")
+    return all(np.array_equal(getattr(plan, side), getattr(other, side)) for side in sides)
+
+
+def shares(plan: Plan) -> tuple[int, ...]:
+    sms = plan.decode_only_ctas, plan.prefill_only_ctas
+    return *sms, plan.prefill_share, plan.decode_share
+
+
+def fixed_in(policy: Policy) -> set[str]:
+    fixed = {name for name, value in asdict(policy).items() if value is not None}
+    return fixed - {"family"}
+
+
+@pytest.mark.parametrize(("policy", "usual", "changed"), KNOBS, ids=IDS)
+def test_a_knob_changes_what_it_says_and_nothing_else(
+    policy: Policy, usual: Policy, changed: set[str]
+) -> None:
+    before, after = scheduled(*MIXED, usual), scheduled(*MIXED, policy)
+    tilings = asdict(before.tiling), asdict(after.tiling)
+    assert {name for name in tilings[0] if tilings[0][name] != tilings[1][name]} == changed
+    if not changed:
+        assert same_items(before.plan, after.plan)
+        assert before.plan.prefill_runs == after.plan.prefill_runs
+    if not fixed_in(policy) & OF_VARIANTS:
+        assert (before.variants, before.base) == (after.variants, after.base)
+    if not changed and not fixed_in(policy) & OF_SHARES:
+        assert shares(before.plan) == shares(after.plan)
+
+
+@pytest.mark.parametrize("policy", [policy for policy, _, _ in KNOBS], ids=IDS)
+def test_no_knob_changes_the_result(policy: Policy) -> None:
+    rng = np.random.default_rng(5)
+    q_lens, kv_lens = [1, 140, 0, 7, 2, 1], [1900, 2100, 12, 7, 0, 300]
+    result = scheduled(q_lens, kv_lens, policy, layer=layer_of(num_kv_heads=2, head_dim=128))
+    batch = batch_of(q_lens, kv_lens)
+    check_plan(result.plan, batch)
+    q = rng.standard_normal((sum(q_lens), 8, 128))
+    k, v = rng.standard_normal((2, len(q_lens), max(kv_lens), 2, 128))
+    for got, expected in zip(
+        execute_plan(result.plan, q, k, v), reference_attention(q, k, v, batch), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", [policy for policy, _, _ in KNOBS], ids=IDS)
+def test_plans_are_complete_and_within_what_is_reserved(policy: Policy) -> None:
+    rng = np.random.default_rng(9)
+    layer = layer_of()
+    scheduler = Scheduler(layer, H100, policy)
+    rows = scheduler.decode_rows_for(1)
+    bounds = plan_bounds(
+        scheduler.tiling(rows),
+        num_kv_heads=8,
+        group=4,
+        max_requests=12,
+        max_tokens=4000,
+        max_kv_len=20_000,
+    )
+    known = set(scheduler.variants(rows))
+    for _ in range(4):
+        q_lens = rng.choice([0, 1, 1, 1, 2, 4, 700], 12).tolist()
+        q_lens = q_lens if sum(q_lens) <= 4000 else [1] * 12
+        kv_lens = [int(rng.integers(q_len, 20_001)) for q_len in q_lens]
+        batch = batch_of(q_lens, kv_lens)
+        result = scheduler.schedule(batch, decode_rows=rows)
+        plan = result.plan
+        check_plan(plan, batch)
+        assert len(plan.prefill) + len(plan.decode) <= bounds.items
+        assert (plan.partial_rows, plan.num_merges) <= (bounds.partial_rows, bounds.merges)
+        assert set(result.variants) <= known
+    assert {*scheduler.captured(rows), *scheduler.captured(rows, decodes_only=True)} <= known
+
+
+def long_prefill(policy: Policy) -> Schedule:
+    """One in which decode is too little to be worth hiding."""
+    return scheduled([16384] + [1] * 8, [16384] * 9, policy)
+
+
+def test_launches() -> None:
+    for policy in (Policy(), HOPPER, Policy(serial=True)):
+        assert forms(long_prefill(policy)) == ["prefill", "decode"]
+    for policy in (
+        Policy(serial=False),
+        Policy(family="hopper", decode_only_sms=0),
+        Policy(family="hopper", prefill_only_sms=0),
+        Policy(family="hopper", large_prefill_tile=False),  # there is nothing to gain then
+    ):
+        assert forms(long_prefill(policy)) == ["pod"]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "expected"),
+    [
+        ({"decode_only_sms": 24}, (24, 0)),
+        ({"prefill_only_sms": 24}, (0, 24)),
+        ({"decode_only_sms": 8, "prefill_only_sms": 24}, (8, 24)),
+        ({"decode_only_sms": 0}, (0, 0)),
+        ({"prefill_only_sms": 0}, (0, 0)),
+    ],
+)
+def test_sms_of_one_side(fixed: dict[str, Any], expected: tuple[int, int]) -> None:
+    for batch in (MIXED, ([512] + [1] * 64, [4096] * 65), ([64, 1], [8192, 100])):
+        plan = scheduled(*batch, Policy(family="hopper", **fixed)).plan
+        assert (plan.decode_only_ctas, plan.prefill_only_ctas) == expected
+
+
+def test_ratio() -> None:
+    plan = scheduled(*MIXED, Policy(family="portable", ratio=(5, 3))).plan
+    assert (plan.prefill_share, plan.decode_share) == (5, 3)
+
+
+@pytest.mark.parametrize("rows", [8, 16, 32])
+def test_decode_rows_hold_for_every_batch(rows: int) -> None:
+    policy = Policy(family="hopper", decode_rows=rows)
+    for q_lens in ([1] * 10, [1, 512], [3] * 10, [8] * 10, [0]):
+        result = scheduled(q_lens, policy=policy)
+        assert result.base == hopper_variant("pod", "bfloat16", 128, decode_rows=rows)
+        assert result.plan.decode_rows == rows
+    # A token of more rows than the tile has several tiles.
+    q_lens, layer = [1, 1, 300], layer_of(num_kv_heads=2, group=71)
+    check_plan(scheduled(q_lens, policy=policy, layer=layer).plan, batch_of(q_lens, [2048] * 3))
+
+
+def test_decode_rows_are_what_is_reserved_or_refused() -> None:
+    scheduler = Scheduler(layer_of(), H100, Policy(family="hopper", decode_rows=16))
+    assert [scheduler.decode_rows_for(tokens) for tokens in (1, 4)] == [16, 16]
+    with pytest.raises(UnsupportedConfigError, match=r"max_decode_tokens=5: .* hold at most 4;"):
+        scheduler.decode_rows_for(5)
+    wide = Scheduler(layer_of(group=71), H100, Policy(family="hopper", decode_rows=16))
+    assert wide.decode_rows_for(1) == 16
+
+
+def test_large_prefill_tile() -> None:
+    for large, keys in ((True, 176), (False, 128)):
+        for serial in (None, True):
+            policy = Policy(family="hopper", large_prefill_tile=large, serial=serial)
+            for batch in (([512], [4096]), ([2048], [16384])):
+                (variant,) = scheduled(*batch, policy).variants
+                assert variant == hopper_variant("prefill", "bfloat16", 128, large_tile=large)
+                assert variant.kv_tile == keys  # type: ignore[union-attr]
+            captured = Scheduler(layer_of(), H100, policy).captured(8)
+            assert {v.kv_tile for v in captured if v.form == "prefill"} <= {keys}  # type: ignore[union-attr]
+    small = layer_of(head_dim=64)
+    assert scheduled([512], layer=small, policy=Policy(family="hopper", large_prefill_tile=False))
+    with pytest.raises(UnsupportedConfigError, match="large_prefill_tile=True: head_dim=64 has no"):
+        scheduled([512], layer=small, policy=Policy(family="hopper", large_prefill_tile=True))
+
+
+@pytest.mark.parametrize("keys", [128, 640, 2048, 16384])
+@pytest.mark.parametrize("family", ["portable", "hopper"])
+def test_no_piece_of_a_decode_is_longer(keys: int, family: Any) -> None:
+    for decodes, prefill in ((3, []), (3, [512]), (120, []), (120, [512])):
+        q_lens = prefill + [1] * decodes
+        plans = [
+            scheduled(q_lens, [16000] * len(q_lens), Policy(family=family, **fixed)).plan
+            for fixed in ({}, {"decode_piece_keys": keys, "max_partial_bytes": 2**31})
+        ]
+        usual, fixed = (keys_of(plan.decode) for plan in plans)
+        assert fixed.max() <= keys
+        assert fixed.sum() == usual.sum()
+
+
+def test_partial_results_fit_the_memory_that_is_fixed() -> None:
+    q_lens = [300] + [1] * 10
+    for nbytes in (0, 2**20, 2**22, 2**26):
+        result = scheduled(q_lens, [16000] * 11, Policy(max_partial_bytes=nbytes))
+        assert result.plan.partial_rows * 8 * 128 * 4 <= nbytes
+        assert (result.plan.num_merges > 0) == (nbytes > 0)
+
+
+def test_order_of_prefill() -> None:
+    batch = [2048, 1500] + [1] * 64, [16384] * 66
+    head, length = (scheduled(*batch, Policy(prefill_order=o)).plan for o in ("head", "length"))  # type: ignore[arg-type]
+    items = head.prefill["request"].tolist()
+    assert head.prefill_runs == (items.count(0), len(items))
+    assert items == sorted(items)
+    assert length.prefill_runs == ()
+    assert (np.diff(keys_of(length.prefill)) <= 0).all()
+    assert sorted(head.prefill.tolist()) == sorted(length.prefill.tolist())
+
+
+def test_order_of_prefill_by_head_even_where_keys_stay_in_l2() -> None:
+    batch = [600] + [1] * 4, [600] * 5
+    plans = [scheduled(*batch, Policy(prefill_order=order)).plan for order in (None, "head")]
+    assert [plan.prefill_runs for plan in plans] == [(), (len(plans[1].prefill),)]
+
+
+def test_taper() -> None:
+    batch = [2048] + [1] * 100, [4096] + [16384] * 100
+    for family in ("portable", "hopper"):
+        lengths = [
+            set(
+                keys_of(scheduled(*batch, Policy(family=family, taper_decode=taper)).plan.decode)  # type: ignore[arg-type]
+            )
+            for taper in (True, False)
+        ]
+        assert len(lengths[0]) > len(lengths[1])
+
+
+@pytest.mark.parametrize("family", ["portable", "hopper"])
+def test_prefill_splits_without_limit(family: Any) -> None:
+    batch = [200] + [1] * 200, [16384] + [4096] * 200
+    limited, free = (
+        len(scheduled(*batch, Policy(family=family, limit_splits=limit)).plan.prefill)
+        for limit in (True, False)
+    )
+    assert free > limited
