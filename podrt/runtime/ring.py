@@ -45,6 +45,7 @@ class UploadRing:
         self._driver = driver
         self._free: deque[Slot] = deque()
         self._used: deque[Slot] = deque()  # the oldest first
+        self._unknown: list[Slot] = []  # whose memory must stay
 
     @property
     def num_slots(self) -> int:
@@ -65,7 +66,11 @@ class UploadRing:
         driver = self._driver
         driver.upload(pointer, slot.address, nbytes, stream)
         self._free.popleft()
-        driver.record(slot.event, stream)
+        try:
+            driver.record(slot.event, stream)
+        except Exception:
+            self._unknown.append(slot)  # nothing will tell when its copy has been made
+            raise
         self._used.append(slot)
 
     def _find_free(self) -> None:

@@ -329,7 +329,7 @@ struct AttentionTile {
       if (threadIdx.x == 0)
         shared_share = arrive_for_share(
             counters, item.num_splits,
-            false);
+            all_taken<Config>(counters_of<Config>(p.counters), plan, p.num_kv_heads));
       __syncthreads();
       share = shared_share;
     }

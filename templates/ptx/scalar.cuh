@@ -24,6 +24,12 @@ __device__ __forceinline__ int computed_here(int x) {
   return x;
 }
 
+template <class T>
+__device__ __forceinline__ T* computed_here(T* x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 // A value from a special register, which the compiler would rather read again than keep: slow, in a loop.
 __device__ __forceinline__ int keep_in_register(int x) {
   return __shfl_sync(~0u, x, threadIdx.x);  // from its own lane

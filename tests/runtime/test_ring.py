@@ -109,3 +109,23 @@ def test_a_slot_that_is_not_sent_is_not_lost(gpu: FakeGpu, monkeypatch: pytest.M
     send(ring, number(3), memory.pointer)
     gpu.finish()
     assert gpu.read(memory.pointer, 8) == number(3)
+
+
+def test_a_slot_whose_event_cannot_be_recorded_is_not_written_again(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring: Any = UploadRing(gpu)  # type: ignore[arg-type]
+    memory = gpu.allocate(8 * 40, STREAM)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no event")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "record", refuse)
+        with pytest.raises(RuntimeError, match="no event"):
+            send(ring, number(1000), memory.pointer)
+    for at in range(1, 40):
+        send(ring, number(at), memory.pointer + 8 * at)
+    gpu.finish()
+    got = np.frombuffer(gpu.read(memory.pointer, 320), np.int64)
+    np.testing.assert_array_equal(got, [1000, *range(1, 40)])
