@@ -9,8 +9,10 @@ import numpy as np
 from podrt.gpu.arch import get_arch
 from podrt.gpu.nominal import H100
 from podrt.kernels.variant import Form
+from podrt.plan import Plan
 from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.schedule import Schedule, schedule
+from podrt.reference import check_plan, execute_plan, reference_attention
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.types import DType
@@ -57,6 +59,18 @@ def scheduled(
         parse_policy(policy) if isinstance(policy, str) else policy,
         decode_rows=decode_rows,
     )
+
+
+def assert_plan_computes_attention(plan: Plan, batch: HybridBatch) -> None:
+    """The plan is sound, and walking it gives attention: 8 query heads, 2 KV heads, 128 columns."""
+    check_plan(plan, batch)
+    rng = np.random.default_rng(5)
+    q = rng.standard_normal((int(batch.q_lens.sum()), 8, 128))
+    k, v = rng.standard_normal((2, len(batch.kv_lens), int(batch.kv_lens.max()), 2, 128))
+    for got, expected in zip(
+        execute_plan(plan, q, k, v), reference_attention(q, k, v, batch), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9)
 
 
 def forms(result: Schedule) -> list[Form]:

@@ -93,16 +93,8 @@ class Case:
 
     def spec(self) -> AttentionSpec:
         """Return the attention layer; raises as `podrt.HybridAttention`."""
-        return make_spec(
-            self.num_qo_heads,
-            self.num_kv_heads,
-            self.head_dim,
-            self.page_size,
-            kv_layout="NHD",
-            dtype=self.dtype,
-            causal=True,
-            sm_scale=None,
-        )
+        heads = self.num_qo_heads, self.num_kv_heads
+        return make_spec(*heads, self.head_dim, self.page_size, "NHD", self.dtype)
 
     def flops(self, side: Side = "both") -> int:
         """Floating-point operations of causal attention: two products, two each per pair."""

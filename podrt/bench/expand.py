@@ -138,7 +138,7 @@ def _trace_points(entry: Entry, trace_dir: Path | None) -> Iterator[_Point]:
             requests, budget=budget, max_kv_tokens=entry["max_kv_tokens"], count=entry["batches"]
         )
         for number, step in enumerate(steps):
-            lengths = list(zip(step.q_lens.tolist(), step.kv_lens.tolist(), strict=True))
+            lengths = step.lengths
             yield _Point(
                 prefill=tuple(lengths[step.num_decodes :]),
                 decode=tuple(kv_len for _, kv_len in lengths[: step.num_decodes]),

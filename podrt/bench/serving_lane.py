@@ -39,7 +39,7 @@ class _Tensors:
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
-        return list(zip(self.step.q_lens.tolist(), self.step.kv_lens.tolist(), strict=True))
+        return self.step.lengths
 
     def read_q(self, begin: int, end: int) -> npt.NDArray[Any]:
         return self.q[begin:end]

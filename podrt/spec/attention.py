@@ -89,8 +89,8 @@ def make_spec(
     page_size: int | None,
     kv_layout: str,
     dtype: Any,
-    causal: bool,
-    sm_scale: float | None,
+    causal: bool = True,
+    sm_scale: float | None = None,
 ) -> AttentionSpec:
     """Check the arguments of `podrt.HybridAttention` and gather them; errors as there."""
     # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.

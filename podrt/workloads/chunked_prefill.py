@@ -52,6 +52,11 @@ class HybridStep:
         return np.concatenate(([0], np.cumsum(self.q_lens))).astype(np.int32)
 
     @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """``(q_len, kv_len)`` of every request."""
+        return list(zip(self.q_lens.tolist(), self.kv_lens.tolist(), strict=True))
+
+    @property
     def num_prefills(self) -> int:
         """How many requests get a chunk of their prompt."""
         return len(self.request_ids) - self.num_decodes

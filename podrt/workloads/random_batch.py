@@ -40,16 +40,8 @@ class Geometry:
 
     def spec(self) -> AttentionSpec:
         """Return the layer that the planner works for; raises as `podrt.HybridAttention`."""
-        return make_spec(
-            self.num_qo_heads,
-            self.num_kv_heads,
-            self.head_dim,
-            self.page_size,
-            kv_layout="NHD",
-            dtype=self.dtype,
-            causal=True,
-            sm_scale=None,
-        )
+        heads = self.num_qo_heads, self.num_kv_heads
+        return make_spec(*heads, self.head_dim, self.page_size, "NHD", self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +67,13 @@ class Workload:
     @property
     def batch(self) -> HybridBatch:
         """Lengths and page geometry of the whole batch."""
-        return batch_of(self.step.q_lens, self.step.kv_lens, self.block_table, self.page_size)
+        return HybridBatch.from_block_table(
+            self.step.qo_indptr,
+            self.step.kv_lens,
+            shape=self.block_table.shape,
+            row_stride=self.block_table.shape[1],
+            page_size=self.page_size,
+        )
 
     @property
     def page_size(self) -> int:
@@ -85,7 +83,7 @@ class Workload:
     @property
     def lengths(self) -> list[tuple[int, int]]:
         """``(q_len, kv_len)`` of every request."""
-        return list(zip(self.step.q_lens.tolist(), self.step.kv_lens.tolist(), strict=True))
+        return self.step.lengths
 
     def read_q(self, begin: int, end: int) -> npt.NDArray[Any]:
         """Return rows of q."""
@@ -110,22 +108,6 @@ class Workload:
                 for begin, end in _windows(*lengths)
             ],
         )
-
-
-def batch_of(
-    q_lens: npt.NDArray[np.int32],
-    kv_lens: npt.NDArray[np.int32],
-    block_table: npt.NDArray[np.int32],
-    page_size: int,
-) -> HybridBatch:
-    """Return the batch over a dense block table."""
-    return HybridBatch.from_block_table(
-        np.concatenate(([0], np.cumsum(q_lens))).astype(np.int32),
-        kv_lens,
-        shape=block_table.shape,
-        row_stride=block_table.shape[1],
-        page_size=page_size,
-    )
 
 
 def make_workload(step: HybridStep, geometry: Geometry, rng: np.random.Generator) -> Workload:
