@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from podrt.gpu.device import DeviceInfo, checked_ordinal, current_device, device_info
+from podrt.gpu.device import checked_ordinal, current_device, device_info
 from podrt.kernels.families import Variant
 from podrt.plan import Plan, most_decode_tokens
+from podrt.policy.explain import Explanation
 from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.runtime.checks import checked_tensors
@@ -20,12 +21,7 @@ from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.tensors.device_lengths import view_device_lengths
 from podrt.tensors.frameworks import Framework
 from podrt.tensors.host import host_array
-from podrt.tensors.page_table import (
-    PageTable,
-    make_batch,
-    read_page_table,
-    require_on_device,
-)
+from podrt.tensors.page_table import PageTable, make_batch, read_page_table, require_on_device
 from podrt.tensors.streams import resolve_stream
 from podrt.tensors.view import view
 
@@ -103,6 +99,14 @@ class HybridAttention:
     def current_plan(self) -> Plan:
         """The work list of the planned batch."""
         return self._require_plan().plan
+
+    def explain(self) -> Explanation:
+        """Say how the planned batch is run, why, and what that and else is predicted to take.
+
+        `str` of it is a table. Rules choose, not predictions. RuntimeError before `plan`.
+        """
+        with self._lock:
+            return self._session_ready().explain(self._require_plan())
 
     def plan(
         self,
@@ -339,9 +343,6 @@ class HybridAttention:
     def _scheduler(self) -> Scheduler:
         if self._session is not None:
             return self._session.scheduler
-        return Scheduler(self.layer, self._device_info(), self.policy)
-
-    def _device_info(self) -> DeviceInfo:
         if self._device is None:
             self._device = current_device().ordinal
-        return device_info(self._device)
+        return Scheduler(self.layer, device_info(self._device), self.policy)

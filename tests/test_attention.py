@@ -192,6 +192,29 @@ def test_plan_loads_what_run_will_launch(hopper: FakeGpu) -> None:
     assert set(attention.current_plan.decode["request"].tolist()) == {0, 3, 4}
 
 
+def test_explain_is_of_the_planned_batch_and_changes_nothing(hopper: FakeGpu) -> None:
+    attention = podrt.HybridAttention(8, 2, 64, dtype="float16")
+    with pytest.raises(RuntimeError, match="call plan"):
+        attention.explain()
+    attention.plan(QO_INDPTR, GOOD.kv_lens)
+    plan, variants, loaded = attention.current_plan, attention.variants, list(hopper.functions)
+    found = attention.explain()
+    assert found.gpu == "NVIDIA H100"
+    assert found.choice is not None
+    assert found.choice.launches == len(variants)
+    assert "chosen by rule" in str(found)
+    assert attention.current_plan is plan
+    assert hopper.functions == loaded  # candidates are not compiled
+
+
+def test_explain_has_the_tiles_that_were_reserved(hopper: FakeGpu) -> None:
+    attention = podrt.HybridAttention(8, 2, 64, dtype="float16")
+    attention.reserve(8, 64, 64)
+    attention.plan(QO_INDPTR, GOOD.kv_lens)
+    units = attention.current_plan.num_prefill_units
+    assert attention.explain().batch.startswith(f"{units} units of prefill")
+
+
 def test_planning_again_replaces_the_plan(hopper: FakeGpu) -> None:
     attention = podrt.HybridAttention(8, 2, 64, page_size=16, policy="serial", causal=False)
     attention.plan(QO_INDPTR, GOOD.kv_lens, block_table=GOOD.block_table)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from podrt._version import __version__
-from podrt.cli import bench, cache, demo, doctor, explore, warmup
+from podrt.cli import bench, cache, demo, doctor, explore, plan, warmup
 from podrt.cli._output import print_error
 from podrt.errors import PodrtError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
 app.command("warmup")(warmup.warmup)
 app.add_typer(cache.app, name="cache")
 app.add_typer(explore.app, name="explore")

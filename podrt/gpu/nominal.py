@@ -14,3 +14,16 @@ H100 = DeviceInfo(
     l2_bytes=50 << 20,
     memory_gbs=3352.0,
 )
+
+H200 = DeviceInfo(
+    ordinal=0,
+    name="NVIDIA H200",
+    arch=get_arch("sm_90a"),
+    num_sms=132,
+    total_memory_bytes=141 << 30,
+    l2_bytes=50 << 20,
+    memory_gbs=4917.0,  # by its clock, 3201 MHz, and 6144 bits
+)
+
+#: By the names that the command line knows them by.
+GPUS = {"h100": H100, "h200": H200}

@@ -149,6 +149,47 @@ class CoRun(Measured):
 
 
 @dataclass(frozen=True)
+class LaunchCosts(Measured):
+    """What `podrt.policy.cost` predicts the Hopper family's launches from.
+
+    Pairs are for head_dim 64 and 128.
+
+    Attributes
+    ----------
+    launch_us, unit_us : float
+        What a launch and a unit of prefill take whatever their keys.
+    prefill_merge_us, decode_merge_us : float
+        What merging split tiles adds to a launch.
+    prefill_tflops_per_sm : (float, float)
+        What one SM reaches, prefill alone.
+    large_tile_factor, fused_factor : float
+        Time of a key of prefill with the larger tiles, and with those of a fused launch at its
+        clock, over that of prefill alone.
+    read_gbs : (float, float)
+        What reading keys and values reaches, all SMs together.
+    fused_read_share : float
+        Share of it that a fused launch reaches.
+    us_per_decoded_mb : float
+        By how much a megabyte decoded on the same SM prolongs prefill there.
+    drift : float
+        Where some SMs decode first, tiles of prefill fall out of step: what they read again grows
+        by so many times itself, times the share of those SMs.
+    """
+
+    launch_us: float
+    unit_us: float
+    prefill_merge_us: float
+    decode_merge_us: float
+    prefill_tflops_per_sm: tuple[float, float]
+    large_tile_factor: float
+    fused_factor: float
+    read_gbs: tuple[float, float]
+    fused_read_share: float
+    us_per_decoded_mb: float
+    drift: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """All that is measured of one GPU, or taken from another one."""
 
@@ -158,6 +199,7 @@ class Calibration:
     sm_sharing: SmSharing
     l2_use: L2Use
     co_run: CoRun
+    launch_costs: LaunchCosts
 
 
 _H200, _H100 = "NVIDIA H200", "NVIDIA H100"
@@ -229,6 +271,21 @@ H200 = Calibration(
         decode_longer=(1.0, 1.01, 1.02, 1.08, 1.24),
         prefill_longer=(1.0, 1.07, 1.13, 1.19, 1.24),
     ),
+    launch_costs=LaunchCosts(
+        _H200,
+        "design/cost-model.md",
+        launch_us=8.3,
+        unit_us=3.65,
+        prefill_merge_us=5.4,
+        decode_merge_us=2.4,
+        prefill_tflops_per_sm=(4.27, 6.28),
+        large_tile_factor=1.01,
+        fused_factor=1.0,
+        read_gbs=(4286.0, 4472.0),
+        fused_read_share=0.943,
+        us_per_decoded_mb=13.4,
+        drift=6.3,
+    ),
 )
 
 
@@ -244,14 +301,39 @@ H100 = replace(
         time_ratios=(0.1, 0.2, 0.7, 0.9),
         best_shares=(0.0, 4.5 / 132, 4.5 / 132, 0.0),
     ),
+    launch_costs=LaunchCosts(
+        _H100,
+        "design/cost-model.md",
+        launch_us=7.8,
+        unit_us=3.37,
+        prefill_merge_us=7.3,
+        decode_merge_us=2.4,
+        prefill_tflops_per_sm=(4.24, 6.05),
+        large_tile_factor=0.975,
+        fused_factor=1.165,
+        read_gbs=(2919.0, 3072.0),
+        fused_read_share=0.972,
+        us_per_decoded_mb=9.6,
+        drift=23.4,
+    ),
 )
 
 #: By the speed of memory, in GB/s for each SM, which is what one Hopper GPU differs from another
 #: in.
-_BY_MEMORY = ((3352 / 132, H100), (4807 / 132, H200))
+_MEASURED_SMS = 132
+_BY_MEMORY = ((3352 / _MEASURED_SMS, H100), (4807 / _MEASURED_SMS, H200))
+#: Speeds of memory whose ratio has a smaller logarithm than this are taken for the same.
+_LIKE = 0.05
 
 
 def calibration_of(gpu: DeviceInfo) -> Calibration:
     """Return the constants for a GPU: those of the measured one with the likest memory."""
     speed = gpu.memory_gbs / gpu.num_sms
     return min(_BY_MEMORY, key=lambda entry: abs(math.log(entry[0] / speed)))[1]
+
+
+def is_measured(gpu: DeviceInfo) -> bool:
+    """Tell whether a GPU's memory and SMs are as one's that was measured: the record is its own."""
+    speed = gpu.memory_gbs / gpu.num_sms
+    likest = min(abs(math.log(each / speed)) for each, _ in _BY_MEMORY)
+    return likest < _LIKE and gpu.num_sms == _MEASURED_SMS

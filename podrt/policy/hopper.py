@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
+from podrt.kernels.families import Variant
 from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan, most_decode_tokens
+from podrt.policy import cost
 from podrt.policy.calibration import calibration_of
 from podrt.policy.policies import Policy
 from podrt.policy.sm_allocation import SmAllocation
@@ -33,9 +37,9 @@ class HopperChoices:
     """
 
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
-        calibration = calibration_of(gpu)
+        self._calibration = calibration = calibration_of(gpu)
         self.cuts = calibration.hopper_cuts
-        self._spec = spec
+        self._spec, self._gpu = spec, gpu
         self._form = calibration.fused_form
         self._fixed_rows = policy.decode_rows
         self._rows_of_one = self.decode_rows_for(1)
@@ -118,6 +122,23 @@ class HopperChoices:
             and plan.decode_keys <= self._form.not_worth_hiding * plan.prefill_keys
             and self._has_long_units(plan)
         )
+
+    def predict(self, plan: Plan, variants: Sequence[Variant]) -> tuple[cost.Prediction, ...]:
+        """Return what each launch is predicted to take."""
+        own = cast(Sequence[HopperConfig], variants)
+        return cost.predict(plan, own, self._gpu, self._calibration)
+
+    def why(self, plan: Plan) -> str:
+        """Say which rule chose how both sides of a plan are run."""
+        if self._fixed_shares is not None:
+            return "the policy fixes the shares of the SMs"
+        if self.are_better_apart(plan):
+            part = self._form.not_worth_hiding
+            return (
+                f"decode has at most {part:.0%} of prefill's keys, too few to be worth hiding "
+                "(FusedForm.not_worth_hiding)"
+            )
+        return self._sms.why(plan)
 
     def _require_held(self, tokens: int, rows: int) -> None:
         held, group = most_decode_tokens(self._spec.group, rows), self._spec.group

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 from podrt.gpu.device import DeviceInfo
+from podrt.kernels.families import Variant
 from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.portable.presets import Shape, variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
+from podrt.policy.cost import Prediction
 from podrt.policy.policies import Policy
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
@@ -74,6 +77,16 @@ class PortableChoices:
     def are_better_apart(self, plan: Plan) -> bool:
         """Return False: a fused launch has the same tiles."""
         return False
+
+    def predict(self, plan: Plan, variants: Sequence[Variant]) -> tuple[Prediction, ...]:
+        """Return nothing: `podrt.policy.cost` knows the Hopper family alone."""
+        return ()
+
+    def why(self, plan: Plan) -> str:
+        """Say what the ratio of CTAs goes by."""
+        if self._fixed_ratio is not None:
+            return "the policy fixes the ratio"
+        return "the ratio is the nearest to the CTAs' work on each side"
 
 
 def nearest_ratio(prefill_ctas: float, decode_ctas: float) -> tuple[int, int]:

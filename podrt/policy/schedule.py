@@ -5,7 +5,7 @@ Attention, the dry run, the bench and the explorer all come here, so that they c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -23,6 +23,7 @@ from podrt.plan import (
     partial_rows_within,
 )
 from podrt.policy.calibration import Cuts, calibration_of
+from podrt.policy.cost import Prediction
 from podrt.policy.hopper import HopperChoices
 from podrt.policy.policies import Policy
 from podrt.policy.portable import PortableChoices
@@ -77,6 +78,12 @@ class Choices(Protocol):
     def are_better_apart(self, plan: Plan) -> bool:
         """Whether both sides run sooner in a launch each."""
 
+    def predict(self, plan: Plan, variants: Sequence[Variant]) -> tuple[Prediction, ...]:
+        """Return what each launch is predicted to take; nothing where there is no model."""
+
+    def why(self, plan: Plan) -> str:
+        """Say which rule chose how both sides of a plan are run."""
+
 
 class Scheduler:
     """Schedules the batches of one layer on one GPU; keeps what does not depend on the batch.
@@ -119,6 +126,25 @@ class Scheduler:
         plan = self._choices.share(plan)
         variants = tuple([self._choices.variant(form, rows, plan) for form in self._forms(plan)])
         return Schedule(plan, variants, base, tiling)
+
+    def under(self, policy: Policy) -> Scheduler:
+        """Return the scheduler of the same layer and GPU under another policy; raises as it."""
+        return _scheduler(self.spec, self.gpu, policy)
+
+    def predict(self, schedule: Schedule) -> tuple[Prediction, ...]:
+        """Return what each launch of a schedule of its own is predicted to take.
+
+        Nothing for the portable family, which has no model. It does not decide anything.
+        """
+        return self._choices.predict(schedule.plan, schedule.variants)
+
+    def why(self, schedule: Schedule) -> str:
+        """Say which rule decided how a schedule of its own is run."""
+        if not (len(schedule.plan.prefill) and len(schedule.plan.decode)):
+            return "a batch of one kind takes that kind's own kernel"
+        if self.policy.serial:
+            return "the policy fixes a launch for each side"
+        return self._choices.why(schedule.plan)
 
     def decode_rows_for(self, tokens: int) -> int:
         """Return the rows of a decode tile in which requests of so many tokens are decodes.

@@ -73,6 +73,20 @@ class SmAllocation:
         decode_only = self._decode_only_sms(work)
         return (decode_only, 0) if decode_only else (0, self._prefill_only_sms(work))
 
+    def why(self, plan: Plan) -> str:
+        """Say what `shares` goes by, of a plan that has them."""
+        if not (plan.prefill_keys and plan.decode_keys):
+            return "a side without keys needs no SMs of its own"
+        work = self._work(plan)
+        share = self._prefill_us(work) / self._decode_us(work)
+        ratio = f"prefill alone takes {share:.2f} of decode"
+        if plan.decode_only_ctas:
+            return f"{ratio}: {plan.decode_only_ctas} SMs decode first (SmSharing.best_shares)"
+        if plan.prefill_only_ctas:
+            longest = f"the SMs with the longest {plan.prefill_only_ctas} units"
+            return f"{ratio}, in one wave: {longest} take no decode before those end"
+        return f"{ratio}: no SMs take one side first (SmSharing.best_shares)"
+
     def _work(self, plan: Plan) -> _Work:
         flops_per_key = 4.0 * self.head_dim * plan.prefill_rows
         row_bytes = self.head_dim * ELEMENT_BYTES[plan.spec.dtype]
@@ -86,12 +100,18 @@ class SmAllocation:
             decode_bytes=2 * plan.decode_keys * plan.num_kv_heads * row_bytes,
         )
 
+    def _prefill_us(self, work: _Work) -> float:
+        return _waves_keys(work, self.num_sms) * work.us_per_key
+
+    def _decode_us(self, work: _Work) -> float:
+        return work.decode_bytes / (self.speeds.read_efficiency * self.memory_gbs) / 1e3
+
     def _decode_only_sms(self, work: _Work) -> int:
         """Return how many SMs should take no prefill before decode has run out."""
         speeds, num_sms = self.speeds, self.num_sms
         read_gbs = speeds.read_efficiency * self.memory_gbs
-        decode_us = work.decode_bytes / read_gbs / 1e3
-        ratio = _waves_keys(work, num_sms) * work.us_per_key / decode_us
+        decode_us = self._decode_us(work)
+        ratio = self._prefill_us(work) / decode_us
         share = _interpolated(ratio, speeds.time_ratios, speeds.best_shares)
         wanted = int(min(share * num_sms, read_gbs / speeds.decode_gbs_per_sm))
         if not wanted:

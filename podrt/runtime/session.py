@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from podrt.kernels.families import Variant, full_grid, grid_of, why_unreadable
+from podrt.policy.explain import Explanation, explain
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
 from podrt.runtime.kernels import load_kernel
@@ -61,6 +62,11 @@ class Session:
         )
         launches = self._launches(schedule)
         return Planned(batch, schedule.plan, launches, table, lengths)
+
+    def explain(self, planned: Planned) -> Explanation:
+        """Explain how a batch that was planned is run."""
+        rows = self.reservation.decode_rows if self.reservation else None
+        return explain(self.scheduler, planned.batch, decode_rows=rows)
 
     def adopt(self, planned: Planned, stream: int | None) -> None:
         """Take a plan as the one that runs compute, and copy it to where those on a stream find it.

@@ -1,0 +1,112 @@
+"""``podrt plan``: how batches are run, what that is predicted to take, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from podrt.cli._output import print_json
+from podrt.errors import DeviceError
+from podrt.gpu.device import DeviceInfo, current_device
+from podrt.gpu.nominal import GPUS, H100
+from podrt.policy.explain import Explanation, explain
+from podrt.policy.policies import parse_policy
+from podrt.policy.schedule import Scheduler
+from podrt.spec.attention import make_spec
+from podrt.spec.batch import HybridBatch
+from podrt.workloads.chunked_prefill import hybrid_steps, read_trace
+from podrt.workloads.lengths import parse_lengths
+
+_NAMES = " or ".join(GPUS)
+
+
+def plan(
+    batch: Annotated[
+        str | None, typer.Argument(help='Such as "2048@16384 + 64x16384": a chunk, and decodes.')
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="CSV of requests, in place of a batch."),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Query tokens of a batch of a trace.")] = 512,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of a trace.")] = 4,
+    max_kv_tokens: Annotated[
+        int, typer.Option(min=1, help="Room of a trace's KV cache; bounds the decodes.")
+    ] = 65536,
+    heads: Annotated[str, typer.Option(metavar="QO/KV", help="Query and KV heads.")] = "32/8",
+    head_dim: Annotated[int, typer.Option(help="64, 128 or 256.")] = 128,
+    page_size: Annotated[int, typer.Option(min=0, help="Tokens of a page; 0: contiguous.")] = 16,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float16.")] = "bfloat16",
+    policy: Annotated[str, typer.Option(help="As of podrt.HybridAttention.")] = "auto",
+    gpu: Annotated[
+        str | None, typer.Option(help=f"{_NAMES}. Default: this GPU, else h100.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show how a batch is run, what else there was to choose, predicted times, and why. No GPU.
+
+    The choice is made by rules, not by the predictions, which the Hopper family alone has. Batches
+    of a trace are those that `podrt demo` would run. Example:
+    podrt plan "2048@16384 + 64x16384" --heads 32/8 --gpu h100
+    """
+    if (batch is None) == (trace is None):
+        raise ValueError('pass a batch, such as "2048@16384 + 64x16384", or --trace FILE')
+    if trace is None:
+        named = [(batch or "", parse_lengths(batch or ""))]
+    else:
+        steps = hybrid_steps(
+            read_trace(trace), budget=budget, max_kv_tokens=max_kv_tokens, count=batches
+        )
+        lengths = [zip(step.q_lens.tolist(), step.kv_lens.tolist(), strict=True) for step in steps]
+        named = [(f"{trace.stem} #{number}", list(each)) for number, each in enumerate(lengths)]
+    qo, kv = _heads(heads)
+    layer = make_spec(qo, kv, head_dim, page_size or None, "NHD", dtype, True, None)
+    scheduler = Scheduler(layer, _gpu(gpu), parse_policy(policy))
+    found = [
+        (name, explain(scheduler, _batch(requests, page_size or None))) for name, requests in named
+    ]
+    _print(found, as_json)
+
+
+def _print(found: list[tuple[str, Explanation]], as_json: bool) -> None:
+    if as_json:
+        print_json([{"name": name, **each.to_dict()} for name, each in found])
+        return
+    typer.echo("\n\n".join(f"{name}\n{each}" for name, each in found))
+
+
+def _heads(text: str) -> tuple[int, int]:
+    qo, slash, kv = text.partition("/")
+    if not (slash and qo.isdecimal() and kv.isdecimal()):
+        raise ValueError(f"heads={text!r}: expected query and KV heads, such as 32/8")
+    return int(qo), int(kv)
+
+
+def _gpu(name: str | None) -> DeviceInfo:
+    if name is None:
+        try:
+            return current_device()
+        except DeviceError:
+            return H100
+    if name not in GPUS:
+        raise ValueError(f"gpu={name!r}: allowed are {_NAMES}")
+    return GPUS[name]
+
+
+def _batch(lengths: list[tuple[int, int]], page_size: int | None) -> HybridBatch:
+    """Return a batch of those lengths, whose pages lie anywhere."""
+    q_lens, kv_lens = (np.array(each, np.int32) for each in zip(*lengths, strict=True))
+    qo_indptr = np.concatenate(([0], q_lens.cumsum())).astype(np.int32)
+    if page_size is None:
+        return HybridBatch.contiguous(qo_indptr, kv_lens)
+    pages = -(-int(kv_lens.max()) // page_size)
+    return HybridBatch.from_block_table(
+        qo_indptr,
+        kv_lens,
+        shape=(len(kv_lens), pages),
+        row_stride=pages,
+        page_size=page_size,
+    )

@@ -1,0 +1,198 @@
+"""What the Hopper family's launches take, predicted from a GPU's `LaunchCosts`.
+
+Prefill is its units in turn on the SMs that take them, each as long as its keys. Decode is its keys
+and values over what the SMs read together, or what the bus moves beside prefill. What an SM decodes
+holds up the prefill on it. The bus moves all bytes, those that prefill reads again included.
+
+`design/cost-model.md` says how it was fitted and how far off it is. No policy heeds it so far.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.gpu.device import DeviceInfo
+from podrt.kernels.hopper.config import HopperConfig
+from podrt.plan import Plan, WorkList, keys_of
+from podrt.policy.calibration import Calibration, LaunchCosts
+from podrt.policy.traffic import keys_read, units_in_turn
+from podrt.spec.types import ELEMENT_BYTES
+
+Limit = Literal["prefill", "decode", "bus"]
+#: A decode is said to wait for the bus if moving all bytes takes this share of its time.
+_BUS_BOUND = 0.95
+#: Decode leaves prefill at least this share of its pace.
+_SLOWEST = 0.1
+#: Keys of a tile of prefill alone, but for the larger ones.
+_STANDARD_TILE = 128
+
+Times = npt.NDArray[np.floating[Any]]
+
+
+class Prediction(NamedTuple):
+    """What is predicted of one launch.
+
+    Attributes
+    ----------
+    time_us : float
+        From start to end.
+    limit : {"prefill", "decode", "bus"}
+        What it waits for: SMs with prefill, SMs with decode, or memory.
+    """
+
+    time_us: float
+    limit: Limit
+
+
+class Work(NamedTuple):
+    """What a launch has to do.
+
+    Attributes
+    ----------
+    units_us : float array
+        Units of prefill in turn, undisturbed.
+    prefill_mb, decode_mb : float
+        Megabytes that each side reads from memory.
+    decode_only, prefill_only : int
+        SMs that take one side first.
+    merge_us : float
+        What merging split tiles adds.
+    """
+
+    units_us: Times
+    prefill_mb: float
+    decode_mb: float
+    decode_only: int
+    prefill_only: int
+    merge_us: float
+
+
+def predict(
+    plan: Plan, variants: Sequence[HopperConfig], gpu: DeviceInfo, calibration: Calibration
+) -> tuple[Prediction, ...]:
+    """Predict the launches of a plan, one for each of its variants."""
+    works = [work_of(plan, variant, gpu, calibration) for variant in variants]
+    return tuple(
+        predict_work(work, variant, gpu, calibration)
+        for work, variant in zip(works, variants, strict=True)
+    )
+
+
+def work_of(plan: Plan, variant: HopperConfig, gpu: DeviceInfo, calibration: Calibration) -> Work:
+    """Return what the launch of one variant has to do of a plan."""
+    costs, is_pod = calibration.launch_costs, variant.form == "pod"
+    decode_only = min(plan.decode_only_ctas, gpu.num_sms) if is_pod else 0
+    prefill_only = min(plan.prefill_only_ctas, gpu.num_sms - decode_only) if is_pod else 0
+    key_mb = 2 * variant.head_dim * ELEMENT_BYTES[variant.dtype] / 1e6
+    units_us: Times = np.empty(0)
+    prefill_mb = decode_mb = merge_us = 0.0
+    if variant.form != "decode":
+        us_per_key = 4e-6 * variant.head_dim * plan.prefill_rows / _tflops_per_sm(costs, variant)
+        units_us = costs.unit_us + us_per_key * keys_of(plan.prefill)[units_in_turn(plan)[0]]
+        resident_keys = int(calibration.l2_use.resident_share * gpu.l2_bytes / key_mb / 1e6)
+        read = keys_read(plan, gpu.num_sms, resident_keys)
+        drift = 1 + costs.drift * decode_only / gpu.num_sms  # tiles fall out of step
+        prefill_mb = key_mb * (read.unique + drift * read.repeated)
+        prefill_mb += key_mb * plan.prefill_rows * len(units_us)  # queries, and the output
+        merge_us = costs.prefill_merge_us * _has_splits(plan.prefill)
+    if variant.form != "prefill":
+        decode_mb = key_mb * plan.decode_keys * plan.num_kv_heads
+        merge_us = max(merge_us, costs.decode_merge_us * _has_splits(plan.decode))
+    return Work(units_us, prefill_mb, decode_mb, decode_only, prefill_only, merge_us)
+
+
+def predict_work(
+    work: Work, variant: HopperConfig, gpu: DeviceInfo, calibration: Calibration
+) -> Prediction:
+    """Predict one launch: decode beside prefill first, then what is left of either."""
+    costs, num_sms = calibration.launch_costs, gpu.num_sms
+    bus = costs.read_gbs[_of(variant)] / 1e3  # MB a microsecond, as all rates here
+    if variant.form == "pod":
+        bus *= costs.fused_read_share
+    total_mb = work.prefill_mb + work.decode_mb
+    rate, held_up = _decode_beside(work, bus, num_sms, calibration)
+    decode_us = 0.0
+    if work.decode_mb:
+        decode_us = work.decode_mb / rate if rate else math.inf
+    prefill_us = prefill_end_us(work, num_sms, decode_us, held_up)
+    if prefill_us < decode_us:  # all SMs read from then on
+        faster = min(num_sms * calibration.sm_sharing.decode_gbs_per_sm / 1e3, bus)
+        decode_us = prefill_us + (work.decode_mb - rate * prefill_us) / faster
+    bus_us = total_mb / bus
+    ends: dict[Limit, float] = {"prefill": prefill_us, "decode": decode_us, "bus": bus_us}
+    limit = max(ends, key=lambda name: ends[name])
+    if limit == "decode" and bus_us > _BUS_BOUND * decode_us:
+        limit = "bus"
+    return Prediction(costs.launch_us + work.merge_us + ends[limit], limit)
+
+
+def _decode_beside(
+    work: Work, bus: float, num_sms: int, calibration: Calibration
+) -> tuple[float, float]:
+    """Return MB a microsecond decoded while there is prefill, and what share of it that costs."""
+    if not work.decode_mb:
+        return 0.0, 0.0
+    alone = calibration.sm_sharing.decode_gbs_per_sm / 1e3
+    beside = calibration.sm_sharing.beside_gbs_per_sm / 1e3
+    busy = min(len(work.units_us), num_sms - work.decode_only)  # SMs with prefill
+    both = max(busy - work.prefill_only, 0)
+    wanted = (num_sms - busy) * alone + both * beside
+    rate = min(wanted, bus * work.decode_mb / (work.prefill_mb + work.decode_mb))
+    used = rate / wanted if wanted else 0.0
+    return rate, calibration.launch_costs.us_per_decoded_mb * beside * used
+
+
+def _has_splits(items: WorkList) -> bool:
+    return bool((items["num_splits"] > 1).any())
+
+
+def _tflops_per_sm(costs: LaunchCosts, variant: HopperConfig) -> float:
+    """Return what one SM reaches in the prefill of a variant, undisturbed."""
+    tflops = costs.prefill_tflops_per_sm[_of(variant)]
+    if variant.form == "pod":
+        return tflops / costs.fused_factor
+    is_large = variant.kv_tile > _STANDARD_TILE
+    return tflops / costs.large_tile_factor if is_large else tflops
+
+
+def _of(variant: HopperConfig) -> int:
+    """Return where the constants of a head_dim stand."""
+    return int(variant.head_dim == 128)
+
+
+def prefill_end_us(work: Work, num_sms: int, decode_us: float, held_up: float) -> float:
+    """Return when the last unit of prefill ends that SMs take in turn.
+
+    Parameters
+    ----------
+    work : Work
+        The units, and the SMs that take one side first.
+    num_sms : int
+        All SMs; those that take decode first take units once it has ended.
+    decode_us : float
+        When decode ends.
+    held_up : float
+        Share of their time that units lose beside decode, but on SMs that take prefill first.
+    """
+    slow = max(1.0 - held_up, _SLOWEST)
+    paces = [1.0] * work.prefill_only
+    paces += [slow] * (num_sms - work.decode_only - work.prefill_only)
+    free = [(0.0, sm, pace) for sm, pace in enumerate(paces)]
+    free += [(decode_us, sm, 1.0) for sm in range(len(free), num_sms)]
+    last_us = 0.0
+    for unit_us in work.units_us.tolist():
+        begin_us, sm, pace = free[0]
+        done = max(decode_us - begin_us, 0.0) * pace  # of the unit, before decode ends
+        if unit_us <= done:
+            end_us = begin_us + unit_us / pace
+        else:
+            end_us = max(begin_us, decode_us) + unit_us - done
+        heapq.heapreplace(free, (end_us, sm, pace))
+        last_us = max(last_us, end_us)
+    return last_us

@@ -1,0 +1,97 @@
+"""``podrt plan``."""
+
+from __future__ import annotations
+
+import pytest
+from cli_support import run, run_json
+from readme import README
+
+from podrt import cli
+from podrt.gpu.device import DeviceError
+from podrt.gpu.nominal import GPUS
+from podrt.policy.policies import parse_policy
+
+BATCH = "2048@16384 + 64x16384"
+TRACE = "arrival_s,prompt_tokens,output_tokens\n" + "0,1500,40\n" * 40
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "busy.csv"
+    path.write_text(TRACE)
+    return path
+
+
+def test_example_of_the_readme_is_what_it_prints():
+    printed = run("plan", "1024@8192 + 64x8192", "--gpu", "h200")
+    assert f'$ podrt plan "1024@8192 + 64x8192" --gpu h200\n{printed}```' in README
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_json_has_candidates_choice_and_reason(gpu):
+    (found,) = run_json("plan", BATCH, "--gpu", gpu, "--heads", "32/8", "--head-dim", "128")
+    assert found["name"] == BATCH
+    assert found["gpu"] == GPUS[gpu].name
+    names = [each["name"] for each in found["candidates"]]
+    assert found["choice"] in names
+    assert found["predicted_best"] == names[0]
+    assert "of decode" in found["why"]
+    assert all(parse_policy(name) for name in names)
+
+
+def test_gpus_differ():
+    slow, fast = (run_json("plan", "64x16384", "--gpu", gpu)[0] for gpu in ("h100", "h200"))
+    assert fast["candidates"][0]["predicted_us"] < 0.75 * slow["candidates"][0]["predicted_us"]
+
+
+def test_batches_of_a_trace(trace):
+    found = run_json("plan", "--trace", trace, "--budget", 256, "--batches", 3, "--gpu", "h100")
+    assert [each["name"] for each in found] == ["busy #0", "busy #1", "busy #2"]
+    assert all(each["predicted_best"] for each in found)
+    text = run("plan", "--trace", trace, "--budget", 256, "--batches", 3, "--gpu", "h100")
+    assert text.count("chosen by rule") == 3
+
+
+def test_policy_layer_and_pages_are_taken():
+    (found,) = run_json("plan", BATCH, "--gpu", "h100", "--policy", "serial", "--page-size", 0)
+    assert found["choice"] == "serial"
+    (found,) = run_json("plan", BATCH, "--gpu", "h100", "--heads", "8/1", "--dtype", "float16")
+    assert "128 units of prefill" in found["batch"]
+
+
+@pytest.mark.parametrize("options", [["--head-dim", "256"], ["--policy", "portable"]])
+def test_portable_batches_have_no_prediction(options):
+    text = run("plan", BATCH, "--gpu", "h100", *options)
+    assert "no prediction: the cost model knows the Hopper family alone" in text
+    (found,) = run_json("plan", BATCH, "--gpu", "h100", *options)
+    assert found["record"] is None
+    assert found["candidates"][0]["predicted_us"] is None
+
+
+def test_without_a_gpu_it_plans_for_an_h100(monkeypatch):
+    def absent():
+        raise DeviceError("no GPU")
+
+    monkeypatch.setattr(cli.plan, "current_device", absent)
+    assert run_json("plan", BATCH)[0]["gpu"] == GPUS["h100"].name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "pass a batch"),
+        ([BATCH, "--gpu", "h300"], "h100 or h200"),
+        ([BATCH, "--heads", "32"], "such as 32/8"),
+        (["x"], "is not a part of one"),
+        ([BATCH, "--policy", "fast"], "allowed are"),
+        ([BATCH, "--dtype", "float8"], "allowed are"),
+    ],
+)
+def test_refuses_what_makes_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run("plan", *arguments)
+
+
+def test_batch_and_trace_exclude_each_other(trace):
+    with pytest.raises(ValueError, match="pass a batch"):
+        run("plan", BATCH, "--trace", trace)
