@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from podrt.bench import results as results_files
+from podrt.bench.case import Case
 from podrt.bench.compare import compare, comparison_lines, comparison_table
+from podrt.bench.dram import dram_table, measure_dram, save_dram
 from podrt.bench.environment import describe, gpu_slug, with_ceilings
 from podrt.bench.host import BARS_US, HOST_SUITE, host_environment, measure_host
 from podrt.bench.host_rows import host_table, replay_lines, save_host
@@ -65,6 +67,12 @@ def bench(
     limit_s: Annotated[
         float | None, typer.Option(min=0, help="Start no case after so many seconds.")
     ] = None,
+    dram: Annotated[
+        bool,
+        typer.Option(
+            "--dram", help="Count the bytes through DRAM by Nsight Compute; time nothing."
+        ),
+    ] = False,
     list_cases: Annotated[
         bool, typer.Option("--list", help="Print the cases and measure nothing.")
     ] = False,
@@ -92,7 +100,7 @@ def bench(
         _plot(_results_folder(out))
         return
     if suite and HOST_SUITE in suite:
-        if len(suite) > 1 or only or resume or list_cases:
+        if len(suite) > 1 or only or resume or list_cases or dram:
             raise ValueError(f"--suite {HOST_SUITE}: is measured alone and whole; give only --out")
         _run_host(out)
         return
@@ -103,6 +111,9 @@ def bench(
     if list_cases:
         for name in (case.name for each in chosen for case in each.cases):
             typer.echo(name)
+        return
+    if dram:
+        _run_dram([case for each in chosen for case in each.cases], out)
         return
     deadline_s = None if limit_s is None else time.monotonic() + limit_s
     raise typer.Exit(_run(chosen, parse_peers(peers), out, only, resume, deadline_s))
@@ -162,6 +173,17 @@ def _run_host(out: Path | None) -> None:
     printer.print(host_table(rows, BARS_US))
     for line in (*replay_lines(rows), f"CPU: {environment['cpu']}.", f"Saved to {path}."):
         printer.print(line, markup=False)
+
+
+def _run_dram(cases: list[Case], out: Path | None) -> None:
+    device = current_device()
+    path = (out or _RESULTS / gpu_slug(device.name)) / "dram.json"
+    environment = {**describe(device, []), "command": shlex.join(["podrt", *sys.argv[1:]])}
+    rows = measure_dram(cases)
+    save_dram(rows, environment, path)
+    printer = console()
+    printer.print(dram_table(rows))
+    printer.print(f"Saved to {path}.", markup=False)
 
 
 @contextmanager

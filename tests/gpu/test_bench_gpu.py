@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -87,3 +90,16 @@ def test_a_few_steps_of_the_endurance_run():
     record = endurance.serve(steps, lanes, 120, np.random.default_rng(0), check_every=10)
     assert record.steps == 120
     assert not [line for line in record.failures() if line.startswith("step")]
+
+
+@pytest.mark.skipif(shutil.which("ncu") is None, reason="no ncu (NVIDIA Nsight Compute)")
+def test_dram_bytes_of_a_tiny_suite(tmp_path):
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(SUITE.format(dtype="bfloat16"))
+    arguments = ["bench", "--suite", str(suite), "--out", str(tmp_path), "--dram", "--only"]
+    result = CliRunner().invoke(cli.app, [*arguments, "tiny/8-2 d64 page16"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "dram.json").read_text())["rows"]
+    assert [row["contender"] for row in rows] == ["auto", "serial", "prefill alone", "decode alone"]
+    for row in rows:
+        assert row["min_bytes"] * 0.9 < row["read_bytes"] + row["written_bytes"]
