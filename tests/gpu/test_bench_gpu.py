@@ -102,4 +102,5 @@ def test_dram_bytes_of_a_tiny_suite(tmp_path):
     rows = json.loads((tmp_path / "dram.json").read_text())["rows"]
     assert [row["contender"] for row in rows] == ["auto", "serial", "prefill alone", "decode alone"]
     for row in rows:
-        assert row["min_bytes"] * 0.9 < row["read_bytes"] + row["written_bytes"]
+        # So small an output stays in L2 when the kernel ends.
+        assert 0.5 < (row["read_bytes"] + row["written_bytes"]) / row["min_bytes"] < 3
