@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         UnsupportedConfigError,
     )
     from podrt.functional import hybrid_attention
+    from podrt.host_attention import HostAttention
     from podrt.kernels.hopper.config import HopperConfig
     from podrt.kernels.portable.config import KernelConfig, Tile
     from podrt.policy.policies import Policy
@@ -27,6 +28,7 @@ _PUBLIC = {
     "CompileError": ("podrt.errors", "CompileError"),
     "DeviceError": ("podrt.errors", "DeviceError"),
     "HopperConfig": ("podrt.kernels.hopper.config", "HopperConfig"),
+    "HostAttention": ("podrt.host_attention", "HostAttention"),
     "HybridAttention": ("podrt.attention", "HybridAttention"),
     "KernelConfig": ("podrt.kernels.portable.config", "KernelConfig"),
     "MissingKernelError": ("podrt.errors", "MissingKernelError"),
@@ -42,6 +44,7 @@ __all__ = [
     "CompileError",
     "DeviceError",
     "HopperConfig",
+    "HostAttention",
     "HybridAttention",
     "KernelConfig",
     "MissingKernelError",

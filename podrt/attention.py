@@ -100,6 +100,12 @@ class HybridAttention:
         """The work list of the planned batch."""
         return self._require_plan().plan
 
+    @property
+    def is_reserved(self) -> bool:
+        """Whether `reserve` has been called: graphs captured now compute the batch planned last."""
+        session = self._session
+        return session is not None and session.reservation is not None
+
     def explain(self) -> Explanation:
         """Say how the planned batch is run, why, and what that and else is predicted to take.
 

@@ -1,13 +1,15 @@
-"""Reads the README for its tests."""
+"""Reads the README, and pages of docs/, for their tests."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+_ROOT = Path(__file__).resolve().parents[1]
+README = (_ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def python_examples() -> list[str]:
-    """Return the Python blocks of the README, which go on from each other."""
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def python_examples(page: str = "README.md") -> list[str]:
+    """Return the Python blocks of a page, which go on from each other."""
+    text = (_ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)

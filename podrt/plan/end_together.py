@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -11,12 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.plan.cut import Cut, Side, cut_at, cut_steps, limit_for, limit_within, piece_keys
-from podrt.plan.tiles import RADIX_LIMIT, Indices, Tiles
+from podrt.plan.tiles import Floats, Indices, Tiles, longest_first
 
 #: By what the limit that fills the slots once is multiplied or divided.
 _FACTORS = (1, 2, 3, 4, 6, 8, 12, 16)
 #: Tiles times limits that are tried in one go.
 _BLOCK = 2048
+#: So few tiles take hardly longer with all limits than with one.
+_FEW = 128
+
+#: Counts and lengths of a cut by a limit; None where that leaves all tiles whole.
+_Trial = tuple[Floats, Floats] | None
 
 
 def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | None:
@@ -38,22 +42,25 @@ def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | N
     limits = _candidates(tiles, side, max_keys)
     if len(limits) == 1:
         return cut_at(tiles, limits[0])
-    cuts: list[Cut | None] = []
+    near_best = side.costs.near_best
+    trials: list[_Trial] = []
     ends: list[float] = []
+    if limits[0] >= tiles.longest_steps:
+        trials.append(None)
+        ends.append(_waves_end(tiles.falling_keys(), side))
     chosen = 0
-    block = 1  # the first limit is often good enough
-    while len(ends) < len(limits):
-        for cut, end in _try(tiles, side, limits[len(ends) : len(ends) + block]):
-            cuts.append(cut)
-            ends.append(end)
-        near_best = min(ends) * side.costs.near_best
-        while ends[chosen] > near_best:
+    block = len(limits) if len(tiles) <= _FEW else 1  # the first limit is often good enough
+    # No later limit changes the choice once it is near the best that any of them can reach.
+    while not ends or ends[chosen] > _earliest_end(tiles, side, limits[len(ends) :]) * near_best:
+        tried = limits[len(ends) : len(ends) + block]
+        counts, lengths, found = _try(tiles, side, tried)
+        trials += zip(counts, lengths, strict=True)
+        ends += found
+        while ends[chosen] > min(ends) * near_best:
             chosen += 1
-        # No later limit changes the choice once it is near the best that any of them can reach.
-        if ends[chosen] <= _earliest_end(tiles, side, limits[len(ends) :]) * side.costs.near_best:
-            break
         block = max(1, _BLOCK // len(tiles))
-    return cuts[chosen]
+    trial = trials[chosen]
+    return None if trial is None else Cut(*trial, limits[chosen] * tiles.kv_tile)
 
 
 def _candidates(tiles: Tiles, side: Side, max_keys: int) -> tuple[int, ...]:
@@ -90,26 +97,41 @@ def _earliest_end(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> float:
     return max(share_of_slot, shortest_piece) + side.costs.start_keys * waves + merging
 
 
-def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> Iterator[tuple[Cut | None, float]]:
-    """Yield the cut by each of the falling `limits`, and when its last slot ends, in keys."""
-    whole = tiles.longest_steps
-    if limits[0] >= whole:
-        yield None, _waves_end(tiles.falling_keys(), side)
-        limits = limits[1:]
-        if not limits:
-            return
-    counts, lengths = cut_steps(tiles.steps, np.array(limits, np.float64)[:, None])
+def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> tuple[Floats, Floats, list[float]]:
+    """Return counts and lengths of the cuts by falling `limits`, ``[limits, tiles]``, and ends.
+
+    An end is when the last slot ends, in keys. None of the limits leaves all tiles whole.
+    """
+    counts, lengths = cut_steps(tiles.steps, _column(limits))
     pieces = piece_keys(tiles, lengths)
-    has_radix = limits[0] * tiles.kv_tile < RADIX_LIMIT
-    if has_radix:
-        pieces = pieces.astype(np.uint16)
-    repeats = counts.astype(np.intp)
-    for i, limit in enumerate(limits):
-        handed_out = pieces[i].repeat(repeats[i])
-        handed_out.sort(kind="stable" if has_radix else None)
-        merging = side.costs.split_keys * -(-whole // limit)
-        cut = Cut(counts[i], lengths[i], limit * tiles.kv_tile)
-        yield cut, _waves_end(handed_out[::-1], side) + merging
+    order = longest_first(pieces, limits[0] * tiles.kv_tile)
+    order += _beginnings(*pieces.shape)
+    waves = np.add.accumulate(counts.take(order), 1)
+    waves *= side.units_per_tile
+    waves /= side.slots
+    np.ceil(waves, waves)  # that have begun when the units of a tile and those before are taken
+    num_waves = waves[:, -1].tolist()
+    begun = waves.copy()
+    begun[:, 1:] -= waves[:, :-1]
+    # A wave takes as long as its first unit.
+    keys = np.einsum("ij,ij->i", begun, pieces.take(order)).tolist()
+    whole, costs = tiles.longest_steps, side.costs
+    ends = [
+        keys[i] + costs.start_keys * num_waves[i] + costs.split_keys * -(-whole // limit)
+        for i, limit in enumerate(limits)
+    ]
+    return counts, lengths, ends
+
+
+@lru_cache(maxsize=256)
+def _column(limits: tuple[int, ...]) -> Floats:
+    return np.array(limits, np.float64)[:, None]
+
+
+@lru_cache(maxsize=64)
+def _beginnings(rows: int, columns: int) -> Indices:
+    """Return where the rows of a matrix begin in memory, ``[rows, 1]``."""
+    return np.arange(0, rows * columns, columns)[:, None]
 
 
 def _waves_end(pieces: npt.NDArray[Any], side: Side) -> float:

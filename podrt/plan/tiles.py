@@ -95,7 +95,7 @@ class Tiles:
 
 
 def longest_first(keys: Floats, longest: int) -> Indices:
-    """Return the stable order of whole numbers from 0 to `longest`, largest first."""
+    """Return the stable order of whole numbers from 0 to `longest`, largest first, row by row."""
     if longest < RADIX_LIMIT:
         return (~keys.astype(np.uint16)).argsort(kind="stable")
     return (-keys).argsort(kind="stable")

@@ -17,7 +17,7 @@ from podrt.runtime.workspace import Workspace
 from podrt.tensors.frameworks import Framework
 from podrt.tensors.likeness import Addresses, addresses_if_like
 from podrt.tensors.run_tensors import RunTensors
-from podrt.tensors.streams import LEGACY_STREAMS, current_stream_of, resolve_stream
+from podrt.tensors.streams import LEGACY_STREAMS, current_stream_getter, resolve_stream
 
 _ALIGNMENT_BYTES = 16
 
@@ -52,6 +52,7 @@ class Repeat:
         self._driver, self._addresses = driver, addresses
         self._stream, self._stream_key = stream, driver.stream_key(stream)
         self._framework: Framework = tensors.q.framework
+        self._current_stream = current_stream_getter(self._framework)
         self._q_type = type(tensors.q.owner)
         self._steps: Steps = ()
         self._planned: Planned | None = None
@@ -98,10 +99,9 @@ class Repeat:
         found = self._addresses(q, k_cache, v_cache, out)
         if found is None:
             return None
-        rows = len(q)
+        at_q, at_k, at_v, at_out, rows = found
         if not self._least_rows <= rows <= self._most_rows:
             return None
-        at_q, at_k, at_v, at_out = found
         # A null pointer is nothing's address, but that of an empty tensor.
         if (at_q | at_k | at_v | at_out) % _ALIGNMENT_BYTES or not (at_q and at_k and at_v):
             return None
@@ -114,11 +114,8 @@ class Repeat:
 
     def _handle(self, stream: Any) -> int:
         """Return the handle of the run's stream; -1 unless it is this one's, as it was before."""
-        driver = self._driver
-        if stream is None:
-            handle = current_stream_of(self._framework, driver.ordinal)
-        else:
-            handle = resolve_stream(stream)
+        driver, current = self._driver, self._current_stream
+        handle = current(driver.ordinal) if stream is None else resolve_stream(stream)
         if handle != self._stream or not driver.is_current():
             return -1
         if handle in LEGACY_STREAMS:
@@ -131,7 +128,7 @@ class Repeat:
 def _empty_like(q: Any, framework: Framework) -> Any:
     """Allocate a row-major output on the framework's current stream."""
     if framework == "torch":
-        return q.new_empty(q.shape)
+        return q.new_empty(tuple(q.shape))  # PyTorch takes half as long again over its own Size
     import cupy
 
     return cupy.empty(q.shape, q.dtype)

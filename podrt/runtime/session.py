@@ -47,6 +47,9 @@ class Session:
         self.workspaces = Workspaces(driver, self._spec.head_dim)
         self.reservation: Reservation | None = None
         self.planned: Planned | None = None
+        self._by_other_family: Planned | None = None  # the same batch
+        self._preferred = scheduler
+        self._refused: tuple[Variant, ...] = ()  # preferred, but could not read the last tensors
         self._repeat: Repeat | None = None
         self._loaded: tuple[Variant, ...] = ()
 
@@ -60,8 +63,7 @@ class Session:
         schedule = self.scheduler.schedule(
             batch, decode_rows=reserved.decode_rows if reserved else None
         )
-        launches = self._launches(schedule)
-        return Planned(batch, schedule.plan, launches, table, lengths)
+        return Planned(batch, schedule.plan, self._launches(schedule), table, lengths)
 
     def explain(self, planned: Planned) -> Explanation:
         """Explain how a batch that was planned is run."""
@@ -74,6 +76,7 @@ class Session:
         The stream is not being captured. Without one the first run copies it.
         """
         repeat, self._repeat = self._repeat, None
+        self._by_other_family = None
         if stream is not None:
             workspace = self._workspace(planned, stream, may_be_captured=False)
             if repeat is not None and repeat.workspace is workspace:
@@ -104,7 +107,7 @@ class Session:
             full(room.captured),
             full(room.captured_decode),
         )
-        self.planned, self._repeat = empty, None
+        self.planned, self._repeat, self._by_other_family = empty, None, None
         self.workspaces.release_streams()
 
     def repeat(self, q: Any, k_cache: Any, v_cache: Any, out: Any, stream: Any) -> Any:
@@ -151,19 +154,38 @@ class Session:
         return Memory(scratch.pointer, scratch.shape[0], scratch.owner)
 
     def _readable(self, planned: Planned, tensors: RunTensors) -> Planned:
-        """Return the plan, or one for the portable family if only that can read the tensors."""
-        reasons = (why_unreadable(variant, tensors) for variant in self._all_variants(planned))
-        reason = next(filter(None, reasons), None)
+        """Return the plan, or the batch's of the other family if that is to read the tensors.
+
+        Plans to come are made for the family that reads the tensors of now.
+        """
+        if self.reservation is None and self._refused:
+            if _why_unreadable(self._refused, tensors) is None:
+                return self._turn_to(self._preferred, planned, refused=())
+            return planned
+        reason = _why_unreadable(self._all_variants(planned), tensors)
         if reason is None:
             return planned
         policy = self.scheduler.policy
         if policy.family != "auto" or self.reservation is not None:
             raise ValueError(f'{reason}; pass another tensor, or use policy="portable"')
-        self.scheduler = Scheduler(
-            self._spec, self.scheduler.gpu, replace(policy, family="portable")
-        )
-        self.planned = self.plan(planned.batch, planned.page_table, planned.device_kv_lens)
-        return self.planned
+        portable = self._preferred.under(replace(policy, family="portable"))
+        return self._turn_to(portable, planned, refused=planned.variants)
+
+    def _turn_to(
+        self, scheduler: Scheduler, planned: Planned, *, refused: tuple[Variant, ...]
+    ) -> Planned:
+        """Return the planned batch as another scheduler has it, planned once for both."""
+        before, self.scheduler = self.scheduler, scheduler
+        try:
+            turned = self._by_other_family or self.plan(
+                planned.batch, planned.page_table, planned.device_kv_lens
+            )
+        except BaseException:
+            self.scheduler = before
+            raise
+        self._by_other_family, self.planned, self._refused = planned, turned, refused
+        self._repeat = None  # of tensors that the family of now may not read
+        return turned
 
     def _all_variants(self, planned: Planned) -> tuple[Variant, ...]:
         captured = self.reservation.captured if self.reservation else ()
@@ -229,3 +251,8 @@ class Session:
         steps = self._steps(repeat.workspace, planned.launches, repeat.tensors, repeat.prepared)
         repeat.aim(planned, steps, tokens, max(most, tokens))
         self._repeat = repeat
+
+
+def _why_unreadable(variants: tuple[Variant, ...], tensors: RunTensors) -> str | None:
+    """Say why one of the kernels cannot read tensors that lie like that; None if all can."""
+    return next(filter(None, (why_unreadable(variant, tensors) for variant in variants)), None)

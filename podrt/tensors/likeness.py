@@ -13,8 +13,9 @@ from podrt.tensors.frameworks import framework_of
 
 #: Given a tensor, returns its address; 0 if it is unlike the example.
 Address = Callable[[Any], int]
-#: Given q, k_cache, v_cache and out, returns their addresses; None if one is unlike the example.
-Addresses = Callable[[Any, Any, Any, Any], tuple[int, int, int, int] | None]
+#: Given q, k_cache, v_cache and out, returns their addresses and the rows of q and out; None if one
+#: is unlike the example.
+Addresses = Callable[[Any, Any, Any, Any], tuple[int, int, int, int, int] | None]
 
 
 def address_if_like(example: Any) -> Address | None:
@@ -60,7 +61,7 @@ def address_if_like(example: Any) -> Address | None:
 
 
 def addresses_if_like(q: Any, k_cache: Any, v_cache: Any, out: Any) -> Addresses | None:
-    """Return a function that tells the addresses of a run's tensors like these.
+    """Return a function that tells the addresses of a run's tensors like these, and the rows.
 
     As `address_if_like`, but q and out may have another number of rows, the same for both. All four
     tensors are of one framework; caches are of one shape, and all of one element type and device.
@@ -78,11 +79,53 @@ def addresses_if_like(q: Any, k_cache: Any, v_cache: Any, out: Any) -> Addresses
 
 
 def _of_torch(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addresses:
+    are_like = _torch_guard(q, k, v, out)
+    if are_like is None:
+        return _of_torch_by_attributes(q, k, v, out, kinds)
+    row = q.shape[1] * q.shape[2]
+
+    def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int, int] | None:
+        if not are_like(q, k, v, out):
+            return None
+        elements = q.numel()  # a third of the time of a shape
+        if out.numel() != elements:
+            return None
+        return q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), elements // row
+
+    return addresses
+
+
+def _torch_guard(q: Any, k: Any, v: Any, out: Any) -> Callable[..., bool] | None:
+    """Return what compares four tensors with these in one call; None where PyTorch has no such.
+
+    It is what PyTorch's compiler guards its graphs with: type, element type, device, strides and
+    shape, but for the rows of q and out. It also tells apart what does not matter here (whether
+    gradients are asked for, inference mode), which costs the long way once. It keeps no tensor.
+    """
+    try:
+        import torch
+
+        make = torch._C._dynamo.guards.TensorGuards
+        return make(  # type: ignore[no-any-return]
+            *(q, k, v, out),
+            dynamic_dims_sizes=[
+                [None, *q.shape[1:]],
+                [*k.shape],
+                [*v.shape],
+                [None, *out.shape[1:]],
+            ],
+            dynamic_dims_strides=[[*tensor.stride()] for tensor in (q, k, v, out)],
+        ).check
+    except (ImportError, AttributeError, TypeError):
+        return None
+
+
+def _of_torch_by_attributes(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addresses:
     q_kind, k_kind, v_kind, out_kind = kinds
     q_strides, k_strides, v_strides, out_strides = (t.stride() for t in (q, k, v, out))
     row, cache, dtype, device = tuple(q.shape[1:]), tuple(k.shape), q.dtype, q.get_device()
 
-    def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int] | None:
+    def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int, int] | None:
         if type(q) is not q_kind:
             return None
         shape = q.shape
@@ -97,7 +140,7 @@ def _of_torch(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addre
             and (out.dtype is dtype and out.get_device() == device)
             and (q.get_device() == device == k.get_device() and v.get_device() == device)
         ):
-            return q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
+            return q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), shape[0]
         return None
 
     return addresses
@@ -108,7 +151,7 @@ def _of_cupy(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addres
     q_strides, k_strides, v_strides, out_strides = (t.strides for t in (q, k, v, out))
     row, cache, dtype, device = q.shape[1:], k.shape, q.dtype, q.data.device_id
 
-    def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int] | None:
+    def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int, int] | None:
         if type(q) is not q_kind:
             return None
         shape = q.shape
@@ -127,7 +170,7 @@ def _of_cupy(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addres
                 at_q.device_id == device == at_k.device_id
                 and at_v.device_id == device == at_out.device_id
             ):
-                return at_q.ptr, at_k.ptr, at_v.ptr, at_out.ptr
+                return at_q.ptr, at_k.ptr, at_v.ptr, at_out.ptr, shape[0]
         return None
 
     return addresses

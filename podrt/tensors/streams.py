@@ -66,11 +66,17 @@ def current_stream_of(framework: Framework, device: int) -> int:
 
     Other frameworks have none that can be asked for, and get the legacy default stream, handle 0.
     """
+    return current_stream_getter(framework)(device)
+
+
+def current_stream_getter(framework: Framework) -> Callable[[int], int]:
+    """Return what `current_stream_of` asks, for whoever asks often."""
     if framework == "torch":
-        return _torch_stream_of()(device)
+        return _torch_stream_of()
     if framework == "cupy":
-        return int(load_cupy().cuda.get_current_stream(device).ptr)
-    return 0
+        cuda = load_cupy().cuda
+        return lambda device: int(cuda.get_current_stream(device).ptr)
+    return lambda device: 0
 
 
 def _current_stream(like: Any) -> int:

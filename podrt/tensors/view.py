@@ -196,6 +196,14 @@ def _export(tensor: Any, name: str, stream: int) -> Any:
             f"{name}: got {type(tensor).__name__}, expected a NumPy, CuPy, PyTorch or JAX array, "
             "or an object with __dlpack__ or __cuda_array_interface__"
         )
+    if any(
+        base.__name__ == "Tracer" and base.__module__.startswith("jax.")
+        for base in type(tensor).__mro__
+    ):
+        raise TypeError(
+            f"{name}: is traced by JAX and has no memory yet; call podrt outside of jax.jit and "
+            "JAX's other transformations"
+        )
     try:
         from cuda.core.utils import StridedMemoryView
         from cuda.pathfinder import DynamicLibNotFoundError

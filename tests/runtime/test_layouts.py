@@ -23,6 +23,9 @@ from runtime_support import (
     tensors,
 )
 
+from podrt.policy.schedule import Scheduler
+from podrt.runtime import session
+
 CACHE = (NUM_PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM)
 TOKEN = KV_HEADS * HEAD_DIM
 ONLY_PORTABLE: dict[str, dict[str, Any]] = {
@@ -59,6 +62,83 @@ def test_auto_serves_what_only_the_portable_family_reads(hopper: FakeGpu, case: 
     assert attention.variants == (launch.variant,)
     plan(attention, ([0, 1], [50]))
     assert attention.variants[0].family == "portable"
+
+
+@pytest.mark.parametrize("case", ONLY_PORTABLE)
+def test_the_hopper_family_comes_back_with_tensors_that_it_reads(
+    hopper: FakeGpu, case: str
+) -> None:
+    attention = layer()
+    odd = tensors(41, **ONLY_PORTABLE[case])
+    plan(attention)
+    attention.run(**odd, stream=STREAM)
+    attention.run(**tensors(41), stream=STREAM)
+    assert attention.variants[0].family == "hopper"
+    plan(attention)
+    assert attention.variants[0].family == "hopper"
+    for _ in range(2):
+        attention.run(**tensors(41), stream=STREAM)
+    attention.run(**odd, stream=STREAM)
+    families = [launch.variant.family for launch in launched(hopper)]
+    assert families == ["portable", "hopper", "hopper", "hopper", "portable"]
+
+
+def test_layers_of_both_kinds_in_turn_plan_a_batch_once_for_each_family(
+    hopper: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    schedule = Scheduler.schedule
+
+    def counted(self: Scheduler, *arguments: Any, **options: Any) -> Any:
+        made.append(self.policy.family)
+        return schedule(self, *arguments, **options)
+
+    monkeypatch.setattr(Scheduler, "schedule", counted)
+    attention = layer()
+    odd = tensors(41, **ONLY_PORTABLE["pages backwards"])
+    for kv_len in (500, 501):
+        plan(attention, ([0, 1, 41], [kv_len, 90]))
+        for given in (tensors(41), odd, odd, tensors(41), odd):
+            attention.run(**given, stream=STREAM)
+            (launch,) = launched(hopper)
+            assert launch.variant.family == ("portable" if given is odd else "hopper")
+            assert is_of(launch, attention.current_plan)
+    assert made == ["auto", "portable", "portable", "auto"]
+
+
+def test_an_empty_batch_between_others(hopper: FakeGpu) -> None:
+    """It has no launch that could tell which family reads what."""
+    attention = layer()
+    odd = ONLY_PORTABLE["pages backwards"]
+    plan(attention)
+    attention.run(**tensors(41, **odd), stream=STREAM)
+    plan(attention, ([0, 0], [50]))
+    attention.run(**tensors(0), stream=STREAM)
+    plan(attention)
+    attention.run(**tensors(41, **odd), stream=STREAM)
+    assert launched(hopper)[-1].variant.family == "portable"
+
+
+def test_a_fallback_that_does_not_compile_leaves_the_plan(
+    hopper: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = layer()
+    plan(attention)
+
+    def fail(variant: Any, device: int) -> Any:
+        if variant.family == "portable":
+            raise MemoryError("no room to compile in")
+        return load(variant, device)
+
+    load = session.load_kernel
+    monkeypatch.setattr(session, "load_kernel", fail)
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            attention.run(**tensors(41, **ONLY_PORTABLE["pages backwards"]), stream=STREAM)
+    attention.run(**tensors(41), stream=STREAM)
+    (launch,) = launched(hopper)
+    assert launch.variant.family == "hopper"
+    assert is_of(launch, attention.current_plan)
 
 
 @pytest.mark.parametrize("case", ONLY_PORTABLE)

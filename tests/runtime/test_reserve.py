@@ -74,6 +74,15 @@ def test_memory_of_ordinary_runs_is_given_back(gpu: FakeGpu) -> None:
     assert only_reserved.are_decodes(1)
 
 
+def test_an_object_says_whether_it_is_reserved(gpu: FakeGpu) -> None:
+    attention = layer()
+    assert not attention.is_reserved
+    plan(attention)
+    assert not attention.is_reserved
+    attention.reserve(**LIMITS, stream=STREAM)
+    assert attention.is_reserved
+
+
 def test_smaller_and_larger_limits(gpu: FakeGpu) -> None:
     attention = reserved()
     with pytest.raises(ValueError, match="max_kv_len=3000"):
