@@ -94,9 +94,8 @@ class TorchAttention:
         """
         if not torch.compiler.is_compiling():
             _refuse_training(q, k_cache, v_cache)
-            options = {"decodes_only": True} if decodes_only else {}
             return self.attention.run(
-                q, k_cache, v_cache, out=out, lse=lse, return_lse=return_lse, **options
+                q, k_cache, v_cache, out=out, lse=lse, return_lse=return_lse, **_form(decodes_only)
             )
         # Memory that the graph owns: its compiler can plan it, and knows how it is aligned.
         if out is None:
@@ -186,12 +185,17 @@ def _is_reserved(attention: Attention) -> bool:
     return isinstance(attention, HybridAttention) and attention.is_reserved
 
 
-def _refuse_training(*tensors: Any) -> None:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+def _refuse_training(q: Any, k: Any, v: Any) -> None:
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise RuntimeError(
             "podrt has no backward pass, and a tensor given to it requires grad; call the model "
             "under torch.inference_mode() or torch.no_grad(), or detach the tensor"
         )
+
+
+def _form(decodes_only: bool) -> dict[str, Any]:
+    """Return what `HybridAttention.run` knows and `HostAttention.run`, without graphs, does not."""
+    return {"decodes_only": True} if decodes_only else {}
 
 
 def _empty_out(q: Any) -> Any:
@@ -215,8 +219,7 @@ def _run_out(
     q: Any, k: Any, v: Any, handle: int, out: Any, lse: Any = None, decodes_only: bool = False
 ) -> None:
     _refuse_training(q, k, v)
-    options = {"decodes_only": True} if decodes_only else {}
-    _attention_at(handle, q).run(q, k, v, out=out, lse=lse, **options)
+    _attention_at(handle, q).run(q, k, v, out=out, lse=lse, **_form(decodes_only))
 
 
 def _fake_run(q: Any, k: Any, v: Any, handle: int, decodes_only: bool = False) -> Any:
