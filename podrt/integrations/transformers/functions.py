@@ -1,13 +1,14 @@
 """The attention function that layers call, under two names.
 
-``"podrt"`` is for `generate`, ``"podrt_flash"`` for continuous batching, which takes no name without
-"flash" (and reads digits after that word as versions of FlashAttention).
+``"podrt"`` is for `generate`, ``"podrt_flash"`` for continuous batching, which takes no name
+without "flash" (and reads digits after that word as versions of FlashAttention).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.masking_utils import flash_attention_mask
@@ -24,7 +25,29 @@ def register() -> None:
     """Make both names known to transformers. Models that do not ask for them are not concerned."""
     for name in (DENSE, PAGED):
         AttentionInterface.register(name, attention)
-        AttentionMaskInterface.register(name, flash_attention_mask)
+        AttentionMaskInterface.register(name, seen_keys)
+
+
+def seen_keys(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    attention_mask: Any = None,
+    **arguments: Any,
+) -> Any:
+    """Return which keys are no padding, as transformers' mask interface has it.
+
+    None where all are keys. A static cache has more rows than keys so far, which the mask of
+    FlashAttention tells only of padded batches.
+    """
+    found = flash_attention_mask(
+        batch_size, q_length, kv_length, q_offset, attention_mask=attention_mask, **arguments
+    )
+    num_keys = int(q_offset) + q_length
+    if found is None and num_keys < kv_length:
+        found = torch.ones(batch_size, num_keys, dtype=torch.bool, device=arguments.get("device"))
+    return found
 
 
 def attention(

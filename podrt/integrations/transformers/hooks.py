@@ -51,7 +51,7 @@ def _hook(processor: Any, engine: Engine) -> None:
         return kwargs
 
     def padded_inputs(num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool) -> Any:
-        """Pad queries alone: with no keys to read the engine writes to its cache and gathers none."""
+        """Pad queries alone; with no keys to read the engine only writes to its cache."""
         padded, _ = maybe_pad_inputs(num_q_tokens, max_kv_read, use_decode_fast_path)
         return padded, 0
 

@@ -138,8 +138,9 @@ _NOT_YET = (
 
 def _features_of(config: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a config asks for that podrt has not."""
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        yield "attn_logit_softcapping", config.attn_logit_softcapping
+    for feature in ("attn_logit_softcapping", "sliding_window"):
+        if getattr(config, feature, None) is not None:
+            yield feature, getattr(config, feature)
     kinds = getattr(config, "layer_types", None) or []
     if any(kind != "full_attention" for kind in kinds):
         yield "layer_types", sorted(set(kinds))
