@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from podrt.policy.calibration import H100, H200, Calibration, Measured
+from podrt.policy.calibration import H100, H200
+from podrt.policy.constants import Calibration, Measured
 
 ROOT = Path(__file__).resolve().parents[2]
 
