@@ -14,8 +14,9 @@ from podrt.bench.summary import CaseSummary, peer_names, summarise
 #: How to read the table; printed under it.
 LEGEND = (
     "auto: podrt's own choice of variant. best: the fastest of all fused policies (= ties within "
-    "1 %). x: the other's time over auto's, above 1 is slower than podrt. oracle, floor: bound "
-    "over auto, 1 is reached. err: largest error against float64, over the row's largest value."
+    "1 %). x: the other's time over auto's, above 1 is slower than podrt; green: each side on SMs "
+    "of its own, with the best split. oracle, floor: bound over auto, 1 is reached. err: largest "
+    "error against float64, over the row's largest value."
 )
 
 
@@ -30,7 +31,7 @@ def result_table(results: Results, title: str) -> Table:
     for heading in ("auto us", "TFLOP/s", "GB/s", "best us"):
         table.add_column(heading, justify="right")
     table.add_column("best", overflow="fold")
-    others = ["serial x", "streams x", *(f"{name} x" for name in peers)]
+    others = ["serial x", "streams x", "green x", *(f"{name} x" for name in peers)]
     for heading in (*others, "oracle", "floor", "err"):
         table.add_column(heading, justify="right", overflow="fold")
     for summary in summaries:
@@ -54,7 +55,12 @@ def _cells(summary: CaseSummary, peers: Sequence[str]) -> list[str | Text]:
     row = summary.rows[0]
     speedups = [
         summary.speedup_over(us)
-        for us in (row.own_serial_us, row.own_streams_us, *(row.peers_us.get(p) for p in peers))
+        for us in (
+            row.own_serial_us,
+            row.own_streams_us,
+            summary.green_us,
+            *(row.peers_us.get(p) for p in peers),
+        )
     ]
     return [
         summary.name,

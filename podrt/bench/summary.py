@@ -16,6 +16,7 @@ from podrt.bench.contenders import (
     PREFILL_ALONE,
     SERIAL,
     is_fused,
+    is_green,
 )
 from podrt.bench.results import Row
 from podrt.bench.timing import best_and_ties
@@ -60,6 +61,11 @@ class CaseSummary:
     def best_us(self) -> float | None:
         """Time of the fastest fused policy."""
         return self.times_us[self.best[0]] if self.best else None
+
+    @property
+    def green_us(self) -> float | None:
+        """Time of the two sides on parts of the SMs, with the split that is best for the case."""
+        return min((us for name, us in self.times_us.items() if is_green(name)), default=None)
 
     @property
     def tflops(self) -> float | None:
