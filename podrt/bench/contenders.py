@@ -38,17 +38,19 @@ class Contender:
         Launches them on CuPy's current stream.
     requests : slice
         The requests it serves.
+    predicted_us : float or None
+        What the cost model says that its launches take; None where it knows nothing of them.
     """
 
     variant: str
     enqueue: Enqueue
     requests: slice
+    predicted_us: float | None = None
 
 
-def is_fused(name: str) -> bool:
-    """Whether a contender runs the whole batch fused, rather than being a baseline or one side."""
-    baselines = (SERIAL, STREAMS, PREFILL_ALONE, DECODE_ALONE)
-    return not (name in baselines or name.endswith(FAMILY_SERIAL) or is_green(name))
+def is_candidate(name: str) -> bool:
+    """Whether a contender is a way to run a whole batch that podrt's own choice might have been."""
+    return name not in (STREAMS, PREFILL_ALONE, DECODE_ALONE) and not is_green(name)
 
 
 def is_green(name: str) -> bool:
@@ -110,7 +112,9 @@ def _attention(
     def enqueue() -> None:
         attention.run(tensors.q[rows], *caches, out=tensors.out[rows])
 
-    return Contender(", ".join(config.name for config in attention.variants), enqueue, requests)
+    names = ", ".join(config.name for config in attention.variants)
+    choice = attention.explain().choice
+    return Contender(names, enqueue, requests, choice.predicted_us if choice else None)
 
 
 def _two_streams(tensors: CaseTensors, prefill: slice, decode: slice) -> Contender:

@@ -76,7 +76,8 @@ def owner_of(gpu: DeviceInfo) -> Owner | None:
 
 def path_of(kind: Kind, gpu: DeviceInfo) -> Path | None:
     """Return the file of a kind for a GPU, which need not exist; None where there is no place."""
-    owner, cache = owner_of(gpu), open_cache()
+    owner = owner_of(gpu)
+    cache = None if owner is None else open_cache()
     if owner is None or cache is None:
         return None
     text = json.dumps([_FORMAT, asdict(owner)], sort_keys=True)

@@ -29,8 +29,8 @@ class TunedCosts:
         Launches that it was fitted to.
     error, held_out_error, shipped_error : float
         Geomean of the factor, 1 or more, by which predictions of those launches are off: with these
-        constants; with others, fitted without the launch that is predicted; and with the record
-        that podrt ships.
+        constants; with constants fitted to the half of the batches that the launch is not of; and
+        with the record that podrt ships.
     """
 
     costs: LaunchCosts

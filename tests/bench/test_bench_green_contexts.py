@@ -10,7 +10,7 @@ from bench_support import make_case, make_results, make_rows
 
 from podrt.bench import contenders, green_contexts
 from podrt.bench.case import Case
-from podrt.bench.contenders import GREEN_SMS, Contender, is_fused, names_for
+from podrt.bench.contenders import GREEN_SMS, Contender, is_candidate, names_for
 from podrt.bench.green_contexts import Part, partition
 from podrt.bench.report import result_table
 from podrt.bench.summary import headlines, summarise
@@ -86,7 +86,7 @@ def test_a_case_that_names_them_gets_every_split():
         "hopper",
         *(f"green-contexts={count}" for count in GREEN_SMS),
     ]
-    assert not any(is_fused(name) for name in names if name.startswith("green"))
+    assert not any(is_candidate(name) for name in names if name.startswith("green"))
     assert names_for(with_policies("green-contexts", prefill=())) == ["auto"]
 
 
