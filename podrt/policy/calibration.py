@@ -173,7 +173,8 @@ class Record:
         if self.kind == "shipped":
             return f"the shipped record of an {costs.gpu} ({costs.source})"
         return (
-            f"the shipped record of an {costs.gpu}, the likest GPU with a record ({costs.source})"
+            f"the shipped record of an {costs.gpu}, the likest GPU with a record, scaled to the "
+            f"speed of this one's memory ({costs.source})"
         )
 
 
@@ -195,9 +196,18 @@ def calibration_of(gpu: DeviceInfo) -> Calibration:
 
 
 def shipped_for(gpu: DeviceInfo) -> Calibration:
-    """Return the constants of the measured GPU with the likest memory."""
+    """Return the constants of the measured GPU with the likest memory.
+
+    A GPU that is not as that one reads as large a share of what its own memory moves.
+    """
     speed = gpu.memory_gbs / gpu.num_sms
-    return min(_BY_MEMORY, key=lambda entry: abs(math.log(entry[0] / speed)))[1]
+    measured, likest = min(_BY_MEMORY, key=lambda entry: abs(math.log(entry[0] / speed)))
+    if is_measured(gpu):
+        return likest
+    factor = gpu.memory_gbs / (measured * _MEASURED_SMS)
+    first, second = likest.launch_costs.read_gbs
+    costs = replace(likest.launch_costs, read_gbs=(factor * first, factor * second))
+    return replace(likest, launch_costs=costs)
 
 
 def is_measured(gpu: DeviceInfo) -> bool:
