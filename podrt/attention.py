@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from podrt.gpu.device import checked_ordinal, current_device, device_info
+from podrt.gpu.device import checked_ordinal, current_device, device_info, part_of
 from podrt.kernels.families import Variant
 from podrt.plan import Plan, most_decode_tokens
 from podrt.policy.explain import Explanation
@@ -17,7 +17,7 @@ from podrt.runtime.plan_stream import stream_of_plan
 from podrt.runtime.planned import Planned
 from podrt.runtime.reservation import Limits, room_for
 from podrt.runtime.session import Session
-from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.attention import AttentionSpec, make_spec, positive_int
 from podrt.tensors.device_lengths import view_device_lengths
 from podrt.tensors.frameworks import Framework
 from podrt.tensors.host import host_array
@@ -57,13 +57,17 @@ class HybridAttention:
         launch after the other where decode is too little to be worth hiding behind a long prefill.
     device : int, optional
         CUDA device number; the current device at the first `plan` if None.
+    num_sms : int, optional
+        SMs that launches count on, where runs are on streams of a green context that has fewer than
+        the GPU; all of the GPU's if None.
 
     Raises
     ------
     UnsupportedConfigError
         A choice that podrt does not offer; the message says what it offers.
     ValueError, TypeError
-        An argument that makes no sense.
+        An argument that makes no sense; the first `plan` or `reserve` says so of more `num_sms`
+        than the GPU has.
     """
 
     def __init__(
@@ -79,12 +83,14 @@ class HybridAttention:
         sm_scale: float | None = None,
         policy: str | Policy = "auto",
         device: int | None = None,
+        num_sms: int | None = None,
     ) -> None:
         self.layer: AttentionSpec = make_spec(
             num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
         )
         self.policy = parse_policy(policy)
         self._device = None if device is None else checked_ordinal(device)
+        self._num_sms = None if num_sms is None else positive_int("num_sms", num_sms)
         self._lock = threading.RLock()
         self._session: Session | None = None
         self._framework: Framework | None = None  # of the last tensors, for the stream of a plan
@@ -351,4 +357,7 @@ class HybridAttention:
             return self._session.scheduler
         if self._device is None:
             self._device = current_device().ordinal
-        return Scheduler(self.layer, device_info(self._device), self.policy)
+        gpu = device_info(self._device)
+        if self._num_sms is not None:
+            gpu = part_of(gpu, self._num_sms)
+        return Scheduler(self.layer, gpu, self.policy)

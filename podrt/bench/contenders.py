@@ -1,14 +1,16 @@
-"""podrt's own contenders for a case: its policies, two streams, and each side alone."""
+"""podrt's own contenders for a case: its policies, two streams, parts of the SMs, a side alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from podrt.bench.case import Case
+from podrt.bench.green_contexts import partition
 from podrt.bench.planned import planned_attention
 from podrt.bench.tensors import CaseTensors
 from podrt.bench.timing import Enqueue
@@ -18,6 +20,10 @@ AUTO, SERIAL, STREAMS = "auto", "serial", "streams"
 PREFILL_ALONE, DECODE_ALONE = "prefill alone", "decode alone"
 #: Ends the name of a kernel family's own serial policy: ``"portable-serial"``.
 FAMILY_SERIAL = "-serial"
+#: Begins the names of both sides on SMs of their own: ``"green-contexts=64"`` has 64 for prefill.
+GREEN_CONTEXTS = "green-contexts"
+#: SMs for prefill of which a case that names `GREEN_CONTEXTS` gets a contender each.
+GREEN_SMS = (64, 72, 80, 88, 96, 104, 112)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,23 +38,34 @@ class Contender:
         Launches them on CuPy's current stream.
     requests : slice
         The requests it serves.
+    predicted_us : float or None
+        What the cost model says that its launches take; None where it knows nothing of them.
     """
 
     variant: str
     enqueue: Enqueue
     requests: slice
+    predicted_us: float | None = None
 
 
-def is_fused(name: str) -> bool:
-    """Whether a contender runs the whole batch fused, rather than being a baseline or one side."""
-    baselines = (SERIAL, STREAMS, PREFILL_ALONE, DECODE_ALONE)
-    return name not in baselines and not name.endswith(FAMILY_SERIAL)
+def is_candidate(name: str) -> bool:
+    """Whether a contender is a way to run a whole batch that podrt's own choice might have been."""
+    return name not in (STREAMS, PREFILL_ALONE, DECODE_ALONE) and not is_green(name)
+
+
+def is_green(name: str) -> bool:
+    """Whether a contender has each side on a part of the SMs."""
+    return name.partition("=")[0] == GREEN_CONTEXTS
 
 
 def names_for(case: Case) -> list[str]:
     """Return the names of a case's contenders; a case of one side needs no baselines of two."""
     sides = (SERIAL, STREAMS, PREFILL_ALONE, DECODE_ALONE) if case.is_hybrid else ()
-    return list(dict.fromkeys((AUTO, *sides, *case.policies)))
+    green = [f"{GREEN_CONTEXTS}={sms}" for sms in GREEN_SMS] if case.is_hybrid else []
+    names = [AUTO, *sides]
+    for policy in case.policies:
+        names += green if policy == GREEN_CONTEXTS else [policy]
+    return list(dict.fromkeys(names))
 
 
 def make_contender(name: str, tensors: CaseTensors) -> Contender:
@@ -58,18 +75,24 @@ def make_contender(name: str, tensors: CaseTensors) -> Contender:
     ------
     UnsupportedConfigError
         This version of podrt has no such policy.
+    DeviceError
+        The driver cannot give a part of the SMs.
     """
     prefills = len(tensors.case.prefill)
     prefill, decode = slice(0, prefills), slice(prefills, len(tensors.case.kv_lens))
     if name == STREAMS:
         return _two_streams(tensors, prefill, decode)
+    if is_green(name):
+        return _two_partitions(tensors, prefill, decode, int(name.partition("=")[2]))
     sides = {PREFILL_ALONE: prefill, DECODE_ALONE: decode}
     if name in sides:
         return _attention(tensors, sides[name], AUTO)
     return _attention(tensors, slice(0, decode.stop), name)
 
 
-def _attention(tensors: CaseTensors, requests: slice, policy: str) -> Contender:
+def _attention(
+    tensors: CaseTensors, requests: slice, policy: str, *, num_sms: int | None = None
+) -> Contender:
     """One planned `HybridAttention` over some of the case's requests."""
     case = tensors.case
     starts = np.concatenate(([0], np.cumsum(case.q_lens))).astype(np.int32)
@@ -83,13 +106,15 @@ def _attention(tensors: CaseTensors, requests: slice, policy: str) -> Contender:
         block_table = block_table[requests]
     kv_lens = np.array(case.kv_lens[requests], np.int32)
     attention = planned_attention(
-        case.spec(), policy, qo_indptr - qo_indptr[0], kv_lens, block_table
+        case.spec(), policy, qo_indptr - qo_indptr[0], kv_lens, block_table, num_sms=num_sms
     )
 
     def enqueue() -> None:
         attention.run(tensors.q[rows], *caches, out=tensors.out[rows])
 
-    return Contender(", ".join(config.name for config in attention.variants), enqueue, requests)
+    names = ", ".join(config.name for config in attention.variants)
+    choice = attention.explain().choice
+    return Contender(names, enqueue, requests, choice.predicted_us if choice else None)
 
 
 def _two_streams(tensors: CaseTensors, prefill: slice, decode: slice) -> Contender:
@@ -105,6 +130,30 @@ def _two_streams(tensors: CaseTensors, prefill: slice, decode: slice) -> Contend
         lambda: enqueue(first.enqueue, second.enqueue),
         slice(prefill.start, decode.stop),
     )
+
+
+def _two_partitions(
+    tensors: CaseTensors, prefill: slice, decode: slice, prefill_sms: int
+) -> Contender:
+    """Each side on SMs of its own; the caller's stream, which has all of them, waits for both."""
+    parts = partition(load_cupy().cuda.runtime.getDevice(), prefill_sms)
+    sides = [
+        _attention(tensors, side, AUTO, num_sms=part.num_sms)
+        for side, part in zip((prefill, decode), parts, strict=True)
+    ]
+    event = partial(load_cupy().cuda.Event, disable_timing=True)
+    beside_prefill, beside_decode = (fork_and_join(part.stream, event(), event()) for part in parts)
+
+    def enqueue() -> None:
+        beside_decode(lambda: beside_prefill(_nothing, sides[0].enqueue), sides[1].enqueue)
+
+    return Contender(
+        ", ".join(side.variant for side in sides), enqueue, slice(prefill.start, decode.stop)
+    )
+
+
+def _nothing() -> None:
+    pass
 
 
 def fork_and_join(side: Any, forked: Any, joined: Any) -> Callable[[Enqueue, Enqueue], None]:

@@ -15,6 +15,7 @@ from podrt.bench.clocks import driver_version
 from podrt.bench.peers import peer_versions
 from podrt.gpu.device import DeviceInfo, load_cupy
 from podrt.jit import nvrtc_version
+from podrt.policy.calibration import record_of
 
 #: What must agree between two runs for their rows to stand in one file.
 IDENTITY = ("gpu", "sm_count", "driver", "nvrtc", "cupy", "podrt", "git_commit")
@@ -35,6 +36,7 @@ def describe(device: DeviceInfo, peers: list[str]) -> dict[str, Any]:
         "git_commit": git_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "peers": peer_versions(peers),
+        "predictions_from": str(record_of(device)),
         "ceilings": None,
     }
 

@@ -28,6 +28,7 @@ class _Attempt:
     """How far one of podrt's contenders came."""
 
     variant: str | None = None
+    predicted_us: float | None = None
     work: Work | None = None
     max_rel_err: float | None = None
     error: str | None = None
@@ -81,10 +82,12 @@ def _attempt(name: str, tensors: CaseTensors, expected: Expected) -> _Attempt:
         error = _error_of(contender, tensors, expected)
     except Exception as failure:  # a policy this version lacks, a compiler's refusal, ...
         return _Attempt(error=error_text(failure))
+    made = _Attempt(contender.variant, contender.predicted_us)
     if not error <= tolerance_of(tensors.case.dtype):  # NaN too
-        reason = f"wrong result: error {error:.2g} > {tolerance_of(tensors.case.dtype):.2g}"
-        return _Attempt(contender.variant, error=reason)
-    return _Attempt(contender.variant, Work(contender.enqueue, capture_graph), error)
+        made.error = f"wrong result: error {error:.2g} > {tolerance_of(tensors.case.dtype):.2g}"
+        return made
+    made.work, made.max_rel_err = Work(contender.enqueue, capture_graph), error
+    return made
 
 
 def _error_of(contender: Contender, tensors: CaseTensors, expected: Expected) -> float:
@@ -145,6 +148,7 @@ def _rows(case: Case, attempts: Mapping[str, _Attempt], peers: _PeerTimes) -> li
             oracle_us=oracle_us(*sides) if known else None,
             floor_us=co_run_floor_us(*sides) if known else None,
             max_rel_err=attempt.max_rel_err,
+            predicted_us=None if attempt.predicted_us is None else round(attempt.predicted_us, 2),
         )
         for name, attempt in attempts.items()
     ]

@@ -16,6 +16,8 @@ def planned_attention(
     qo_indptr: npt.NDArray[np.int32],
     kv_lens: npt.NDArray[np.int32],
     block_table: npt.NDArray[np.int32] | None,
+    *,
+    num_sms: int | None = None,
 ) -> HybridAttention:
     """Return attention of a layer, planned on the current GPU.
 
@@ -29,6 +31,8 @@ def planned_attention(
         Lengths of the batch.
     block_table : int32 array [requests, max_pages] or None
         Pages of a paged layer, copied to the GPU.
+    num_sms : int, optional
+        SMs that its runs have; all of the GPU's if None.
     """
     attention = HybridAttention(
         spec.num_qo_heads,
@@ -38,6 +42,7 @@ def planned_attention(
         dtype=spec.dtype,
         causal=spec.mask.causal,
         policy=policy,
+        num_sms=num_sms,
     )
     table = None if block_table is None else load_cupy().asarray(block_table)
     attention.plan(qo_indptr, kv_lens, block_table=table)

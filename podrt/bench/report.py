@@ -13,9 +13,11 @@ from podrt.bench.summary import CaseSummary, peer_names, summarise
 
 #: How to read the table; printed under it.
 LEGEND = (
-    "auto: podrt's own choice of variant. best: the fastest of all fused policies (= ties within "
-    "1 %). x: the other's time over auto's, above 1 is slower than podrt. oracle, floor: bound "
-    "over auto, 1 is reached. err: largest error against float64, over the row's largest value."
+    "auto: podrt's own choice. predicted: what the cost model says of it. best: the fastest of all "
+    "candidates, serial included (= ties within 1 %). regret: what auto takes beyond it. x: the "
+    "other's time over auto's, above 1 is slower than podrt; green: each side on SMs of its own, "
+    "with the best split. oracle, floor: bound over auto, 1 is reached. err: largest error against "
+    "float64, over the row's largest value."
 )
 
 
@@ -27,10 +29,10 @@ def result_table(results: Results, title: str) -> Table:
         title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
     )
     table.add_column("case", overflow="fold")
-    for heading in ("auto us", "TFLOP/s", "GB/s", "best us"):
+    for heading in ("auto us", "predicted", "TFLOP/s", "GB/s", "best us", "regret"):
         table.add_column(heading, justify="right")
     table.add_column("best", overflow="fold")
-    others = ["serial x", "streams x", *(f"{name} x" for name in peers)]
+    others = ["serial x", "streams x", "green x", *(f"{name} x" for name in peers)]
     for heading in (*others, "oracle", "floor", "err"):
         table.add_column(heading, justify="right", overflow="fold")
     for summary in summaries:
@@ -54,14 +56,21 @@ def _cells(summary: CaseSummary, peers: Sequence[str]) -> list[str | Text]:
     row = summary.rows[0]
     speedups = [
         summary.speedup_over(us)
-        for us in (row.own_serial_us, row.own_streams_us, *(row.peers_us.get(p) for p in peers))
+        for us in (
+            row.own_serial_us,
+            row.own_streams_us,
+            summary.green_us,
+            *(row.peers_us.get(p) for p in peers),
+        )
     ]
     return [
         summary.name,
         _number(summary.auto_us, 1) if summary.auto_us else Text("failed", "bold red"),
+        _number(summary.predicted_us, 1),
         _number(summary.tflops, 0),
         _number(summary.gbs, 0),
         _number(summary.best_us, 1),
+        "-" if summary.regret is None else f"{summary.regret - 1:.1%}",
         " = ".join(summary.best),
         *(_speedup(value) for value in speedups),
         *(_bound(bound, summary.auto_us) for bound in (row.oracle_us, row.floor_us)),

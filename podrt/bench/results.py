@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ class Row:
         `podrt.bench.floors`, from the best prefill alone and decode alone of podrt and the peers.
     max_rel_err : float or None
         Largest error against the float64 reference, relative to the largest value of the row.
+    predicted_us : float or None
+        What `podrt.policy.cost` said of it, by the record that `environment` names; None where it
+        has no model, and in files from before it was kept.
     """
 
     case: str
@@ -80,6 +83,7 @@ class Row:
     oracle_us: float | None
     floor_us: float | None
     max_rel_err: float | None
+    predicted_us: float | None = None
 
     def to_case(self) -> Case:
         """Return the case that the row is about, without its list of policies."""
@@ -161,10 +165,11 @@ def load(path: Path) -> Results:
         It is no results file of this version; names the file.
     """
     names = {field.name for field in fields(Row)}
+    needed = {field.name for field in fields(Row) if field.default is MISSING}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         environment, rows = data["environment"], data["rows"]
-        wrong = next((row.keys() ^ names for row in rows if row.keys() != names), None)
+        wrong = {name for row in rows for name in (row.keys() - names) | (needed - row.keys())}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no results of podrt bench ({error!r})") from error
     if wrong:

@@ -15,7 +15,8 @@ from podrt.bench.contenders import (
     FAMILY_SERIAL,
     PREFILL_ALONE,
     SERIAL,
-    is_fused,
+    is_candidate,
+    is_green,
 )
 from podrt.bench.results import Row
 from podrt.bench.timing import best_and_ties
@@ -52,14 +53,36 @@ class CaseSummary:
 
     @property
     def best(self) -> list[str]:
-        """Fastest fused policies: the best one, then those that tie with it."""
-        fused = {name: us for name, us in self.times_us.items() if is_fused(name)}
-        return best_and_ties(fused) if fused else []
+        """Fastest candidates, launches apart included: the best one, then those that tie."""
+        candidates = {name: us for name, us in self.times_us.items() if is_candidate(name)}
+        return best_and_ties(candidates) if candidates else []
 
     @property
     def best_us(self) -> float | None:
-        """Time of the fastest fused policy."""
+        """Time of the fastest candidate."""
         return self.times_us[self.best[0]] if self.best else None
+
+    @property
+    def green_us(self) -> float | None:
+        """Time of the two sides on parts of the SMs, with the split that is best for the case."""
+        return min((us for name, us in self.times_us.items() if is_green(name)), default=None)
+
+    @property
+    def regret(self) -> float | None:
+        """Time of the automatic choice over that of the fastest candidate, itself included."""
+        return self.auto_us / self.best_us if self.auto_us and self.best_us else None
+
+    @property
+    def predicted_us(self) -> float | None:
+        """What was predicted of the automatic choice."""
+        return next((row.predicted_us for row in self.rows if row.policy == AUTO), None)
+
+    @property
+    def predicted_ratios(self) -> list[float]:
+        """Predicted over measured time of each contender that has both."""
+        return [
+            row.predicted_us / row.time_us for row in self.rows if row.predicted_us and row.time_us
+        ]
 
     @property
     def tflops(self) -> float | None:
@@ -119,12 +142,13 @@ def headlines(summaries: Sequence[CaseSummary]) -> list[str]:
     policies = dict.fromkeys(name for summary in summaries for name in summary.times_us)
     for serial in (name for name in policies if name.endswith(FAMILY_SERIAL)):
         lines += _gains(summaries, serial.removesuffix(FAMILY_SERIAL), serial)
-    regret = [s.auto_us / s.best_us for s in summaries if s.auto_us and s.best_us]
-    if regret:
+    regrets = [s.regret for s in summaries if s.regret is not None]
+    if regrets:
         lines.append(
-            f"auto / best of all variants: geomean {geometric_mean(regret):.3f}, worst "
-            f"{max(regret):.3f} of {len(regret)} cases"
+            f"auto / best of all candidates: geomean {geometric_mean(regrets):.3f}, worst "
+            f"{max(regrets):.3f} of {len(regrets)} cases"
         )
+    lines += _predictions(summaries)
     for name in peer_names(summaries):
         ratios = [s.speedup_over(s.rows[0].peers_us.get(name)) for s in summaries]
         known = [ratio for ratio in ratios if ratio is not None]
@@ -133,6 +157,17 @@ def headlines(summaries: Sequence[CaseSummary]) -> list[str]:
                 f"{name} / auto: geomean {geometric_mean(known):.3f} over {len(known)} cases"
             )
     return lines
+
+
+def _predictions(summaries: Sequence[CaseSummary]) -> list[str]:
+    """Say how far off predictions are, whichever way."""
+    factors = [max(ratio, 1 / ratio) for s in summaries for ratio in s.predicted_ratios]
+    if not factors:
+        return []
+    return [
+        f"predicted against measured: off by {geometric_mean(factors) - 1:.1%} in geomean, "
+        f"{max(factors) - 1:.1%} at worst of {len(factors)} contenders"
+    ]
 
 
 def _gains(summaries: Sequence[CaseSummary], fused: str, serial: str) -> list[str]:

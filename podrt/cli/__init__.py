@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from podrt._version import __version__
-from podrt.cli import bench, cache, demo, doctor, explore, plan, warmup
+from podrt.cli import bench, cache, demo, doctor, explore, plan, tune, warmup
 from podrt.cli._output import print_error
 from podrt.errors import PodrtError
 
@@ -24,6 +24,7 @@ app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
+app.command("tune")(tune.tune)
 app.command("warmup")(warmup.warmup)
 app.add_typer(cache.app, name="cache")
 app.add_typer(explore.app, name="explore")

@@ -65,6 +65,7 @@ def findings() -> list[Finding]:
             _nvrtc(install),
             _nvdisasm(),
             _cache(),
+            *_record(),
             _knobs(),
         ]
 
@@ -209,6 +210,22 @@ def _cache() -> Finding:
     if cache.is_writable:
         return Finding("cache", "ok", detail)
     return Finding("cache", "optional", f"{detail}, cannot be written", _CACHE_FIX)
+
+
+def _record() -> list[Finding]:
+    """Say whose measurements predictions for this GPU are from; nothing without a GPU."""
+    from podrt.gpu.device import current_device
+    from podrt.policy.calibration import record_of
+
+    try:
+        record = record_of(current_device())
+    except Exception:  # the GPU and the cache have findings of their own
+        return []
+    if record.kind == "tuned":
+        return [Finding("record", "ok", f"predictions are from {record}")]
+    fix = "podrt tune measures this GPU" if record.kind == "likest" else ""
+    state: State = "optional" if fix else "ok"
+    return [Finding("record", state, f"predictions are from {record}", fix)]
 
 
 def _knobs() -> Finding:

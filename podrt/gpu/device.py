@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -134,6 +134,22 @@ def device_info(ordinal: int) -> DeviceInfo:
         l2_bytes=properties["l2CacheSize"],
         memory_gbs=_memory_gbs(ordinal) or _USUAL_MEMORY_GBS[arch.compute_capability],
     )
+
+
+def part_of(gpu: DeviceInfo, num_sms: int) -> DeviceInfo:
+    """Return a GPU of which work has some SMs alone, and the memory together with others.
+
+    Raises
+    ------
+    ValueError
+        The GPU has fewer.
+    """
+    if num_sms > gpu.num_sms:
+        raise ValueError(
+            f"num_sms={num_sms}: {gpu.name} has {gpu.num_sms}; pass what the green context has, or "
+            "None for all"
+        )
+    return replace(gpu, num_sms=num_sms)
 
 
 def _memory_gbs(ordinal: int) -> float:

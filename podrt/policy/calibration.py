@@ -1,206 +1,27 @@
 """Every constant that was measured rather than derived, with the GPU and the source of each.
 
-Policies read these from a `Calibration`; a GPU that is measured gets one of its own, and
-`calibration_of` chooses it.
+Policies read these from a `Calibration`. Those of an H100 and an H200 are here; `record_of` chooses
+between them, and what `podrt tune` has measured of the very GPU (`podrt.policy.tuned_costs`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from podrt.gpu.device import DeviceInfo
 from podrt.plan import SplitCosts
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Where constants come from.
-
-    Attributes
-    ----------
-    gpu : str
-        What they were measured on.
-    source : str
-        Where the measurements are told of.
-    """
-
-    gpu: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Cuts(Measured):
-    """How far the keys of tiles are cut (split-KV), of one kernel family.
-
-    Attributes
-    ----------
-    min_prefill_keys, min_decode_keys : int
-        No piece is to be shorter: starting and merging it costs more than it saves.
-    prefill_waves : int or None
-        Most waves that prefill is cut into where it leaves SMs idle; None: no such limit.
-    decode_piece_keys, fused_piece_keys : int
-        Most keys of a piece of decode, alone and beside prefill, where slots are of unlike speed:
-        short enough for them to end together, long enough for starting and merging not to count.
-    taper_decode : bool
-        Beside prefill, what is handed out last of decode is cut finer.
-    costs : SplitCosts
-        What starting units and merging pieces cost.
-    """
-
-    min_prefill_keys: int
-    min_decode_keys: int
-    prefill_waves: int | None
-    decode_piece_keys: int
-    fused_piece_keys: int
-    taper_decode: bool
-    costs: SplitCosts
-
-
-@dataclass(frozen=True)
-class FusedForm(Measured):
-    """When the Hopper family's sides do better apart, and which tiles they get.
-
-    Attributes
-    ----------
-    not_worth_hiding : float
-        Decode with fewer keys than this share of prefill's is launched apart, if prefill alone has
-        larger tiles for its units: they gain more than a decode hidden behind prefill.
-    long_prefill_keys : int
-        Least keys of prefill, over all units, for that.
-    long_unit_keys : int
-        From so many keys a unit, in the mean, prefill alone takes the larger tiles: queries are
-        read from shared memory less often, and a unit takes longer to begin and to end.
-    covered_decodes : float
-        Share of the decodes that a decode tile must hold; the others are taken as prefills.
-    """
-
-    not_worth_hiding: float
-    long_prefill_keys: int
-    long_unit_keys: int
-    covered_decodes: float
-
-
-@dataclass(frozen=True)
-class SmSharing(Measured):
-    """What `podrt.policy.sm_allocation` knows of the Hopper family's speed on one SM.
-
-    Attributes
-    ----------
-    time_ratios, best_shares : tuple of float
-        Prefill time over decode time, each alone, and the share of the SMs that then did best when
-        they decoded alone.
-    prefill_tflops_per_sm, decode_gbs_per_sm : float
-        What one SM reaches: prefill alone, and reading keys and values with all lanes.
-    most_prefill : float
-        Most that prefill may take on the SMs that are left, alone, in terms of decode's time:
-        beside decode it takes a fifth longer, and it should not outlast it by much.
-    read_efficiency : float
-        Share of the memory's nominal bandwidth that reading reaches.
-    fused_slowdown : float
-        By how much the SMs' lower clock prolongs prefill when the other side works too.
-    us_per_decoded_mb : float
-        By how much a megabyte decoded on the same SM prolongs prefill there.
-    beside_gbs_per_sm, beside_bus_share : float
-        What one SM decodes beside prefill, at most a share of what reading reaches.
-    """
-
-    time_ratios: tuple[float, ...]
-    best_shares: tuple[float, ...]
-    prefill_tflops_per_sm: float
-    decode_gbs_per_sm: float
-    most_prefill: float
-    read_efficiency: float
-    fused_slowdown: float
-    us_per_decoded_mb: float
-    beside_gbs_per_sm: float
-    beside_bus_share: float
-
-
-@dataclass(frozen=True)
-class L2Use(Measured):
-    """What the order of prefill counts on (`podrt.plan.order`).
-
-    Attributes
-    ----------
-    resident_share : float
-        Share of L2 in which keys stay, beside decode, from one prefill tile to the next.
-    """
-
-    resident_share: float
-
-
-@dataclass(frozen=True)
-class CoRun(Measured):
-    """What sharing the SMs costs a synthetic kernel at best.
-
-    Attributes
-    ----------
-    shares : tuple of float
-        Shorter side over longer side, by their times alone.
-    decode_longer, prefill_longer : tuple of float
-        Time of both over the longer side alone, where decode is the longer side and where prefill
-        is.
-    """
-
-    shares: tuple[float, ...]
-    decode_longer: tuple[float, ...]
-    prefill_longer: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class LaunchCosts(Measured):
-    """What `podrt.policy.cost` predicts the Hopper family's launches from.
-
-    Pairs are for head_dim 64 and 128.
-
-    Attributes
-    ----------
-    launch_us, unit_us : float
-        What a launch and a unit of prefill take whatever their keys.
-    prefill_merge_us, decode_merge_us : float
-        What merging split tiles adds to a launch.
-    prefill_tflops_per_sm : (float, float)
-        What one SM reaches, prefill alone.
-    large_tile_factor, fused_factor : float
-        Time of a key of prefill with the larger tiles, and with those of a fused launch at its
-        clock, over that of prefill alone.
-    read_gbs : (float, float)
-        What reading keys and values reaches, all SMs together.
-    fused_read_share : float
-        Share of it that a fused launch reaches.
-    us_per_decoded_mb : float
-        By how much a megabyte decoded on the same SM prolongs prefill there.
-    drift : float
-        Where some SMs decode first, tiles of prefill fall out of step: what they read again grows
-        by so many times itself, times the share of those SMs.
-    """
-
-    launch_us: float
-    unit_us: float
-    prefill_merge_us: float
-    decode_merge_us: float
-    prefill_tflops_per_sm: tuple[float, float]
-    large_tile_factor: float
-    fused_factor: float
-    read_gbs: tuple[float, float]
-    fused_read_share: float
-    us_per_decoded_mb: float
-    drift: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """All that is measured of one GPU, or taken from another one."""
-
-    portable_cuts: Cuts
-    hopper_cuts: Cuts
-    fused_form: FusedForm
-    sm_sharing: SmSharing
-    l2_use: L2Use
-    co_run: CoRun
-    launch_costs: LaunchCosts
-
+from podrt.policy.constants import (
+    Calibration,
+    CoRun,
+    Cuts,
+    FusedForm,
+    L2Use,
+    LaunchCosts,
+    SmSharing,
+)
+from podrt.policy.tuned_costs import load_costs
 
 _H200, _H100 = "NVIDIA H200", "NVIDIA H100"
 _HOPPER_NOTES = "bench/results/h200/NOTES.md"
@@ -325,15 +146,72 @@ _BY_MEMORY = ((3352 / _MEASURED_SMS, H100), (4807 / _MEASURED_SMS, H200))
 #: Speeds of memory whose ratio has a smaller logarithm than this are taken for the same.
 _LIKE = 0.05
 
+Kind = Literal["tuned", "shipped", "likest"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The constants for a GPU, and whose they are.
+
+    Attributes
+    ----------
+    calibration : Calibration
+        The constants.
+    kind : {"tuned", "shipped", "likest"}
+        Whether `podrt tune` fitted its `launch_costs` to the GPU, or they were measured of one like
+        it, or of the likest one that there is.
+    """
+
+    calibration: Calibration
+    kind: Kind
+
+    def __str__(self) -> str:
+        """Say whose constants a prediction is from."""
+        costs = self.calibration.launch_costs
+        if self.kind == "tuned":
+            return f"the record of this {costs.gpu} ({costs.source})"
+        if self.kind == "shipped":
+            return f"the shipped record of an {costs.gpu} ({costs.source})"
+        return (
+            f"the shipped record of an {costs.gpu}, the likest GPU with a record, scaled to the "
+            f"speed of this one's memory ({costs.source})"
+        )
+
+
+def record_of(gpu: DeviceInfo) -> Record:
+    """Return the constants for a GPU.
+
+    Those that `podrt tune` has kept of it go first; all others, and what it does not fit, are of
+    the measured GPU with the likest memory.
+    """
+    shipped, tuned = shipped_for(gpu), load_costs(gpu)
+    if tuned is not None:
+        return Record(replace(shipped, launch_costs=tuned.costs), "tuned")
+    return Record(shipped, "shipped" if is_measured(gpu) else "likest")
+
 
 def calibration_of(gpu: DeviceInfo) -> Calibration:
-    """Return the constants for a GPU: those of the measured one with the likest memory."""
+    """Return the constants for a GPU; `record_of` says whose they are."""
+    return record_of(gpu).calibration
+
+
+def shipped_for(gpu: DeviceInfo) -> Calibration:
+    """Return the constants of the measured GPU with the likest memory.
+
+    A GPU that is not as that one reads as large a share of what its own memory moves.
+    """
     speed = gpu.memory_gbs / gpu.num_sms
-    return min(_BY_MEMORY, key=lambda entry: abs(math.log(entry[0] / speed)))[1]
+    measured, likest = min(_BY_MEMORY, key=lambda entry: abs(math.log(entry[0] / speed)))
+    if is_measured(gpu):
+        return likest
+    factor = gpu.memory_gbs / (measured * _MEASURED_SMS)
+    first, second = likest.launch_costs.read_gbs
+    costs = replace(likest.launch_costs, read_gbs=(factor * first, factor * second))
+    return replace(likest, launch_costs=costs)
 
 
 def is_measured(gpu: DeviceInfo) -> bool:
-    """Tell whether a GPU's memory and SMs are as one's that was measured: the record is its own."""
+    """Tell whether a GPU's memory and SMs are as those of one that has a shipped record."""
     speed = gpu.memory_gbs / gpu.num_sms
     likest = min(abs(math.log(each / speed)) for each, _ in _BY_MEMORY)
     return likest < _LIKE and gpu.num_sms == _MEASURED_SMS

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.plan import Plan, WorkList, keys_of
-from podrt.policy.calibration import Calibration, LaunchCosts
+from podrt.policy.constants import Calibration, LaunchCosts
 from podrt.policy.traffic import keys_read, units_in_turn
 from podrt.spec.types import ELEMENT_BYTES
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from podrt.plan import Plan
-from podrt.policy.calibration import calibration_of, is_measured
+from podrt.policy.calibration import Record, record_of
 from podrt.policy.cost import Prediction
 from podrt.policy.policies import Policy
 from podrt.policy.schedule import Schedule, Scheduler
@@ -57,6 +57,8 @@ class Explanation:
         The GPU that it is planned for.
     record : str or None
         The GPU whose measurements the prediction is from; None without one.
+    record_kind : {"tuned", "shipped", "likest"} or None
+        Where that record is from: `podrt.policy.calibration.Record`.
     batch : str
         Its work in short.
     candidates : tuple of Candidate
@@ -71,6 +73,7 @@ class Explanation:
 
     gpu: str
     record: str | None
+    record_kind: str | None
     batch: str
     candidates: tuple[Candidate, ...]
     prefill_us: float | None
@@ -158,10 +161,11 @@ def explain(
             candidates.setdefault(_name(found), _candidate(found, launches, is_chosen=False))
             if policy.serial:
                 sides = launches[0].time_us, launches[1].time_us
-    record = calibration_of(scheduler.gpu).launch_costs.gpu if predictions else None
+    record = record_of(scheduler.gpu) if predictions else None
     return Explanation(
         gpu=scheduler.gpu.name,
-        record=record,
+        record=record.calibration.launch_costs.gpu if record else None,
+        record_kind=record.kind if record else None,
         batch=_described(chosen.plan),
         candidates=tuple(sorted(candidates.values(), key=_by_time)) if chosen.variants else (),
         prefill_us=sides[0],
@@ -221,12 +225,11 @@ def _described(plan: Plan) -> str:
     )
 
 
-def _note(scheduler: Scheduler, schedule: Schedule, record: str | None) -> str:
+def _note(scheduler: Scheduler, schedule: Schedule, record: Record | None) -> str:
     if not schedule.variants:
         return ""
     if record is None:
         family = schedule.base.family
         return f"no prediction: the cost model knows the Hopper family alone, this is {family}"
-    if not is_measured(scheduler.gpu):
-        return f"predicted as on an {record}, the likest GPU with a record: take it as a hint"
-    return f"predicted from the record of an {record}; the prediction does not choose"
+    hint = "take it as a hint" if record.kind == "likest" else "the prediction does not choose"
+    return f"predicted from {record}; {hint}"

@@ -22,7 +22,8 @@ from podrt.plan import (
     make_plan,
     partial_rows_within,
 )
-from podrt.policy.calibration import Cuts, calibration_of
+from podrt.policy.calibration import calibration_of
+from podrt.policy.constants import Cuts
 from podrt.policy.cost import Prediction
 from podrt.policy.hopper import HopperChoices
 from podrt.policy.policies import Policy

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from podrt.plan import Plan, WorkList, keys_of
-from podrt.policy.calibration import SmSharing
+from podrt.policy.constants import SmSharing
 from podrt.spec.types import ELEMENT_BYTES
 
 

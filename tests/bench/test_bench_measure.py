@@ -15,6 +15,7 @@ from podrt.errors import UnsupportedConfigError
 
 TIMES_US = {"auto": 100.0, "serial": 150.0, "streams": 140.0, "prefill alone": 60.0}
 TIMES_US |= {"decode alone": 90.0, "1:8": 120.0, "wrong": 1.0}
+PREDICTED_US = {"auto": 98.7654, "wrong": 2.0}
 PEERS_US = {"fa3 serial": 160.0, "fa3 prefill alone": 45.0, "fa3 decode alone": 95.0}
 
 
@@ -23,7 +24,7 @@ def _no_gpu(monkeypatch):
     def make_contender(name, _tensors):
         if name == "later":
             raise UnsupportedConfigError("policy='later': allowed are ...")
-        return Contender(f"kernel {name}", lambda: name, slice(0, 1))
+        return Contender(f"kernel {name}", lambda: name, slice(0, 1), PREDICTED_US.get(name))
 
     def time_all(works):
         times_us = {**TIMES_US, **PEERS_US}
@@ -64,6 +65,8 @@ def test_every_contender_has_a_row(rows):
     assert rows["auto"].samples_us == [99.0, 100.0, 101.0]
     assert rows["auto"].quartiles_us == [99.5, 100.5]
     assert rows["serial"].variant == "kernel serial"
+    assert rows["auto"].predicted_us == 98.77
+    assert rows["serial"].predicted_us is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from bench_support import ENVIRONMENT, make_case, make_results, make_rows
@@ -10,6 +11,7 @@ from bench_support import ENVIRONMENT, make_case, make_results, make_rows
 from podrt.bench import results as results_files
 from podrt.bench.results import Results, decode_summary, load, resume, save
 
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 ROW_KEYS = {
     *("case", "num_qo_heads", "num_kv_heads", "head_dim", "prefill", "decode", "variant", "policy"),
     *("time_us", "samples_us", "own_serial_us", "own_streams_us", "peers_us", "peer_errors"),
@@ -43,6 +45,20 @@ def test_round_trip(results, tmp_path):
     again = load(tmp_path / "a.json")
     assert again == results
     assert again.rows[0].to_case() == make_case()
+
+
+def test_files_from_before_predictions_were_kept_can_be_read(results, tmp_path):
+    save(results, tmp_path / "a.json")
+    data = json.loads((tmp_path / "a.json").read_text())
+    for row in data["rows"]:
+        del row["predicted_us"]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    assert load(tmp_path / "a.json") == results
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("h*/peers*.json")), ids=str)
+def test_committed_results_can_be_read(path):
+    assert load(path).rows
 
 
 def test_lengths_that_differ_are_listed():

@@ -8,6 +8,7 @@ import pytest
 
 from podrt.bench.case import Case
 from podrt.bench.suites import load_suite, parse_suite, suite_names
+from podrt.policy.explain import DECODE_ONLY_SMS, PREFILL_ONLY_SMS
 
 GIB = 1 << 30
 #: (query heads, KV heads) -> weights in GiB, tensor parallelism
@@ -147,6 +148,14 @@ def test_traces_are_hybrid_and_within_budget():
         assert case.is_hybrid
         budget = int(case.name.split("budget ")[1].split()[0])
         assert sum(case.q_lens) <= budget
+
+
+@pytest.mark.parametrize("name", ["peers", "balanced", "traces"])
+def test_the_best_is_over_the_allocations_that_explain_shows(name):
+    grid = {f"decode-only={sms}" for sms in DECODE_ONLY_SMS}
+    grid |= {f"prefill-only={sms}" for sms in PREFILL_ONLY_SMS}
+    for case in load_suite(name).cases:
+        assert {each for each in case.policies if "-only=" in each} == grid
 
 
 def test_trace_dir_gives_the_batches_of_its_files(tmp_path):

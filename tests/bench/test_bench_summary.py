@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from bench_support import make_case, make_results, make_rows
 from rich.console import Console
@@ -11,7 +13,7 @@ from podrt.bench.summary import headlines, summarise
 
 TIMES_US = {"auto": 100.0, "serial": 150.0, "streams": 140.0}
 TIMES_US |= {"prefill alone": 40.0, "decode alone": 95.0, "1:1": 96.0, "2:1": 95.5, "9:9": None}
-TIMES_US |= {"portable": 120.0, "portable-serial": 90.0}
+TIMES_US |= {"portable": 120.0, "portable-serial": 108.0}
 PEERS_US = {"fa3 serial": 200.0, "fa3 prefill alone": 30.0, "fa3 varlen": None}
 
 
@@ -27,8 +29,9 @@ def results():
 def test_automatic_choice_and_best_of_all_are_apart(results):
     summary = summarise(results.rows)[0]
     assert summary.auto_us == 100.0
-    assert summary.best == ["2:1", "1:1"]  # a tie; never a baseline or one side alone
+    assert summary.best == ["2:1", "1:1"]  # a tie; never two streams or one side alone
     assert summary.best_us == 95.5
+    assert summary.regret == pytest.approx(100 / 95.5)
     assert summary.over_serial == 1.5
 
 
@@ -45,8 +48,8 @@ def test_balance_is_a_fifth_of_serial_on_each_side(results):
 def test_headlines(results):
     text = "\n".join(headlines(summarise(results.rows)))
     assert "serial / auto: geomean 1.500 over 1 cases" in text
-    assert "portable-serial / portable: least 0.750 of 2 cases" in text
-    assert "auto / best of all variants: geomean 1.047" in text
+    assert "portable-serial / portable: least 0.900 of 2 cases" in text
+    assert "auto / best of all candidates: geomean 1.047" in text
     assert "fa3 serial / auto: geomean 2.000 over 2 cases" in text
     assert "alone" not in text
 
@@ -70,3 +73,27 @@ def test_a_case_that_failed_is_shown_as_failed():
         console.print(result_table(results, "suite"))
     assert "failed" in capture.get()
     assert headlines(summarise(results.rows)) == []
+
+
+def test_launches_apart_are_candidates_too():
+    (summary,) = summarise(make_rows(make_case(), {"auto": 100.0, "serial": 80.0, "streams": 60.0}))
+    assert summary.best == ["serial"]
+    assert summary.regret == 1.25
+
+
+def test_predictions_stand_beside_what_was_measured():
+    rows = make_rows(make_case(), {"auto": 100.0, "serial": 160.0, "1:8": None})
+    rows = [
+        replace(row, predicted_us=us) for row, us in zip(rows, (110.0, 150.0, 9.0), strict=True)
+    ]
+    (summary,) = summarise(rows)
+    assert summary.predicted_us == 110.0
+    assert summary.predicted_ratios == [1.1, 0.9375]
+    assert "off by 8.3% in geomean, 10.0% at worst of 2 contenders" in "\n".join(
+        headlines([summary])
+    )
+    console = Console(width=250)
+    with console.capture() as capture:
+        console.print(result_table(make_results(rows), "suite"))
+    assert "110.0" in capture.get()
+    assert summarise(make_rows(make_case(), {"auto": 1.0}))[0].predicted_us is None

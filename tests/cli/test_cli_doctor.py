@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from cli_support import run, run_json
@@ -13,6 +14,7 @@ from cli_support import run, run_json
 from podrt import knobs
 from podrt.cli import _health
 from podrt.cli._health import Finding
+from podrt.gpu.nominal import H100
 
 nvrtc_module = importlib.import_module("podrt.jit.nvrtc")
 
@@ -38,7 +40,8 @@ def test_doctor_is_content_without_optional_things(monkeypatch):
 
 
 def test_doctor_looks_at_everything_whatever_is_installed(empty_cache):
-    names = [finding.name for finding in _health.findings() if finding.name != "CuPy folder"]
+    names = [finding.name for finding in _health.findings()]
+    names = [name for name in names if name not in ("CuPy folder", "record")]  # with a GPU
     assert names == [
         "podrt",
         "driver",
@@ -51,6 +54,20 @@ def test_doctor_looks_at_everything_whatever_is_installed(empty_cache):
         "knobs",
     ]
     assert not empty_cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "detail", "fix"),
+    [
+        (H100, "the shipped record of an NVIDIA H100 ", ""),
+        (replace(H100, memory_gbs=2000.0), "likest", "podrt tune measures this GPU"),
+    ],
+)
+def test_doctor_says_whose_record_predictions_are_from(monkeypatch, gpu, detail, fix):
+    monkeypatch.setattr("podrt.gpu.device.current_device", lambda: gpu)
+    (record,) = (each for each in _health.findings() if each.name == "record")
+    assert detail in record.detail
+    assert record.fix == fix
 
 
 @pytest.mark.parametrize(

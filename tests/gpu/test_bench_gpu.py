@@ -24,7 +24,7 @@ heads = [[8, 2]]
 head_dims = [64]
 page_sizes = ["contiguous", 16]
 dtype = "{dtype}"
-policies = ["50:50", "1:4", "no such policy"]
+policies = ["50:50", "1:4", "green-contexts=64", "no such policy"]
 points = [{{ prefill = [[100, 300], [17, 17]], decode = {{ requests = 9, kv_len = 513 }} }}]
 
 [[group]]

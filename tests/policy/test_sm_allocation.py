@@ -11,6 +11,7 @@ from podrt.gpu.nominal import H100
 from podrt.plan import Plan, keys_of
 from podrt.policy import calibration
 from podrt.policy.calibration import calibration_of
+from podrt.policy.constants import SmSharing
 from podrt.policy.policies import Policy
 from podrt.policy.schedule import schedule
 from podrt.policy.sm_allocation import SmAllocation
@@ -151,11 +152,12 @@ def test_first_ctas_get_the_longest_tiles_where_some_are_kept_for_them() -> None
 
 
 def test_gpus_get_the_constants_of_the_one_with_the_likest_memory() -> None:
-    def of(memory_gbs: float, num_sms: int = NUM_SMS) -> calibration.Calibration:
-        return calibration_of(replace(H100, memory_gbs=memory_gbs, num_sms=num_sms))
+    def of(memory_gbs: float, num_sms: int = NUM_SMS) -> SmSharing:
+        gpu = replace(H100, memory_gbs=memory_gbs, num_sms=num_sms)
+        return calibration_of(gpu).sm_sharing
 
-    assert of(H100_GBS) is of(3900.0) is of(2039.0, 114) is calibration.H100
-    assert of(4807.0) is of(H200_GBS) is of(8000.0) is calibration.H200
+    assert of(H100_GBS) is of(3900.0) is of(2039.0, 114) is calibration.H100.sm_sharing
+    assert of(4807.0) is of(H200_GBS) is of(8000.0) is calibration.H200.sm_sharing
 
 
 def test_slow_memory_is_kept_full_by_a_few_sms() -> None:
