@@ -43,5 +43,5 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),dev,engines]'
 	@touch $@ $(DEMO_STAMP)

@@ -1,0 +1,288 @@
+"""transformers' continuous batching with podrt beside its own attention and FlashAttention-3.
+
+    python -m podrt.bench.serving.transformers --budget 2048 --batch 32x4096+128 --out FILE.json
+
+One model of random weights for all contenders, of Llama 3 8B's shape by default. Each contender
+serves all requests twice with one manager: the first time captures graphs and compiles, the second
+is measured.
+
+Contenders: ``sdpa``, the engine's default; ``fa3``, FlashAttention-3 over the keys that the engine
+gathers in every layer, as its own flash path calls it; ``podrt-serial`` and ``podrt``. Modes:
+``eager``, and ``graphs``, the engine's default for the flash path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+from podrt.integrations.transformers import enable
+from podrt.integrations.transformers.engine import Engine
+from podrt.workloads.traces import read_trace, sample_trace
+
+CONTENDERS = ("sdpa", "fa3", "podrt-serial", "podrt")
+_BEHIND_GATHER = "behind_gather_flash"
+
+
+class Requests(NamedTuple):
+    """What is served: prompts, and how many tokens each generates."""
+
+    prompts: list[list[int]]
+    new_tokens: int
+
+
+def main() -> None:
+    """Run what the command line asks for, and write and print the results."""
+    options = _parser().parse_args()
+    model, requests = _model(options), _requests(options)
+    AttentionInterface.register(_BEHIND_GATHER, _fa3)
+    rows: list[dict[str, Any]] = []
+    for contender in options.contenders.split(","):
+        for mode in ("eager",) if contender == "sdpa" else options.modes.split(","):
+            row = {"contender": contender, "mode": mode, "budget": options.budget}
+            try:
+                row |= measure(model, requests, options, contender, mode)
+            except Exception as error:  # one that fails is a result too
+                row["error"] = repr(error)
+            rows.append(row)
+            print(json.dumps({name: row[name] for name in row if name != "tokens"}), flush=True)
+            if options.out:
+                document = {"arguments": vars(options), "rows": rows}
+                Path(options.out).write_text(json.dumps(document, indent=1))
+    for row in rows[1:]:
+        if "tokens" in row and "tokens" in rows[0]:
+            print(_agreement(rows[0], row))
+
+
+def measure(
+    model: Any, requests: Requests, options: argparse.Namespace, contender: str, mode: str
+) -> dict[str, Any]:
+    """Return how fast a contender serves the requests."""
+    with _running(model, contender) as engine:
+        try:
+            serve = _server(model, requests, options, graphs=mode == "graphs")
+            serve()
+            times = HostTimes()
+            with times.taken():
+                seconds, results = serve()
+        finally:
+            model.destroy_cached_continuous_batching_manager()
+    made = sum(len(result.generated_tokens) for result in results)
+    read = sum(map(len, requests.prompts))
+    found: dict[str, Any] = {"seconds": seconds, "tokens_per_s": (made + read) / seconds}
+    found |= _latencies(results)
+    if engine is not None:
+        found |= times.summary()
+    return found | {"tokens": [result.generated_tokens for result in results]}
+
+
+def _server(
+    model: Any, requests: Requests, options: argparse.Namespace, *, graphs: bool
+) -> Callable[[], tuple[float, list[Any]]]:
+    generation = GenerationConfig(
+        max_new_tokens=requests.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    batching = ContinuousBatchingConfig(
+        page_size=options.page_size,
+        num_blocks=options.cache_tokens // options.page_size,
+        max_batch_tokens=options.budget,
+        max_requests_per_batch=options.sequences,
+        use_cuda_graph=graphs,
+        auto_switch_to_flash=False,
+    )
+
+    def serve() -> tuple[float, list[Any]]:
+        torch.cuda.synchronize()
+        began_s = time.perf_counter()
+        results = model.generate_batch(
+            requests.prompts,
+            generation_config=generation,
+            continuous_batching_config=batching,
+            record_timestamps=True,
+            persistent_manager=True,
+            progress_bar=False,
+        )
+        torch.cuda.synchronize()
+        return time.perf_counter() - began_s, list(results.values())
+
+    return serve
+
+
+@contextmanager
+def _running(model: Any, contender: str) -> Iterator[Any]:
+    """Have the model run on a contender; gives what `enable` does, None of others."""
+    if contender.startswith("podrt"):
+        policy = "serial" if contender == "podrt-serial" else "auto"
+        with enable(model, policy=policy) as enabled:  # type: ignore[union-attr]
+            yield enabled
+        return
+    before = model.config._attn_implementation
+    model.config._attn_implementation_internal = _BEHIND_GATHER if contender == "fa3" else contender
+    try:
+        yield None
+    finally:
+        model.config._attn_implementation_internal = before
+
+
+class HostTimes:
+    """What podrt's own calls take of the engine's thread."""
+
+    def __init__(self) -> None:
+        self.plans_us: list[float] = []
+        self.runs_us: list[float] = []
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Time all calls of engines in the block."""
+        plan, run = Engine.plan, Engine.run
+        Engine.plan = _timed(plan, self.plans_us)  # type: ignore[method-assign]
+        Engine.run = _timed(run, self.runs_us)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            Engine.plan, Engine.run = plan, run  # type: ignore[method-assign]
+
+    def summary(self) -> dict[str, Any]:
+        """Return medians; a step is a plan and, where graphs do not skip them, a run a layer."""
+        found = {"steps": len(self.plans_us), "plan_us": float(np.median(self.plans_us))}
+        runs = len(self.runs_us) / len(self.plans_us)
+        found["runs_a_step"] = runs
+        if self.runs_us:
+            found["run_us"] = float(np.median(self.runs_us))
+        found["host_us_a_step"] = found["plan_us"] + runs * found.get("run_us", 0.0)
+        return found
+
+
+def _timed(call: Callable[..., Any], times_us: list[float]) -> Any:
+    def timed(*arguments: Any) -> Any:
+        began_s = time.perf_counter()
+        found = call(*arguments)
+        times_us.append(1e6 * (time.perf_counter() - began_s))
+        return found
+
+    return timed
+
+
+def _latencies(results: Sequence[Any]) -> dict[str, float]:
+    """Return percentiles of the times to the first token and between tokens."""
+    first = [result.timestamps[0] - result.created_time for result in results]
+    between = [gap for result in results for gap in np.diff(result.timestamps).tolist()] or [0.0]
+    return {
+        "ttft_p50_s": float(np.percentile(first, 50)),
+        "ttft_p99_s": float(np.percentile(first, 99)),
+        "tbt_p50_ms": 1e3 * float(np.percentile(between, 50)),
+        "tbt_p99_ms": 1e3 * float(np.percentile(between, 99)),
+        "stalls_over_200_ms": sum(gap > 0.2 for gap in between),
+    }
+
+
+def _agreement(base: dict[str, Any], row: dict[str, Any]) -> str:
+    """Say how many tokens of each request are equal before the first that differs."""
+    equal = total = 0
+    for ours, theirs in zip(row["tokens"], base["tokens"], strict=True):
+        differing = (i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1)
+        equal += next(differing, len(ours))
+        total += len(ours)
+    names = [f"{each['contender']} {each['mode']}" for each in (row, base)]
+    return f"{names[0]} and {names[1]}: {equal} of {total} tokens before the first that differs"
+
+
+def _fa3(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any = None,
+    *,
+    scaling: float,
+    cu_seq_lens_q: Any,
+    cu_seq_lens_k: Any,
+    max_length_q: int,
+    max_length_k: int,
+    **_: Any,
+) -> tuple[Any, None]:
+    """FlashAttention-3 over gathered keys; the wheel's function, as transformers calls its own."""
+    import fa3_fwd_interface as fa3
+
+    q, k, v = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
+    out = fa3.flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seq_lens_q,
+        cu_seq_lens_k,
+        max_length_q,
+        max_length_k,
+        softmax_scale=scaling,
+        causal=True,
+    )
+    return (out[0] if isinstance(out, tuple) else out).unsqueeze(0), None
+
+
+def _model(options: argparse.Namespace) -> Any:
+    heads, kv_heads = map(int, options.heads.split("/"))
+    config = LlamaConfig(
+        hidden_size=options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=options.hidden * 7 // 2,
+        vocab_size=options.vocabulary,
+        max_position_embeddings=131072,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(1)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype="bfloat16")
+    return model.eval()
+
+
+def _requests(options: argparse.Namespace) -> Requests:
+    random = np.random.default_rng(0)
+    if options.batch:
+        count, prompt, output = map(int, re.split("[x+]", options.batch))
+        lengths = [prompt] * count
+    else:
+        trace = read_trace(options.trace) if options.trace else sample_trace()
+        lengths = [request.prompt_tokens for request in trace[: options.requests]]
+        output = options.most_output
+    prompts = [random.integers(3, options.vocabulary, length).tolist() for length in lengths]
+    return Requests(prompts, output)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--contenders", default=",".join(CONTENDERS), help="in this order")
+    add("--modes", default="eager,graphs")
+    add("--budget", type=int, default=2048, help="tokens of a step")
+    add("--batch", default="", help="REQUESTSxPROMPT+OUTPUT; without it a trace is served")
+    add("--trace", help="CSV file of request lengths; podrt's sample without it")
+    add("--requests", type=int, default=40, help="of the trace, from its beginning")
+    add("--most-output", type=int, default=128, help="tokens generated for a request of a trace")
+    add("--sequences", type=int, default=64, help="most requests at once")
+    add("--cache-tokens", type=int, default=176_000)
+    add("--page-size", type=int, default=64)
+    add("--layers", type=int, default=32)
+    add("--hidden", type=int, default=4096)
+    add("--heads", default="32/8", help="query and KV heads")
+    add("--vocabulary", type=int, default=128256)
+    add("--out", help="JSON file for the results")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

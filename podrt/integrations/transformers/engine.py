@@ -1,0 +1,114 @@
+"""One engine's continuous batching on podrt: a plan for each step, and a run for each layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from podrt.attention import HybridAttention
+from podrt.errors import UnsupportedConfigError
+from podrt.integrations.transformers.layers import Layer
+from podrt.integrations.transformers.tables import PageTables
+from podrt.policy.policies import Policy
+
+_FULL_ATTENTION = "full_attention"
+_log = logging.getLogger("podrt")
+
+
+class Engine:
+    """Attention over the paged cache of one `ContinuousBatchProcessor`.
+
+    Parameters
+    ----------
+    processor : ContinuousBatchProcessor
+        Whose cache is read where it lies.
+    layer : Layer
+        Its model's attention layer, of all ranks together.
+    policy : str or Policy
+        As `podrt.HybridAttention`.
+
+    Attributes
+    ----------
+    attention : HybridAttention or HostAttention
+        Planned for the step under way; all layers share it.
+    num_steps : int
+        Steps planned so far, those of warming up included.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        The cache holds more than full attention.
+    """
+
+    def __init__(self, processor: Any, layer: Layer, policy: str | Policy) -> None:
+        allocators = processor.cache.cache_allocators
+        if list(allocators) != [_FULL_ATTENTION]:
+            raise UnsupportedConfigError(
+                f"the cache holds {', '.join(allocators)}; podrt serves {_FULL_ATTENTION} alone"
+            )
+        self._allocator = allocator = allocators[_FULL_ATTENTION]
+        page_size = allocator.tokens_per_page
+        ranks = layer.num_kv_heads // allocator.num_key_value_heads  # of tensor parallelism
+        self.layer = layer._replace(
+            num_qo_heads=layer.num_qo_heads // ranks, num_kv_heads=layer.num_kv_heads // ranks
+        )
+        device = processor.model_device
+        self.attention = self.layer.attention(device, policy, page_size=page_size)
+        self._tables = PageTables(page_size, allocator.block_physical_stride // page_size)
+        self._pages = allocator._kv_page_views
+        self._num_tokens = 0
+        self.num_steps = 0
+        if isinstance(self.attention, HybridAttention) and processor.model_runner.pad_inputs:
+            self.attention.reserve(
+                processor.cb_config.max_requests_per_batch,
+                processor.cache.max_batch_tokens,
+                processor.cache.max_tokens_read,
+                stream=processor.inputs_and_outputs.compute_stream,
+            )
+
+    def plan(self, states: Sequence[Any], stream: Any) -> None:
+        """Plan a step of some `FutureRequestState`, whose positions count their new tokens.
+
+        `stream` is the one that computes the step; None in host memory.
+        """
+        q_lens = [state.query_length for state in states]
+        kv_lens = [state.state.position_offset for state in states]
+        names = [state.state.request_id for state in states]
+        tables = self._tables.of(names, kv_lens, self._allocator.block_table)
+        qo_indptr = np.zeros(len(states) + 1, np.int32)
+        np.cumsum(q_lens, out=qo_indptr[1:])
+        on = {} if stream is None else {"stream": stream}
+        self.attention.plan(
+            qo_indptr,
+            np.array(kv_lens, np.int32),
+            kv_indptr=tables.kv_indptr,
+            kv_indices=tables.kv_indices,
+            **on,
+        )
+        self._num_tokens = int(qo_indptr[-1])
+        if not self.num_steps:
+            _log.info("podrt runs attention of continuous batching: %s", self.kernels())
+        self.num_steps += 1
+
+    def run(self, layer_idx: int, q: Any) -> Any:
+        """Return attention ``[tokens, heads, head_dim]`` of a layer's queries of that shape.
+
+        Rows beyond the batch are padding, and hold anything.
+        """
+        k_pages, v_pages = self._pages[layer_idx]
+        if isinstance(self.attention, HybridAttention):
+            return self.attention.run(q, k_pages, v_pages)
+        out = torch.zeros_like(q)
+        rows = slice(0, self._num_tokens)
+        self.attention.run(q[rows], k_pages, v_pages, out=out[rows])
+        return out
+
+    def kernels(self) -> tuple[str, ...]:
+        """Return the names of the kernels that run the step planned last."""
+        if isinstance(self.attention, HybridAttention):
+            return tuple(variant.name for variant in self.attention.variants)
+        return ("reference in host memory",)

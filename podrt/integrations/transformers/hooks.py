@@ -1,0 +1,74 @@
+"""What is changed of a manager of continuous batching: methods of its instances, never classes.
+
+A step of the engine is ``prepare_next_batch``, then ``get_model_kwargs``, then the model's forward
+pass, eagerly or as the replay of a CUDA graph, which skips Python. So the plan is made in
+``get_model_kwargs``; graphs read it on the device (`HybridAttention.reserve`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from podrt.integrations.transformers.engine import Engine
+
+#: Key of the model's keyword arguments by which attention functions find the engine.
+ENGINE = "podrt"
+
+
+def attach(manager: Any, make_engine: Callable[[Any], Engine]) -> None:
+    """Have a manager's batch processors run on podrt, those that it makes from now on.
+
+    Parameters
+    ----------
+    manager : ContinuousBatchingManager
+    make_engine : callable
+        From a `ContinuousBatchProcessor`.
+    """
+    if getattr(manager, "_podrt_attached", False):
+        return
+    create = manager._create_batch_processor
+
+    def create_batch_processor() -> Any:
+        processor = create()
+        if not hasattr(processor, "_podrt_engine"):
+            processor._podrt_engine = make_engine(processor)
+            _hook(processor, processor._podrt_engine)
+        return processor
+
+    manager._create_batch_processor = create_batch_processor
+    manager._podrt_attached = True
+
+
+def _hook(processor: Any, engine: Engine) -> None:
+    ios, runner = processor.inputs_and_outputs, processor.model_runner
+    get_model_kwargs, maybe_pad_inputs = ios.get_model_kwargs, runner.maybe_pad_inputs
+
+    def planned_model_kwargs(use_padding: bool = False) -> Any:
+        kwargs = get_model_kwargs(use_padding=use_padding)
+        engine.plan(_host_side(ios).requests_in_batch, ios.compute_stream)
+        kwargs[ENGINE] = engine
+        return kwargs
+
+    def padded_inputs(num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool) -> Any:
+        """Pad queries alone; with no keys to read the engine only writes to its cache."""
+        padded, _ = maybe_pad_inputs(num_q_tokens, max_kv_read, use_decode_fast_path)
+        return padded, 0
+
+    ios.get_model_kwargs = planned_model_kwargs
+    runner.maybe_pad_inputs = padded_inputs
+    for io in _with_graphs(ios):
+        # Whatever the batch, a graph depends on how many rows its tensors have.
+        io._get_graph_key = lambda io=io: (io.num_q_tokens,)
+
+
+def _host_side(ios: Any) -> Any:
+    """Return what holds the requests of the step: the one pair in use, if batches overlap."""
+    pairs = getattr(ios, "io_pairs", None)
+    return ios if pairs is None else pairs[ios.current_pair].host_io
+
+
+def _with_graphs(ios: Any) -> list[Any]:
+    """Return those that keep graphs."""
+    pairs = getattr(ios, "io_pairs", None)
+    return [ios] if pairs is None else [pair.device_io for pair in pairs]

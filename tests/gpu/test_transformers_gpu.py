@@ -1,0 +1,77 @@
+"""Continuous batching and `generate` of small real models on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="5.23")
+
+from transformers_support import (  # noqa: E402
+    CONFIGS,
+    generate_batch,
+    greedy,
+    make_model,
+    make_prompts,
+    require_greedy,
+)
+
+import podrt.integrations.transformers as integration  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+LENGTHS = [5, 40, 170, 700, 1, 64, 33]
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return make_model(CONFIGS["llama"], device="cuda")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("graphs", [False, True])
+def test_tokens_are_the_likeliest_ones(name: str, graphs: bool) -> None:
+    model, prompts = make_model(CONFIGS[name], device="cuda"), make_prompts(LENGTHS)
+    with integration.enable(model):
+        found = generate_batch(
+            model, prompts, 24, max_batch_tokens=256, num_blocks=128, use_cuda_graph=graphs
+        )
+        kernels = integration.status(model).kernels
+    assert kernels and all("hopper" in k or "portable" in k for k in kernels)
+    require_greedy(model, prompts, found)
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+@pytest.mark.parametrize("batching", [{"max_requests_per_batch": 3}, {"num_blocks": 60}])
+def test_graphs_serve_requests_that_come_and_go(
+    llama: Any, overlapping: bool, batching: dict[str, int]
+) -> None:
+    prompts = make_prompts([33, 4, 260, 18, 147, 2, 90], shared=1)
+    options = {"max_batch_tokens": 128, "num_blocks": 128, **batching}
+    with integration.enable(llama):
+        found = generate_batch(
+            llama, prompts, 40, use_cuda_graph=True, use_async_batching=overlapping, **options
+        )
+    require_greedy(llama, prompts, found)
+
+
+def test_requests_share_the_pages_of_a_prefix(llama: Any) -> None:
+    prompts = make_prompts([270, 266, 280, 250], shared=240)
+    with integration.enable(llama):
+        found = generate_batch(
+            llama, prompts, 16, allow_block_sharing=True, max_batch_tokens=64, num_blocks=128
+        )
+    require_greedy(llama, prompts, found)
+
+
+@pytest.mark.parametrize("lengths", [[400], [30, 30, 30], [40, 3, 170]])
+def test_generate(lengths: list[int]) -> None:
+    model = make_model(CONFIGS["llama"], device="cuda", attn_implementation="podrt")
+    prompts = make_prompts(lengths)
+    longest = max(lengths)
+    rows = [[0] * (longest - len(p)) + p for p in prompts]
+    masks = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    ids, mask = (torch.tensor(each, device="cuda") for each in (rows, masks))
+    out = model.generate(ids, attention_mask=mask, generation_config=greedy(24))
+    require_greedy(model, prompts, out[:, longest:].tolist())

@@ -1,0 +1,61 @@
+"""`generate` with a dense cache, on podrt's reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers", minversion="5.23")
+
+from transformers_support import (  # noqa: E402
+    CONFIGS,
+    greedy,
+    make_model,
+    make_prompts,
+    require_greedy,
+)
+
+import podrt.integrations.transformers  # noqa: E402, F401
+from podrt.errors import UnsupportedConfigError  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return make_model(CONFIGS["llama"], attn_implementation="podrt")
+
+
+def generate(model: Any, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
+    """Generate for prompts that are padded on the left."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    out = model.generate(ids, attention_mask=mask, generation_config=greedy(tokens), **options)
+    found: list[list[int]] = out[:, longest:].tolist()
+    return found
+
+
+@pytest.mark.parametrize("lengths", [[40], [30, 30, 30], [40, 3, 17]])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_tokens_are_the_likeliest_ones(model: Any, lengths: list[int], cache: str) -> None:
+    prompts = make_prompts(lengths)
+    found = generate(model, prompts, 8, cache_implementation=cache, disable_compile=True)
+    require_greedy(model, prompts, found)
+
+
+def test_padding_on_the_right(model: Any) -> None:
+    prompts = make_prompts([12, 30, 7])
+    ids = torch.tensor([prompt + [0] * (30 - len(prompt)) for prompt in prompts])
+    mask = torch.tensor([[1] * len(p) + [0] * (30 - len(p)) for p in prompts])
+    with torch.no_grad():
+        together = model(ids, attention_mask=mask).logits
+        for row, prompt in enumerate(prompts):
+            alone = model(torch.tensor([prompt])).logits[0]
+            torch.testing.assert_close(together[row, : len(prompt)], alone, atol=0.1, rtol=0.05)
+
+
+def test_other_masks_are_refused(model: Any) -> None:
+    ids = torch.tensor(make_prompts([12]))
+    with pytest.raises(UnsupportedConfigError, match="attention_mask: got 4 dimensions"):
+        model(ids, attention_mask=torch.ones(1, 1, 12, 12, dtype=torch.bool))

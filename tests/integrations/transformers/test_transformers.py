@@ -1,0 +1,229 @@
+"""Continuous batching of small real models, on podrt's reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="5.23")
+
+from transformers import Gemma2Config, GptOssConfig, MistralConfig  # noqa: E402
+from transformers_support import (  # noqa: E402
+    CONFIGS,
+    SIZES,
+    batching_config,
+    generate_batch,
+    greedy,
+    make_model,
+    make_prompts,
+    require_greedy,
+)
+
+import podrt.integrations.transformers as integration  # noqa: E402
+from podrt.errors import UnsupportedConfigError  # noqa: E402
+from podrt.integrations.transformers.engine import Engine  # noqa: E402
+from podrt.integrations.transformers.tables import PageTables  # noqa: E402
+
+LENGTHS = [5, 40, 17, 70, 1]
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return make_model(CONFIGS["llama"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tokens_are_the_likeliest_ones(name: str, dtype: Any) -> None:
+    model, prompts = make_model(CONFIGS[name], dtype), make_prompts(LENGTHS)
+    with integration.enable(model):
+        found = generate_batch(model, prompts, 8)
+        assert integration.status(model).steps > 8
+    require_greedy(model, prompts, found)
+
+
+@pytest.mark.parametrize(
+    "batching",
+    [
+        {"max_requests_per_batch": 3},
+        {"page_size": 4, "num_blocks": 100},
+        {"page_size": 256, "num_blocks": 8},
+        {"num_blocks": 9},  # not all requests fit: some wait, or start anew
+        {"max_batch_tokens": 128},
+    ],
+)
+def test_requests_come_and_go_at_different_steps(llama: Any, batching: dict[str, int]) -> None:
+    prompts = make_prompts([33, 4, 60, 18, 47, 2])
+    with integration.enable(llama):
+        found = generate_batch(llama, prompts, 10, **batching)
+    require_greedy(llama, prompts, found)
+
+
+def test_requests_share_the_pages_of_a_prefix(llama: Any) -> None:
+    prompts = make_prompts([70, 66, 80, 50], shared=48)
+    with integration.enable(llama):
+        found = generate_batch(llama, prompts, 6, allow_block_sharing=True, max_batch_tokens=64)
+    require_greedy(llama, prompts, found)
+
+
+def test_padded_batches(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under CUDA graphs: rows to the next 64, lengths that plateau, no keys to gather."""
+    made = Engine.__init__
+    engines = []
+
+    def padded(self: Engine, processor: Any, *arguments: Any) -> None:
+        processor.model_runner.pad_inputs = True
+        made(self, processor, *arguments)
+        engines.append(processor)
+
+    monkeypatch.setattr(Engine, "__init__", padded)
+    prompts = make_prompts(LENGTHS)
+    with integration.enable(llama):
+        found = generate_batch(llama, prompts, 6, max_batch_tokens=128)
+        assert engines
+    require_greedy(llama, prompts, found)
+
+
+def test_a_plan_of_another_step_would_show(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Engine.plan
+
+    def stale(self: Engine, states: Any, stream: Any) -> None:
+        if self.num_steps % 2 and sum(s.query_length for s in states) == self._num_tokens:
+            self.num_steps += 1
+            return
+        plan(self, states, stream)
+
+    monkeypatch.setattr(Engine, "plan", stale)
+    prompts = make_prompts([20, 21, 22])
+    with integration.enable(llama):
+        found = generate_batch(llama, prompts, 12, max_batch_tokens=128)
+    with pytest.raises(AssertionError):
+        require_greedy(llama, prompts, found)
+
+
+def test_no_key_is_gathered(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("keys were gathered")
+
+    prompts = make_prompts(LENGTHS)
+    with integration.enable(llama):
+        monkeypatch.setattr(torch, "index_select", refuse)
+        found = generate_batch(llama, prompts, 4)
+    monkeypatch.undo()
+    require_greedy(llama, prompts, found)
+
+
+def test_one_plan_serves_all_layers_of_a_step(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"plan": 0, "run": 0}
+    for name in calls:
+        inner = getattr(Engine, name)
+
+        def counted(self: Engine, *arguments: Any, name: str = name, inner: Any = inner) -> Any:
+            calls[name] += 1
+            return inner(self, *arguments)
+
+        monkeypatch.setattr(Engine, name, counted)
+    with integration.enable(llama):
+        generate_batch(llama, make_prompts([9, 30]), 5)
+    assert calls["run"] == SIZES["num_hidden_layers"] * calls["plan"] > 0
+
+
+def test_a_manager_serves_several_sessions(llama: Any) -> None:
+    prompts, found = make_prompts(LENGTHS), []
+    with integration.enable(llama) as enabled:
+        manager = llama.init_continuous_batching(greedy(5), batching_config())
+        for session in range(2):
+            manager.start()
+            names = manager.add_requests(prompts, max_new_tokens=5)
+            results = {}
+            while len(results) < len(names):
+                result = manager.get_result(timeout=60)
+                results[result.request_id] = result
+            manager.stop(block=True, keep_for_next_session=not session)
+            found.append([results[name].generated_tokens for name in names])
+        assert enabled.status().kernels == ("reference in host memory",)
+    for tokens in found:
+        require_greedy(llama, prompts, tokens)
+
+
+def test_disabling_restores_the_model_and_nothing_else_is_changed(llama: Any) -> None:
+    other = make_model(CONFIGS["llama"])
+    before = llama.config._attn_implementation, dict(vars(type(llama)))
+    enabled = integration.enable(llama)
+    assert integration.status(llama).enabled
+    assert not integration.status(other).enabled
+    with pytest.raises(ValueError, match="already"):
+        integration.enable(llama)
+    enabled.disable()
+    enabled.disable()
+    assert (llama.config._attn_implementation, dict(vars(type(llama)))) == before
+    assert "init_continuous_batching" not in vars(llama)
+    assert not integration.status(llama).enabled
+    generate_batch(llama, make_prompts([9, 30]), 3)
+
+
+def test_continuous_batching_without_enable_is_refused(llama: Any) -> None:
+    llama.config._attn_implementation_internal = "podrt_flash"
+    try:
+        manager = llama.init_continuous_batching(greedy(3), batching_config())
+        manager.start()
+        manager.add_request(list(range(1, 9)))
+        result = manager.get_result(timeout=60)
+        manager.stop(block=True)
+    finally:
+        llama.config._attn_implementation_internal = "sdpa"
+    assert "enable(model)" in str(result.error)
+
+
+REFUSED = {
+    "float32": (CONFIGS["llama"], torch.float32, "float32"),
+    "window": (MistralConfig(**SIZES, sliding_window=32), torch.bfloat16, "sliding_window=32"),
+    "soft-cap": (Gemma2Config(**SIZES), torch.bfloat16, "attn_logit_softcapping"),
+    "sinks": (
+        GptOssConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1),
+        torch.bfloat16,
+        "sliding_window|layer_types",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_podrt_has_not_is_refused_by_name(case: str) -> None:
+    config, dtype, words = REFUSED[case]
+    model = make_model(config, dtype)
+    before = model.config._attn_implementation
+    with pytest.raises(UnsupportedConfigError, match=words) as error:
+        integration.enable(model)
+    assert type(model).__name__ in str(error.value)
+    assert model.config._attn_implementation == before
+
+
+def test_a_fallback_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(REFUSED["window"][0])
+    with caplog.at_level("WARNING", "podrt"):
+        assert integration.enable(model, fallback="sdpa") is None
+    assert len(caplog.records) == 1
+    assert model.config._attn_implementation == "sdpa"
+    assert not integration.status(model).enabled
+    with pytest.raises(ValueError, match="fallback"):
+        integration.enable(model, fallback="eager")
+
+
+def test_other_releases_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers, "__version__", "5.17.0")
+    with pytest.raises(ImportError, match=r"5\.17\.0 is installed.*5\.23 and 5\.24"):
+        integration.enable(llama)
+
+
+def test_page_tables_follow_block_tables() -> None:
+    tables, blocks = PageTables(page_size=16, pages_per_block=4), {"a": [3, 1], "b": [2]}
+    first = tables.of(["b", "a"], [16, 17], blocks)
+    assert first.kv_indptr.tolist() == [0, 1, 3]
+    assert first.kv_indices.tolist() == [8, 12, 4]
+    blocks["a"].append(7)
+    assert tables.of(["a"], [48], blocks).kv_indices.tolist() == [12, 4, 28]
+    blocks["a"][0] = 5  # a page that turned out to be another request's
+    assert tables.of(["a"], [33], blocks).kv_indices.tolist() == [20, 4, 28]
+    assert tables.of(["a"], [32], blocks).kv_indices.tolist() == [20, 4]  # no more than its keys
