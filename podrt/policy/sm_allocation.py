@@ -66,13 +66,9 @@ class SmAllocation:
             raise ValueError(f"memory_gbs={self.memory_gbs}: must be greater than 0")
 
     def shares(self, plan: Plan) -> tuple[int, int]:
-        """Return how many SMs take one side first: decode, and prefill; one of them is 0.
-
-        Decodes alone get all, for replays of a fused launch that was captured: it would otherwise
-        begin with looking for prefill, and hand its warps over.
-        """
+        """Return how many SMs take one side first: decode, and prefill; one of them is 0."""
         if not (plan.prefill_keys and plan.decode_keys):
-            return (self.num_sms if len(plan.decode) and not len(plan.prefill) else 0), 0
+            return 0, 0
         work = self._work(plan)
         decode_only = self._decode_only_sms(work)
         return (decode_only, 0) if decode_only else (0, self._prefill_only_sms(work))

@@ -104,19 +104,6 @@ def test_ordinary_runs_take_any_form_in_between(gpu: FakeGpu) -> None:
         require_same_items(replayed(gpu, graph).decode, attention.current_plan.decode)
 
 
-def test_replays_over_decodes_begin_with_decode(gpu: FakeGpu) -> None:
-    """All CTAs of the Hopper family's fused launch; an ordinary launch of decodes has no others."""
-    attention = reserved()
-    graph = capture(gpu, attention)
-    attention.plan([0, 1, 2], [2000, 300], block_table=table_of(2), stream=7)
-    launch = replayed(gpu, graph)
-    is_hopper = launch.variant.family == "hopper"
-    assert launch.header["decode_only_ctas"] == (launch.grid if is_hopper else 0)
-    assert [variant.form for variant in attention.variants] == ["decode"]
-    attention.plan([0, 1, 41], [2000, 300], block_table=table_of(2), stream=7)
-    assert replayed(gpu, graph).header["decode_only_ctas"] < launch.grid
-
-
 def test_an_empty_batch_is_planned_and_captured(gpu: FakeGpu) -> None:
     attention = reserved()
     graph = capture(gpu, attention)
