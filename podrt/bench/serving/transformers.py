@@ -99,6 +99,7 @@ def _server(
         max_batch_tokens=options.budget,
         max_requests_per_batch=options.sequences,
         use_cuda_graph=graphs,
+        allow_block_sharing=False,  # or the second time prompts are there already
         auto_switch_to_flash=False,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Engine:
         device = processor.model_device
         self.attention = self.layer.attention(device, policy, page_size=page_size)
         self._tables = PageTables(page_size, allocator.block_physical_stride // page_size)
-        self._pages = allocator._kv_page_views
+        self._pages = _alike(allocator._kv_page_views)
         self._num_tokens = 0
         self.num_steps = 0
         if isinstance(self.attention, HybridAttention) and processor.model_runner.pad_inputs:
@@ -112,3 +112,13 @@ class Engine:
         if isinstance(self.attention, HybridAttention):
             return tuple(variant.name for variant in self.attention.variants)
         return ("reference in host memory",)
+
+
+def _alike(views: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:
+    """Return the layers' pages, each with as many as all have.
+
+    They are windows into one memory that begin a page after one another and all end with it. Alike,
+    their launches differ in addresses alone.
+    """
+    num_pages = min(len(k_pages) for k_pages, _ in views.values())
+    return {layer: (k[:num_pages], v[:num_pages]) for layer, (k, v) in views.items()}
