@@ -47,14 +47,12 @@ class PageTables:
         blocks : {name: list of int}
             Blocks of each, as many as its keys fill, or more. A list may change between calls.
         """
-        rows, page_size = {}, self._page_size
-        parts = []
-        for name, kv_len in zip(requests, kv_lens, strict=True):
-            row = rows[name] = self._row(name, blocks[name])
-            parts.append(row[1][: -(-kv_len // page_size)])
+        rows = {name: self._row(name, blocks[name]) for name in requests}
         self._rows = rows  # those of requests that are gone are forgotten
+        ends = -(-np.array(kv_lens, np.int32) // self._page_size)
+        parts = [rows[name][1][:end] for name, end in zip(requests, ends.tolist(), strict=True)]
         kv_indptr = np.zeros(len(parts) + 1, np.int32)
-        np.cumsum([len(part) for part in parts], out=kv_indptr[1:])
+        ends.cumsum(out=kv_indptr[1:])
         return Tables(kv_indptr, np.concatenate(parts))
 
     def _row(self, name: str, blocks: list[int]) -> tuple[list[int], IntArray]:
