@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
+from podrt.cli._options import parse_heads
 from podrt.cli._output import print_json
 from podrt.errors import DeviceError
 from podrt.gpu.device import DeviceInfo, current_device
@@ -16,9 +16,8 @@ from podrt.policy.explain import Explanation, explain
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.spec.attention import make_spec
-from podrt.spec.batch import HybridBatch
 from podrt.workloads.chunked_prefill import hybrid_steps, read_trace
-from podrt.workloads.lengths import parse_lengths
+from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
 _NAMES = " or ".join(GPUS)
 
@@ -62,11 +61,12 @@ def plan(
         )
         lengths = [zip(step.q_lens.tolist(), step.kv_lens.tolist(), strict=True) for step in steps]
         named = [(f"{trace.stem} #{number}", list(each)) for number, each in enumerate(lengths)]
-    qo, kv = _heads(heads)
+    qo, kv = parse_heads(heads)
     layer = make_spec(qo, kv, head_dim, page_size or None, "NHD", dtype, True, None)
     scheduler = Scheduler(layer, _gpu(gpu), parse_policy(policy))
     found = [
-        (name, explain(scheduler, _batch(requests, page_size or None))) for name, requests in named
+        (name, explain(scheduler, batch_of_lengths(requests, page_size or None)))
+        for name, requests in named
     ]
     _print(found, as_json)
 
@@ -78,13 +78,6 @@ def _print(found: list[tuple[str, Explanation]], as_json: bool) -> None:
     typer.echo("\n\n".join(f"{name}\n{each}" for name, each in found))
 
 
-def _heads(text: str) -> tuple[int, int]:
-    qo, slash, kv = text.partition("/")
-    if not (slash and qo.isdecimal() and kv.isdecimal()):
-        raise ValueError(f"heads={text!r}: expected query and KV heads, such as 32/8")
-    return int(qo), int(kv)
-
-
 def _gpu(name: str | None) -> DeviceInfo:
     if name is None:
         try:
@@ -94,19 +87,3 @@ def _gpu(name: str | None) -> DeviceInfo:
     if name not in GPUS:
         raise ValueError(f"gpu={name!r}: allowed are {_NAMES}")
     return GPUS[name]
-
-
-def _batch(lengths: list[tuple[int, int]], page_size: int | None) -> HybridBatch:
-    """Return a batch of those lengths, whose pages lie anywhere."""
-    q_lens, kv_lens = (np.array(each, np.int32) for each in zip(*lengths, strict=True))
-    qo_indptr = np.concatenate(([0], q_lens.cumsum())).astype(np.int32)
-    if page_size is None:
-        return HybridBatch.contiguous(qo_indptr, kv_lens)
-    pages = -(-int(kv_lens.max()) // page_size)
-    return HybridBatch.from_block_table(
-        qo_indptr,
-        kv_lens,
-        shape=(len(kv_lens), pages),
-        row_stride=pages,
-        page_size=page_size,
-    )

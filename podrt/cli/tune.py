@@ -4,38 +4,87 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Annotated, Any
 
 import typer
 
 from podrt.cli._building import build_all
-from podrt.cli._options import JsonOption
+from podrt.cli._options import JsonOption, parse_heads
 from podrt.cli._output import console, print_json, progress, table
 from podrt.gpu.device import DeviceInfo, current_device
 from podrt.policy.store import require_path
 from podrt.policy.tuned_costs import save_costs
+from podrt.policy.winners import RULES, Trial, save_trials
+from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.tune.buckets import bucket_cases, read_shapes, run_trials
 from podrt.tune.costs import CostFit, fit_costs, require_model, variants_of
 from podrt.tune.fit import constants
 from podrt.tune.launches import designed_cases
 from podrt.tune.measure import measure_policies
+from podrt.workloads.chunked_prefill import hybrid_steps, read_trace
+
+_HOW = "Policy(autotuned=True) in processes that start from now on."
 
 
 def tune(
+    shapes: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help='Batches to find policies for, one a line, such as "2048@16384 + 64x16384".',
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="CSV of requests, whose batches to take."),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Query tokens of a batch of a trace.")] = 512,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of a trace.")] = 32,
+    max_kv_tokens: Annotated[
+        int, typer.Option(min=1, help="Room of a trace's KV cache; bounds the decodes.")
+    ] = 65536,
+    heads: Annotated[str, typer.Option(metavar="QO/KV", help="Query and KV heads.")] = "32/8",
+    head_dim: Annotated[int, typer.Option(help="64, 128 or 256.")] = 128,
+    page_size: Annotated[int, typer.Option(min=0, help="Tokens of a page; 0: contiguous.")] = 16,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float16.")] = "bfloat16",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure and show, but keep nothing.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the cost model to this GPU: less than a minute of launches, then some arithmetic.
+    """Measure this GPU: fit the cost model to it, or find which policies win for given batches.
 
-    What predictions are made from is kept for this GPU, its driver and this version of podrt, in
-    the folder `tuned` beside the compiled kernels, and counts in processes that start later. It is
-    kept only where it predicts launches that it was not fitted to better than what podrt ships.
+    Without --shapes and --trace: less than a minute of launches, then some arithmetic; kept only
+    where it predicts launches that it was not fitted to better than what podrt ships.
+
+    With one of them: batches that are alike share a bucket, in whose first one every candidate is
+    timed. Policy(autotuned=True) then takes the winner for all batches of the bucket and that layer
+    (--heads and so on). Example: podrt tune --trace requests.csv --heads 32/8
+
+    Both are kept for this GPU, its driver and this version of podrt, in the folder `tuned` beside
+    the compiled kernels, and count in processes that start later.
 
     Exit code: 0 also where the shipped record is the better one.
     """
+    if shapes is not None and trace is not None:
+        raise ValueError("pass --shapes or --trace, not both")
     gpu = current_device()
-    _tune_costs(gpu, dry_run, as_json)
+    if shapes is None and trace is None:
+        _tune_costs(gpu, dry_run, as_json)
+        return
+    qo, kv = parse_heads(heads)
+    layer = make_spec(qo, kv, head_dim, page_size or None, "NHD", dtype, True, None)
+    if shapes is not None:
+        lengths = read_shapes(shapes)
+    else:
+        assert trace is not None
+        steps = hybrid_steps(
+            read_trace(trace), budget=budget, max_kv_tokens=max_kv_tokens, count=batches
+        )
+        lengths = [step.lengths for step in steps]
+    _tune_policies(gpu, layer, lengths, dry_run, as_json)
 
 
 def _tune_costs(gpu: DeviceInfo, dry_run: bool, as_json: bool) -> None:
@@ -51,6 +100,55 @@ def _tune_costs(gpu: DeviceInfo, dry_run: bool, as_json: bool) -> None:
         print_json(_described(fit, path))
     else:
         _print(fit, path, dry_run)
+
+
+def _tune_policies(
+    gpu: DeviceInfo,
+    layer: AttentionSpec,
+    lengths: list[list[tuple[int, int]]],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    if not dry_run:
+        require_path("winners", gpu)
+    cases = bucket_cases(lengths, layer, gpu)
+    if not cases:
+        raise ValueError(
+            "no batch has both prefill and decode: in one of a kind there is nothing to choose"
+        )
+    build_all(variants_of([each.case for each in cases], gpu))
+    with progress("measuring", len(cases)) as advance:
+        trials = run_trials(cases, measure_policies, advance)
+    path = None if dry_run else save_trials(gpu, trials)
+    if as_json:
+        print_json(
+            {
+                "trials": [{**asdict(each), "winner": each.winner()} for each in trials],
+                "kept": None if path is None else str(path),
+            }
+        )
+    else:
+        _print_trials(trials, len(lengths), path)
+
+
+def _print_trials(trials: tuple[Trial, ...], batches: int, path: Path | None) -> None:
+    out = console()
+    numbers = ("rules us", "winner us", "gain")
+    rows = table("bucket", "winner", *numbers, numbers=numbers)
+    gains = []
+    for trial in trials:
+        rules_us, winner = trial.times_us[RULES], trial.winner()
+        gains.append(rules_us / trial.times_us[winner])
+        times = (f"{rules_us:.1f}", f"{trial.times_us[winner]:.1f}")
+        rows.add_row(str(trial.bucket), winner, *times, _off(gains[-1]))
+    out.print(rows)
+    out.print(
+        f"{batches} batches in {len(trials)} buckets of {trials[0].layer}; gain over the rules in "
+        f"geomean {_off(geometric_mean(gains))}.",
+        markup=False,
+    )
+    kept = "Not kept: a dry run." if path is None else f"Kept in {path}; used by " + _HOW
+    out.print(kept, markup=False)
 
 
 def _described(fit: CostFit, path: Path | None) -> dict[str, Any]:

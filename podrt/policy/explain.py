@@ -1,24 +1,20 @@
 """`explain`: what a batch's launches are predicted to take, done one way or another, and why one.
 
-The choice is made by the rules of `podrt.policy.hopper` and `podrt.policy.sm_allocation`; what is
-predicted here changes nothing.
+The choice is made by the rules of `podrt.policy.hopper` and `podrt.policy.sm_allocation`, or by
+measurements (`podrt.policy.winners`); what is predicted here changes nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from podrt.plan import Plan
 from podrt.policy.calibration import Record, record_of
+from podrt.policy.candidates import as_candidate, candidate_names
 from podrt.policy.cost import Prediction
-from podrt.policy.policies import Policy
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.spec.batch import HybridBatch
-
-#: SMs that take one side first, of the candidates.
-DECODE_ONLY_SMS = (0, 4, 8, 16, 24, 32, 48)
-PREFILL_ONLY_SMS = (8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,10 @@ class Explanation:
         The fastest first, by prediction.
     prefill_us, decode_us : float or None
         What each side is predicted to take in a launch of its own.
+    chosen_by : {"rule", "measurement"}
+        What chose.
     why : str
-        The rule that chose.
+        The rule, or the measurement.
     note : str
         What to keep in mind of the prediction, or why there is none.
     """
@@ -78,6 +76,7 @@ class Explanation:
     candidates: tuple[Candidate, ...]
     prefill_us: float | None
     decode_us: float | None
+    chosen_by: str
     why: str
     note: str
 
@@ -117,10 +116,10 @@ class Explanation:
         chosen, best = self.choice, self.best
         if chosen is None:
             return "nothing to run"
-        line = f"chosen by rule: {chosen.name}"
+        line = f"chosen by {self.chosen_by}: {chosen.name}"
         if best is not None:
             line += f"; predicted best: {best.name}, {best.predicted_us:.0f} us"
-        lines = [line, f"the rule: {self.why}"]
+        lines = [line, f"the {self.chosen_by}: {self.why}"]
         if self.prefill_us is not None and self.decode_us is not None:
             sides = f"prefill {self.prefill_us:.0f} us, decode {self.decode_us:.0f} us"
             lines.append(f"predicted in launches of their own: {sides}")
@@ -154,7 +153,8 @@ def explain(
     candidates = {_name(chosen): _candidate(chosen, predictions, is_chosen=True)}
     sides: tuple[float | None, float | None] = (None, None)
     if predictions and len(chosen.plan.prefill) and len(chosen.plan.decode):
-        for policy in _alternatives(scheduler.policy):
+        for name in candidate_names("hopper"):
+            policy = as_candidate(scheduler.policy, name, "hopper")
             other = scheduler.under(policy)
             found = other.schedule(batch, decode_rows=decode_rows)
             launches = other.predict(found)
@@ -170,21 +170,10 @@ def explain(
         candidates=tuple(sorted(candidates.values(), key=_by_time)) if chosen.variants else (),
         prefill_us=sides[0],
         decode_us=sides[1],
+        chosen_by="rule" if chosen.trial is None else "measurement",
         why=scheduler.why(chosen),
         note=_note(scheduler, chosen, record),
     )
-
-
-def _alternatives(policy: Policy) -> list[Policy]:
-    """Return what is fixed for each candidate, beside what the policy fixes of other things."""
-    fused = replace(
-        policy, family="hopper", serial=False, decode_only_sms=None, prefill_only_sms=None
-    )
-    return [
-        replace(fused, serial=True, taper_decode=None),
-        *(replace(fused, decode_only_sms=sms) for sms in DECODE_ONLY_SMS),
-        *(replace(fused, prefill_only_sms=sms) for sms in PREFILL_ONLY_SMS),
-    ]
 
 
 def _name(schedule: Schedule) -> str:

@@ -18,7 +18,7 @@ from podrt.kernels.variant import Form
 from podrt.plan import Plan, most_decode_tokens
 from podrt.policy import cost
 from podrt.policy.calibration import calibration_of
-from podrt.policy.policies import Policy
+from podrt.policy.policies import Family, Policy
 from podrt.policy.sm_allocation import SmAllocation
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
@@ -35,6 +35,8 @@ class HopperChoices:
     UnsupportedConfigError
         The policy fixes a tile that the layer has not.
     """
+
+    family: Family = "hopper"
 
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self._calibration = calibration = calibration_of(gpu)

@@ -95,6 +95,12 @@ class Policy:
         not stay in L2, with some short units kept for the end.
     max_partial_bytes : int, optional
         Most memory for partial outputs of split keys, 0 to 2^31; 0 splits nothing. If None, 64 MiB.
+    autotuned : bool
+        Take what was measured to be the fastest on this GPU for batches like this one
+        (``podrt tune --shapes`` or ``--trace``), and where nothing was, follow the rules. It
+        decides over `serial`, `ratio`, `decode_only_sms` and `prefill_only_sms`, of which none may
+        be fixed beside it. After `HybridAttention.reserve` only what is one launch counts. Nothing
+        is ever measured by a plan, a run or a capture.
 
     Raises
     ------
@@ -117,12 +123,15 @@ class Policy:
     taper_decode: bool | None = None
     prefill_order: PrefillOrder | None = None
     max_partial_bytes: int | None = None
+    autotuned: bool = False
 
     def __post_init__(self) -> None:
         for name in _FLAGS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, bool):
                 raise TypeError(f"{name}={value!r}: expected True, False or None")
+        if not isinstance(self.autotuned, bool):
+            raise TypeError(f"autotuned={self.autotuned!r}: expected True or False")
         _require_choice("family", self.family, get_args(Family))
         _require_choice("shape", self.shape, (None, *get_args(Shape)))
         _require_choice("prefill_order", self.prefill_order, (None, *get_args(PrefillOrder)))
@@ -158,6 +167,10 @@ class Policy:
         return [name for name in names if getattr(self, name) is not None]
 
     def _check_together(self) -> None:
+        for name in self._fixed((*_SHARES, "serial")) if self.autotuned else ():
+            raise UnsupportedConfigError(
+                f"{name}={getattr(self, name)!r}: is what autotuned=True decides; leave it at None"
+            )
         for name in self._fixed(tuple(_OF_FAMILY)):
             family = _OF_FAMILY[name]
             if self.family != family:
@@ -208,6 +221,7 @@ def _checked_ratio(ratio: Any) -> tuple[int, int] | None:
 _NAMED = {
     "auto": Policy(),
     "serial": Policy(serial=True),
+    "autotuned": Policy(autotuned=True),
     "hopper": Policy(family="hopper", serial=False),
     "hopper-serial": Policy(family="hopper", serial=True),
     "portable": Policy(family="portable"),
@@ -225,13 +239,15 @@ def parse_policy(policy: str | Policy) -> Policy:
 
     ``"auto"``: the Hopper family where it can serve the layer, else the portable one, and one
     launch after the other where decode is too little to be worth hiding behind a long prefill.
-    ``"hopper"``, ``"portable"``: that family, in one launch. ``"serial"``, ``"hopper-serial"``,
-    ``"portable-serial"``: one launch after the other, for comparison. The portable family shares an
-    SM's CTAs by the amount of work on each side; ``"50:50"`` or a prefill:decode ratio such as
-    ``"1:3"`` fixes their share, ``"ctas=2"`` or ``"ctas=4"`` the CTAs of an SM (on smaller GPUs
-    than an A100 fewer may fit), and ``"splits=vanilla"`` splits prefill without regard to the
-    decodes beside it. In the Hopper family ``"decode-only=24"`` has so many SMs take no prefill
-    before decode has run out, and ``"prefill-only=24"`` the same with the sides exchanged.
+    ``"autotuned"``: what ``podrt tune --shapes`` or ``--trace`` measured to be the fastest for such
+    batches on this GPU, else as ``"auto"``. ``"hopper"``, ``"portable"``: that family, in one
+    launch. ``"serial"``, ``"hopper-serial"``, ``"portable-serial"``: one launch after the other,
+    for comparison. The portable family shares an SM's CTAs by the amount of work on each side;
+    ``"50:50"`` or a prefill:decode ratio such as ``"1:3"`` fixes their share, ``"ctas=2"`` or
+    ``"ctas=4"`` the CTAs of an SM (on smaller GPUs than an A100 fewer may fit), and
+    ``"splits=vanilla"`` splits prefill without regard to the decodes beside it. In the Hopper
+    family ``"decode-only=24"`` has so many SMs take no prefill before decode has run out, and
+    ``"prefill-only=24"`` the same with the sides exchanged.
 
     Raises
     ------

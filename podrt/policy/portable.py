@@ -14,7 +14,7 @@ from podrt.kernels.variant import Form
 from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
 from podrt.policy.cost import Prediction
-from podrt.policy.policies import Policy
+from podrt.policy.policies import Family, Policy
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
@@ -27,6 +27,8 @@ _variant = lru_cache(maxsize=1024)(variant)
 
 class PortableChoices:
     """The portable family's `podrt.policy.schedule.Choices`."""
+
+    family: Family = "portable"
 
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self.cuts = calibration_of(gpu).portable_cuts

@@ -22,12 +22,15 @@ from podrt.plan import (
     make_plan,
     partial_rows_within,
 )
+from podrt.policy.buckets import Bucket, bucket_of, layer_name
 from podrt.policy.calibration import calibration_of
+from podrt.policy.candidates import as_candidate
 from podrt.policy.constants import Cuts
 from podrt.policy.cost import Prediction
 from podrt.policy.hopper import HopperChoices
-from podrt.policy.policies import Policy
+from podrt.policy.policies import Family, Policy
 from podrt.policy.portable import PortableChoices
+from podrt.policy.winners import RULES, Trial, load_trials
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
@@ -45,17 +48,21 @@ class Schedule(NamedTuple):
         The fused variant that the plan was made for, whatever runs it.
     tiling : Tiling
         What the planner was told of it.
+    trial : Trial or None
+        The measurement that chose; None where rules did.
     """
 
     plan: Plan
     variants: tuple[Variant, ...]
     base: Variant
     tiling: Tiling
+    trial: Trial | None = None
 
 
 class Choices(Protocol):
     """What the policy of one kernel family decides, for a layer, a GPU and a `Policy`."""
 
+    family: Family
     cuts: Cuts
 
     def decode_rows(self, batch: HybridBatch) -> int:
@@ -109,6 +116,8 @@ class Scheduler:
         self.spec, self.gpu, self.policy = spec, gpu, policy
         self._choices = _choices_for(spec, gpu, policy)
         self._bases: dict[int, tuple[Variant, Tiling]] = {}
+        self._trials = self._own_trials() if policy.autotuned else {}
+        self._winners: dict[str, Scheduler] = {}
 
     def schedule(self, batch: HybridBatch, *, decode_rows: int | None = None) -> Schedule:
         """Plan a batch and choose its kernels.
@@ -121,12 +130,35 @@ class Scheduler:
             Packed query rows of a decode tile, where the family has several; None follows the
             batch.
         """
+        if self._trials:
+            trial = self._trials.get(bucket_of(batch))
+            if trial is not None:
+                return self._by_trial(trial, batch, decode_rows)
+        return self._by_rules(batch, decode_rows)
+
+    def _by_trial(self, trial: Trial, batch: HybridBatch, decode_rows: int | None) -> Schedule:
+        """Schedule a batch as what won; a reserved decode tile means graphs, of one launch."""
+        name = trial.winner(fused=decode_rows is not None)
+        if name == RULES:
+            return self._by_rules(batch, decode_rows)._replace(trial=trial)
+        winner = self._winners.get(name)
+        if winner is None:
+            family = self.family
+            winner = self._winners[name] = self.under(as_candidate(self.policy, name, family))
+        return winner.schedule(batch, decode_rows=decode_rows)._replace(trial=trial)
+
+    def _by_rules(self, batch: HybridBatch, decode_rows: int | None) -> Schedule:
         rows = self._choices.decode_rows(batch) if decode_rows is None else decode_rows
         base, tiling = self._base(rows)
         plan = make_plan(batch, tiling, self.spec)
         plan = self._choices.share(plan)
         variants = tuple([self._choices.variant(form, rows, plan) for form in self._forms(plan)])
         return Schedule(plan, variants, base, tiling)
+
+    @property
+    def family(self) -> Family:
+        """The kernel family that serves the layer on this GPU."""
+        return self._choices.family
 
     def under(self, policy: Policy) -> Scheduler:
         """Return the scheduler of the same layer and GPU under another policy; raises as it."""
@@ -143,6 +175,8 @@ class Scheduler:
         """Say which rule decided how a schedule of its own is run."""
         if not (len(schedule.plan.prefill) and len(schedule.plan.decode)):
             return "a batch of one kind takes that kind's own kernel"
+        if schedule.trial is not None:
+            return str(schedule.trial)
         if self.policy.serial:
             return "the policy fixes a launch for each side"
         return self._choices.why(schedule.plan)
@@ -171,6 +205,11 @@ class Scheduler:
     def variants(self, decode_rows: int) -> tuple[Variant, ...]:
         """Return all kernels that batches may be run with, given the decode tile."""
         return self._choices.variants(decode_rows)
+
+    def _own_trials(self) -> dict[Bucket | None, Trial]:
+        """Return what was measured of this layer on this GPU."""
+        layer = layer_name(self.spec, self.family)
+        return {each.bucket: each for each in load_trials(self.gpu) if each.layer == layer}
 
     def _base(self, decode_rows: int) -> tuple[Variant, Tiling]:
         found = self._bases.get(decode_rows)

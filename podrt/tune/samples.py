@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
-
-import numpy as np
 
 from podrt.bench.case import Case
 from podrt.gpu.device import DeviceInfo
 from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.schedule import Schedule, schedule
-from podrt.spec.batch import HybridBatch
 from podrt.tune.measure import Measure
+from podrt.workloads.lengths import batch_of_lengths
 
 
 class Sample(NamedTuple):
@@ -61,16 +59,4 @@ def take_samples(
 
 def schedule_of(case: Case, gpu: DeviceInfo, policy: Policy) -> Schedule:
     """Return what runs a case under a policy."""
-    return schedule(batch_of(case.lengths, case.page_size), case.spec(), gpu, policy)
-
-
-def batch_of(lengths: Sequence[tuple[int, int]], page_size: int | None) -> HybridBatch:
-    """Return the batch of ``(q_len, kv_len)`` pairs, whose pages lie anywhere."""
-    q_lens, kv_lens = (np.array(each, np.int32) for each in zip(*lengths, strict=True))
-    qo_indptr = np.concatenate(([0], q_lens.cumsum())).astype(np.int32)
-    if page_size is None:
-        return HybridBatch.contiguous(qo_indptr, kv_lens)
-    pages = -(-int(kv_lens.max()) // page_size)
-    return HybridBatch.from_block_table(
-        qo_indptr, kv_lens, shape=(len(kv_lens), pages), row_stride=pages, page_size=page_size
-    )
+    return schedule(batch_of_lengths(case.lengths, case.page_size), case.spec(), gpu, policy)

@@ -1,8 +1,14 @@
-"""Batches as text: ``2048@16384 + 64x16384``."""
+"""Batches as lengths, and lengths as text: ``2048@16384 + 64x16384``."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+
+from podrt.spec.batch import HybridBatch
 
 #: ``[count x] q_len @ kv_len`` or ``count x kv_len``, spaces as one likes.
 _PART = re.compile(r"(?:(\d+)\s*x\s*)?(?:(\d+)\s*@\s*)?(\d+)")
@@ -41,3 +47,33 @@ def parse_lengths(text: str) -> list[tuple[int, int]]:
             )
         lengths += [(q_len, kv_len)] * count
     return lengths
+
+
+def describe_lengths(lengths: Sequence[tuple[int, int]]) -> str:
+    """Return the text that `parse_lengths` reads as these lengths."""
+    parts = []
+    for (q_len, kv_len), group in groupby(lengths):
+        count = len(list(group))
+        one = str(kv_len) if q_len == 1 else f"{q_len}@{kv_len}"
+        parts.append(one if count == 1 else f"{count}x{one}")
+    return " + ".join(parts)
+
+
+def batch_of_lengths(lengths: Sequence[tuple[int, int]], page_size: int | None) -> HybridBatch:
+    """Return the batch of ``(q_len, kv_len)`` pairs, whose pages lie anywhere.
+
+    Parameters
+    ----------
+    lengths : sequence of (q_len, kv_len)
+        At least one.
+    page_size : int or None
+        Tokens of a page; None for a contiguous cache.
+    """
+    q_lens, kv_lens = (np.array(each, np.int32) for each in zip(*lengths, strict=True))
+    qo_indptr = np.concatenate(([0], q_lens.cumsum())).astype(np.int32)
+    if page_size is None:
+        return HybridBatch.contiguous(qo_indptr, kv_lens)
+    pages = -(-int(kv_lens.max()) // page_size)
+    return HybridBatch.from_block_table(
+        qo_indptr, kv_lens, shape=(len(kv_lens), pages), row_stride=pages, page_size=page_size
+    )

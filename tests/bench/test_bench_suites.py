@@ -8,7 +8,7 @@ import pytest
 
 from podrt.bench.case import Case
 from podrt.bench.suites import load_suite, parse_suite, suite_names
-from podrt.policy.explain import DECODE_ONLY_SMS, PREFILL_ONLY_SMS
+from podrt.policy.candidates import DECODE_ONLY_SMS, PREFILL_ONLY_SMS
 
 GIB = 1 << 30
 #: (query heads, KV heads) -> weights in GiB, tensor parallelism

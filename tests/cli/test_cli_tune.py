@@ -10,6 +10,7 @@ from podrt.errors import DeviceError
 from podrt.gpu.nominal import H100
 from podrt.policy import store
 from podrt.policy.calibration import record_of, shipped_for
+from podrt.policy.winners import load_trials
 from podrt.tune.launches import designed_cases
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -67,3 +68,37 @@ def test_without_a_place_to_keep_it_nothing_is_measured(gpu):
 
     with knobs.scope(disable_cache=True), pytest.raises(store.NoStoreError, match="PODRT_"):
         run("tune")
+
+
+def test_winners_of_shapes_are_kept_and_used(tmp_path):
+    shapes = tmp_path / "shapes.txt"
+    shapes.write_text("2048@16384 + 64x8192\n512@4096 + 64x4096\n64x4096\n")
+    found = run_json("tune", "--shapes", shapes, "--heads", "32/8")
+    assert [each["batch"] for each in found["trials"]] == [
+        "2048@16384 + 64x8192",
+        "512@4096 + 64x4096",
+    ]
+    store.forget()
+    trials = load_trials(H100)
+    assert [each.winner() for each in trials] == [each["winner"] for each in found["trials"]]
+    text = run("tune", "--shapes", shapes)
+    assert "3 batches in 2 buckets of hopper 32/8 d128 bfloat16 page16" in text
+    assert "used by Policy(autotuned=True)" in " ".join(text.split())
+
+
+def test_winners_of_a_trace(tmp_path, empty_cache):
+    trace = tmp_path / "busy.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "0,1500,40\n" * 40)
+    found = run_json("tune", "--trace", trace, "--budget", 256, "--batches", 6, "--dry-run")
+    assert 1 <= len(found["trials"]) <= 6
+    assert found["kept"] is None
+    assert not empty_cache.exists()
+
+
+def test_what_has_nothing_to_choose_is_refused(tmp_path):
+    shapes = tmp_path / "shapes.txt"
+    shapes.write_text("64x4096\n")
+    with pytest.raises(ValueError, match="nothing to choose"):
+        run("tune", "--shapes", shapes)
+    with pytest.raises(ValueError, match="not both"):
+        run("tune", "--shapes", shapes, "--trace", shapes)

@@ -69,6 +69,7 @@ def test_an_object_is_taken_as_it_is() -> None:
 def test_nothing_is_fixed_by_default_and_repr_shows_what_is() -> None:
     values = {field.name: field.default for field in fields(Policy)}
     assert values.pop("family") == "auto"
+    assert values.pop("autotuned") is False
     assert set(values.values()) == {None}
     assert repr(Policy()) == "Policy()"
     fixed = Policy(family="portable", ratio=(1, 3), limit_splits=False)
@@ -101,6 +102,17 @@ def test_every_field_is_described() -> None:
         ({"decode_only_sms": -1}, ValueError, "decode_only_sms=-1: must be from 0 to 1024"),
         ({"prefill_only_sms": 1025}, ValueError, "prefill_only_sms=1025: must be from 0 to 1024"),
         ({"prefill_only_sms": 2.0}, TypeError, "prefill_only_sms=2.0: expected an int or None"),
+        ({"autotuned": None}, TypeError, "autotuned=None: expected True or False"),
+        (
+            {"autotuned": True, "serial": False},
+            UnsupportedConfigError,
+            "serial=False: is what autotuned=True decides",
+        ),
+        (
+            {"autotuned": True, "family": "hopper", "decode_only_sms": 4},
+            UnsupportedConfigError,
+            "decode_only_sms=4: is what autotuned=True decides",
+        ),
         ({"decode_rows": 24}, UnsupportedConfigError, "decode_rows=24: allowed are None, 8, 16"),
         ({"decode_rows": 8.0}, TypeError, "decode_rows=8.0: expected an int or None"),
         ({"decode_rows": True}, TypeError, "decode_rows=True: expected an int or None"),

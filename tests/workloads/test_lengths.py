@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from podrt.workloads.lengths import parse_lengths
+from podrt.workloads.lengths import batch_of_lengths, describe_lengths, parse_lengths
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,16 @@ def test_names_what_it_cannot_read(text: str) -> None:
 def test_a_chunk_is_part_of_its_keys(text: str) -> None:
     with pytest.raises(ValueError, match="1 <= tokens <= keys"):
         parse_lengths(text)
+
+
+@pytest.mark.parametrize("text", ["16", "2048@16384 + 64x8192", "3x7 + 2@5 + 2x2@5 + 7"])
+def test_lengths_are_described_as_they_are_read(text):
+    assert describe_lengths(parse_lengths(text)) == text
+
+
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_a_batch_of_lengths(page_size):
+    batch = batch_of_lengths([(3, 40), (1, 9)], page_size)
+    assert batch.q_lens.tolist() == [3, 1]
+    assert batch.kv_lens.tolist() == [40, 9]
+    assert batch.page_size == page_size
