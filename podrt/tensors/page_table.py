@@ -152,7 +152,7 @@ def require_pages_exist(table: PageTable, batch: HybridBatch, num_pages: int) ->
     values = table.host_values
     if values is None or batch.page_size is None:
         return
-    if values.size and 0 <= values.min() and values.max() < num_pages:
+    if values.size and values.min() >= 0 and values.max() < num_pages:
         return  # as nearly always, and nothing need be known of which of them are read
     num_entries = np.where(batch.q_lens > 0, -(-batch.kv_lens // batch.page_size), 0)
     request = np.repeat(np.arange(batch.num_requests), num_entries)

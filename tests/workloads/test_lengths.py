@@ -36,7 +36,7 @@ def test_a_chunk_is_part_of_its_keys(text: str) -> None:
         parse_lengths(text)
 
 
-@pytest.mark.parametrize("text", ["16", "2048@16384 + 64x8192", "3x7 + 2@5 + 2x2@5 + 7"])
+@pytest.mark.parametrize("text", ["16", "2048@16384 + 64x8192", "3x7 + 2@5 + 2x2@6 + 7"])
 def test_lengths_are_described_as_they_are_read(text):
     assert describe_lengths(parse_lengths(text)) == text
 
