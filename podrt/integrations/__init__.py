@@ -1,0 +1,1 @@
+"""podrt inside engines and frameworks: one package or module for each."""
