@@ -82,7 +82,7 @@ class CacheWriteArguments:
     """Arguments over tensors of one layout, in which a launch changes addresses."""
 
     def __init__(self, tensors: WriteTensors) -> None:
-        strides = {}
+        strides: dict[str, int] = {}
         for name in ("k", "v"):
             token, head, _ = getattr(tensors, name).strides
             strides |= {f"{name}_stride_token": token, f"{name}_stride_head": head}

@@ -88,7 +88,8 @@ class _Prepared:
 
     def launch(self, tensors: WriteTensors, stream: int) -> None:
         """Enqueue the write of tensors that were checked."""
-        self._launch(*(tensor.pointer for tensor in tensors), tensors.num_tokens, stream)
+        k, v, k_cache, v_cache, slots = (tensor.pointer for tensor in tensors)
+        self._launch(k, v, k_cache, v_cache, slots, tensors.num_tokens, stream)
 
     def write(
         self,

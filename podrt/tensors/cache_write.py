@@ -46,19 +46,20 @@ def view_write_tensors(
     """
     if kv_layout not in get_args(KvLayout):
         raise UnsupportedConfigError(f"kv_layout={kv_layout!r}: allowed are {get_args(KvLayout)}")
-    new = [view(tensor, name, stream) for tensor, name in ((k, "k"), (v, "v"))]
-    caches = [
-        _nhd(view(cache, name, stream), kv_layout)
-        for cache, name in ((k_cache, "k_cache"), (v_cache, "v_cache"))
-    ]
-    slots = view(slot_mapping, "slot_mapping", stream)
-    _check_slots(slots)
-    for cache in caches:
-        _check_cache(cache, caches[0])
-    for tensor in new:
-        _check_new(tensor, caches[0], slots)
-    require_same_device(caches[0], *caches[1:], *new, slots)
-    return WriteTensors(*new, *caches, slots)
+    tensors = WriteTensors(
+        view(k, "k", stream),
+        view(v, "v", stream),
+        _nhd(view(k_cache, "k_cache", stream), kv_layout),
+        _nhd(view(v_cache, "v_cache", stream), kv_layout),
+        view(slot_mapping, "slot_mapping", stream),
+    )
+    _check_slots(tensors.slots)
+    for cache in (tensors.k_cache, tensors.v_cache):
+        _check_cache(cache, tensors.k_cache)
+    for tensor in (tensors.k, tensors.v):
+        _check_new(tensor, tensors.k_cache, tensors.slots)
+    require_same_device(*tensors)
+    return tensors
 
 
 def _nhd(cache: TensorView, kv_layout: str) -> TensorView:

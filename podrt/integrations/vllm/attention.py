@@ -39,7 +39,6 @@ def describe_attention(attention: HybridAttention) -> dict[str, Any]:
     return {
         "page_size": attention.layer.page_size,
         "dtype": attention.layer.dtype,
-        "policy": attention.policy,
         "family": variants[0].family,
         "kernels": tuple(variant.name for variant in variants),
     }

@@ -12,7 +12,7 @@ from podrt.attention import HybridAttention
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.vllm import serving
 from podrt.integrations.vllm.attention import describe_attention, reserved_attention
-from podrt.integrations.vllm.group import LayerShape, limits_of, model_of, shapes_of
+from podrt.integrations.vllm.group import LayerShape, limits_of, model_of, policy_of, shapes_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -116,6 +116,7 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
                 "layers": len(self.layer_names),
                 **shape._asdict(),
                 **describe_attention(attention),
+                "policy": policy_of(self.vllm_config),
                 "limits": self.limits._asdict(),
                 "steps": self.step,
                 "runs": self.runs,

@@ -42,8 +42,8 @@ def status(worker: Any = None) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``layers``, ``num_heads``, ``num_kv_heads``, ``head_size``, ``scale``, ``page_size``,
-        ``dtype``, ``policy``, ``family`` and ``kernels`` (those in graphs), ``limits``, ``steps``
+        ``layers``, ``num_heads``, ``num_kv_heads``, ``head_size``, ``scale``, ``policy``,
+        ``page_size``, ``dtype``, ``family`` and ``kernels`` (those in graphs), ``limits``, ``steps``
         (planned so far) and ``runs`` (layers run outside of graphs, or captured into one). Empty:
         podrt is not in use here.
     """
