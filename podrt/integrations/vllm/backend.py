@@ -39,8 +39,7 @@ class PodrtBackend(AttentionBackend):  # type: ignore[misc]
     """Attention of hybrid batches, prefill and decode in one launch for each layer."""
 
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
-    # One operator of PyTorch a layer instead of two, where layers run outside of graphs.
-    forward_includes_kv_cache_update = True
+    forward_includes_kv_cache_update = PodrtImpl.writes_in_forward
 
     @staticmethod
     def get_name() -> str:

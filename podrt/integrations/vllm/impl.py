@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+import vllm.envs as envs
 from vllm.config import get_current_vllm_config_or_none
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
 
@@ -23,12 +24,17 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
     ----------
     shape : LayerShape
         Which of the builder's attentions runs it.
+    writes_in_forward : bool
+        Whether `forward` writes to the cache. That saves an operator of PyTorch for each layer
+        where layers run outside of graphs; breakable graphs hold the write as `do_kv_cache_update`.
 
     Raises
     ------
     UnsupportedConfigError
         The layer asks for what podrt does not compute; names model, argument and value.
     """
+
+    writes_in_forward: ClassVar[bool] = not envs.VLLM_USE_BREAKABLE_CUDAGRAPH
 
     def __init__(
         self,
@@ -62,7 +68,7 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
         self.kv_cache_dtype = kv_cache_dtype
         self.shape = LayerShape(num_heads, self.num_kv_heads, head_size, self.scale)
         # A layer that shares the cache of another one only reads it.
-        self._writes = kv_sharing_target_layer_name is None
+        self._writes = self.writes_in_forward and kv_sharing_target_layer_name is None
         self._kv_cache: Any = None
         self._keys: Any = None
         self._values: Any = None
@@ -105,26 +111,28 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
             return output.fill_(0)
         if output_scale is not None or output_block_scale is not None:
             raise self._refusal("output_scale", "a tensor", "None, as outputs are not quantised")
-        if kv_cache is not self._kv_cache:
-            self._bind(kv_cache)
+        keys, values = self._views(kv_cache)
         attention = attn_metadata.attention_of(self.shape)
         if self._writes and key is not None:
-            write_cache(key, value, self._keys, self._values, attn_metadata.slot_mapping)
-        return attention.run(
-            query,
-            self._keys,
-            self._values,
-            out=output,
-            decodes_only=attn_metadata.decodes_only,
-        )
+            write_cache(key, value, keys, values, attn_metadata.slot_mapping)
+        only = attn_metadata.decodes_only
+        return attention.run(query, keys, values, out=output, decodes_only=only)
 
-    def _bind(self, kv_cache: Any) -> None:
+    def do_kv_cache_update(
+        self, layer: Any, key: Any, value: Any, kv_cache: Any, slot_mapping: Any
+    ) -> None:
+        """Write new keys and values to the cache, where `forward` does not; arguments as there."""
+        write_cache(key, value, *self._views(kv_cache), slot_mapping)
+
+    def _views(self, kv_cache: Any) -> tuple[Any, Any]:
         """View the cache as keys and values, each ``[blocks, block_size, num_kv_heads, D]``.
 
         Once for a cache: every view costs as much as a launch.
         """
-        self._keys, self._values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
-        self._kv_cache = kv_cache
+        if kv_cache is not self._kv_cache:
+            self._keys, self._values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
+            self._kv_cache = kv_cache
+        return self._keys, self._values
 
     def _require(self, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         if value not in allowed:

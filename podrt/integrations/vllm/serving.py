@@ -43,8 +43,8 @@ def status(worker: Any = None) -> list[dict[str, Any]]:
     -------
     list of dict
         ``layers``, ``num_heads``, ``num_kv_heads``, ``head_size``, ``scale``, ``policy``,
-        ``page_size``, ``dtype``, ``family`` and ``kernels`` (those in graphs), ``limits``, ``steps``
-        (planned so far) and ``runs`` (layers run outside of graphs, or captured into one). Empty:
-        podrt is not in use here.
+        ``page_size``, ``dtype``, ``family`` and ``kernels`` (those in graphs), ``limits``,
+        ``steps`` (planned so far) and ``runs`` (layers run outside of graphs, or captured into
+        one). Empty: podrt is not in use here.
     """
     return [entry for served in list(_served) for entry in served.describe()]

@@ -223,8 +223,8 @@ def _replace(owner: Any, **results: Any) -> None:
 
 def _replace_compiled_parts() -> None:
     """Register, in PyTorch, the compiled operators that a dense Llama needs, unless they are there."""
-    for name in ("vllm._C_stable_libtorch", "vllm._moe_C_stable_libtorch"):
-        sys.modules.setdefault(name, ModuleType(name))
+    for name in ("_C_stable_libtorch", "_moe_C_stable_libtorch", "vllm_flash_attn._vllm_fa2_C"):
+        sys.modules[f"vllm.{name}"] = ModuleType(f"vllm.{name}")
     _define("silu_and_mul(Tensor! result, Tensor input) -> ()", _silu_and_mul)
     _define(
         "rms_norm(Tensor! result, Tensor input, Tensor? weight, float epsilon) -> ()", _rms_norm
