@@ -121,7 +121,7 @@ def install() -> None:
         get_device_properties=_PROPERTIES,
         get_device_capability=(9, 0),
         get_device_name=_PROPERTIES.name,
-        mem_get_info=(70 * GIB, 80 * GIB),
+        mem_get_info=(79 * GIB, 80 * GIB),
         memory_stats={},
         memory_reserved=0,
         memory_allocated=0,
@@ -150,7 +150,7 @@ def install() -> None:
         device_count=1,
         current_accelerator=torch.device("cuda"),
         current_device_index=0,
-        get_memory_info=(70 * GIB, 80 * GIB),
+        get_memory_info=(79 * GIB, 80 * GIB),
         memory_stats={},
         memory_reserved=0,
         memory_allocated=0,
@@ -184,7 +184,7 @@ def after_vllm() -> None:
     """Pretend in vLLM's own modules. After vLLM is imported."""
     import vllm.third_party.pynvml as nvml
 
-    memory = SimpleNamespace(total=80 * GIB, free=70 * GIB, used=10 * GIB)
+    memory = SimpleNamespace(total=80 * GIB, free=79 * GIB, used=GIB)
     _replace(
         nvml,
         nvmlInit=None,

@@ -96,7 +96,6 @@ def make_engine(backend: str, mode: str, workload: str) -> Any:
         num_gpu_blocks_override=14 if workload == "preempted" else 40,
         enable_prefix_caching=False,
         seed=0,
-        gpu_memory_utilization=0.5,
         kv_cache_memory_bytes=4 << 20,
         disable_log_stats=True,
         compilation_config={
