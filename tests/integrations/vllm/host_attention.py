@@ -66,9 +66,7 @@ class HostAttention:
     def are_decodes(self, q_len: int) -> bool:
         return q_len <= most_decode_tokens(self.layer.group, self._room.decode_rows)
 
-    def plan(
-        self, qo_indptr: Any, kv_lens: Any, *, block_table: Any, device_kv_lens: Any
-    ) -> None:
+    def plan(self, qo_indptr: Any, kv_lens: Any, *, block_table: Any, device_kv_lens: Any) -> None:
         table = read_page_table(self.layer.page_size, block_table, None, None)
         batch = make_batch(
             np.array(qo_indptr, np.int32), np.array(kv_lens, np.int32), table, self.layer.page_size
@@ -92,7 +90,9 @@ class HostAttention:
         rows = batch.total_tokens
         if not rows:
             return
-        exact = np.minimum(batch.kv_lens, to_numpy(view(device_kv_lens, "lengths"))[: len(batch.kv_lens)])
+        exact = np.minimum(
+            batch.kv_lens, to_numpy(view(device_kv_lens, "lengths"))[: len(batch.kv_lens)]
+        )
         result, _ = reference_attention(
             to_numpy(tensors.q)[:rows],
             to_numpy(tensors.k_cache),

@@ -10,7 +10,6 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -222,7 +221,7 @@ def _replace(owner: Any, **results: Any) -> None:
 
 
 def _replace_compiled_parts() -> None:
-    """Register, in PyTorch, the compiled operators that a dense Llama needs, unless they are there."""
+    """Register, in PyTorch, those of vLLM's compiled operators that a dense Llama needs."""
     for name in ("_C_stable_libtorch", "_moe_C_stable_libtorch", "vllm_flash_attn._vllm_fa2_C"):
         sys.modules[f"vllm.{name}"] = ModuleType(f"vllm.{name}")
     _define("silu_and_mul(Tensor! result, Tensor input) -> ()", _silu_and_mul)

@@ -41,8 +41,9 @@ import vllm
 
 pretend_cuda.after_vllm()
 
-import podrt.integrations.vllm.attention as glue
 from host_attention import HostAttention
+
+import podrt.integrations.vllm.attention as glue
 from podrt.cache_write import write_cache
 from podrt.integrations.vllm import impl, plugin, status
 
@@ -186,7 +187,10 @@ def main() -> None:
             import traceback
 
             traceback.print_exc()
-            print("RESULT " + json.dumps({"scenario": scenario, "error": repr(error)[:500]}), flush=True)
+            print(
+                "RESULT " + json.dumps({"scenario": scenario, "error": repr(error)[:500]}),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -186,9 +186,7 @@ def test_the_policy_comes_from_vllms_additional_config(config: Any) -> None:
     assert policy_of(config) == Policy(family="hopper", serial=True)
 
 
-@pytest.mark.parametrize(
-    "options", [{"polcy": "auto"}, "serial", {"policy": {"colour": "red"}}]
-)
+@pytest.mark.parametrize("options", [{"polcy": "auto"}, "serial", {"policy": {"colour": "red"}}])
 def test_options_that_there_are_not_are_refused(config: Any, options: Any) -> None:
     config.additional_config = {"podrt": options}
     with pytest.raises(UnsupportedConfigError, match="podrt"):
@@ -324,7 +322,7 @@ def test_metadata_of_an_earlier_step_is_refused(make_builder: Any) -> None:
     builder = make_builder()
     old = builder.build(0, common())
     builder.build(0, common())
-    with pytest.raises(RuntimeError, match="step 1 .* step 2"):
+    with pytest.raises(RuntimeError, match=r"step 1 .* step 2"):
         old.attention_of(LayerShape(8, 2, 64, 0.125))
 
 

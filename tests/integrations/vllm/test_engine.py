@@ -33,7 +33,12 @@ def scenarios(modes: tuple[str, ...]) -> list[str]:
 @cache
 def engine_runs(runner: int, *asked: str) -> dict[str, dict[str, Any]]:
     """Run scenarios in a process of their own; return their results by name."""
-    paths = [str(HERE), str(HERE.parents[1]), str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(HERE),
+        str(HERE.parents[1]),
+        str(HERE.parents[2]),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     done = subprocess.run(
         [sys.executable, str(HERE / "scenarios.py"), str(runner), *asked],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
@@ -51,7 +56,9 @@ def engine_runs(runner: int, *asked: str) -> dict[str, dict[str, Any]]:
 
 @cache
 def whole_or_not(runner: int) -> dict[str, dict[str, Any]]:
-    return engine_runs(runner, *scenarios(MODES), "FULL:plain:stale", "FULL_DECODE_ONLY:plain:stale")
+    return engine_runs(
+        runner, *scenarios(MODES), "FULL:plain:stale", "FULL_DECODE_ONLY:plain:stale"
+    )
 
 
 @cache
