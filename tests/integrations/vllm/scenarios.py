@@ -130,7 +130,8 @@ def watch_steps(engine: Any) -> dict[str, int]:
         output = schedule(*args, **kwargs)
         lengths = output.num_scheduled_tokens.values()
         counted["steps"] += bool(lengths)
-        counted["mixed"] += 1 in lengths and max(lengths, default=1) > 1
+        # A decode has one token, and drafts beside it.
+        counted["mixed"] += min(lengths, default=1) <= 3 < max(lengths, default=1)
         counted["preempted"] += len(output.preempted_req_ids or ())
         counted["drafted"] += sum(map(len, output.scheduled_spec_decode_tokens.values()))
         return output

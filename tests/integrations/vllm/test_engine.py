@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,31 @@ RUNNERS = (1, 2)
 pytestmark = pytest.mark.timeout(900)
 
 
-def scenarios(modes: tuple[str, ...]) -> list[str]:
-    return [f"{mode}:{workload}" for mode in modes for workload in WORKLOADS]
+STALE = ("FULL:plain:stale", "FULL_DECODE_ONLY:plain:stale")
+
+
+def scenarios(*modes: str) -> tuple[str, ...]:
+    return tuple(f"{mode}:{workload}" for mode in modes for workload in WORKLOADS)
+
+
+#: Model runner and scenarios of each process, the longest first.
+PROCESSES = (
+    *((runner, (*scenarios(*MODES), *STALE)) for runner in RUNNERS),
+    *((runner, scenarios("BREAKABLE")) for runner in RUNNERS),
+    (2, ("TRITON:plain",)),
+)
 
 
 @cache
-def engine_runs(runner: int, *asked: str) -> dict[str, dict[str, Any]]:
-    """Run scenarios in a process of their own; return their results by name."""
+def results() -> dict[tuple[int, str], dict[str, Any]]:
+    """Run all scenarios, two processes at a time; by runner and scenario."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.map(lambda process: engine_runs(*process), PROCESSES)
+        return {key: result for run in runs for key, result in run.items()}
+
+
+def engine_runs(runner: int, asked: tuple[str, ...]) -> dict[tuple[int, str], dict[str, Any]]:
+    """Run scenarios in a process of their own."""
     paths = [
         str(HERE),
         str(HERE.parents[1]),
@@ -41,41 +60,28 @@ def engine_runs(runner: int, *asked: str) -> dict[str, dict[str, Any]]:
     ]
     done = subprocess.run(
         [sys.executable, str(HERE / "scenarios.py"), str(runner), *asked],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    results = [json.loads(line.removeprefix("RESULT ")) for line in lines]
-    assert len(results) == len(asked), done.stderr[-4000:]
-    for result in results:
+    found = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    assert len(found) == len(asked), done.stderr[-4000:]
+    for result in found:
         assert "error" not in result, f"{result}\n{done.stderr[-4000:]}"
-    return {result["scenario"]: result for result in results}
+    return {(runner, result["scenario"]): result for result in found}
 
 
-@cache
-def whole_or_not(runner: int) -> dict[str, dict[str, Any]]:
-    return engine_runs(
-        runner, *scenarios(MODES), "FULL:plain:stale", "FULL_DECODE_ONLY:plain:stale"
-    )
-
-
-@cache
-def broken_at_attention(runner: int) -> dict[str, dict[str, Any]]:
-    return engine_runs(runner, *scenarios(("BREAKABLE",)))
-
-
-@cache
 def expected_tokens() -> list[list[int]]:
     """Those of vLLM's own Triton backend, outside of graphs."""
-    tokens: list[list[int]] = engine_runs(2, "TRITON:plain")["TRITON:plain"]["tokens"]
+    tokens: list[list[int]] = results()[2, "TRITON:plain"]["tokens"]
     return tokens
 
 
 def result_of(runner: int, mode: str, workload: str) -> dict[str, Any]:
-    runs = broken_at_attention if mode == "BREAKABLE" else whole_or_not
-    return runs(runner)[f"{mode}:{workload}"]
+    return results()[runner, f"{mode}:{workload}"]
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
@@ -105,7 +111,7 @@ def test_every_step_is_a_replay_where_graphs_are_full(runner: int, workload: str
 @pytest.mark.parametrize("mode", ["FULL", "FULL_DECODE_ONLY"])
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_stale_plan_shows(runner: int, mode: str) -> None:
-    stale = whole_or_not(runner)[f"{mode}:plain:stale"]
+    stale = result_of(runner, mode, "plain:stale")
     assert stale["replayed"] > 0
     assert stale["tokens"] != expected_tokens()
 
