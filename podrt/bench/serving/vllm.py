@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=float, default=0.0, help="requests a second; 0: all at the beginning")
     add("--sequences", type=int, default=64, help="most requests at once")
     add("--decode", default="", help="REQUESTSxPROMPT+OUTPUT: time steps of decodes alone too")
+    add("--drafts", type=int, default=0, help="tokens that n-grams draft; try --vocabulary 128")
     add("--no-profile", action="store_true")
     add("--split-write", action="store_true", help="PODRT: cache writes as operators of their own")
     add("--policy", default="auto", help="PODRT: podrt's policy")

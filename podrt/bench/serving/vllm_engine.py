@@ -48,6 +48,7 @@ def make_engine(
         disable_log_stats=True,
         compilation_config=_compilation(mode, budget),
         attention_backend=backend,
+        speculative_config=_drafts(options.drafts),
         additional_config={"podrt": {"policy": options.policy}} if backend == "PODRT" else {},
     )
     engine.collective_rpc(_give_weights)
@@ -62,6 +63,13 @@ def _compilation(mode: str, budget: int) -> dict[str, Any]:
     if mode != "EAGER":
         found["cudagraph_capture_sizes"] = sorted({*(s for s in _SIZES if s < budget), budget})
     return found
+
+
+def _drafts(tokens: int) -> dict[str, Any] | None:
+    if not tokens:
+        return None
+    lookup = {"prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    return {"method": "ngram", "num_speculative_tokens": tokens, **lookup}
 
 
 def _model(options: argparse.Namespace, positions: int) -> dict[str, Any]:

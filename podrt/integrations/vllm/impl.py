@@ -130,6 +130,9 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
         Once for a cache: every view costs as much as a launch.
         """
         if kv_cache is not self._kv_cache:
+            if kv_cache.shape[-1] != 2 * self.head_size:
+                allowed = f"{2 * self.head_size}, keys and values of the same head size"
+                raise self._refusal("kv_cache.shape[-1]", kv_cache.shape[-1], allowed)
             self._keys, self._values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
             self._kv_cache = kv_cache
         return self._keys, self._values

@@ -368,6 +368,13 @@ def test_a_layer_writes_its_keys_and_values_where_it_reads_them(make_builder: An
     assert options == {"out": out, "decodes_only": False}
 
 
+def test_values_of_another_head_size_are_refused(make_builder: Any) -> None:
+    metadata = make_builder().build(0, common())
+    cache = torch.zeros((4, 2, 32, 64 + 32), dtype=torch.float16)
+    with pytest.raises(UnsupportedConfigError, match=rf"{MODEL}.*kv_cache.*=96"):
+        impl_of().forward(None, None, None, None, cache, metadata, None)
+
+
 def test_a_layer_that_shares_a_cache_does_not_write(make_builder: Any) -> None:
     cache, _ = run_layer(make_builder(), kv_sharing_target_layer_name="layers.0")
     assert not cache.any()
