@@ -11,7 +11,11 @@ TEST_STAMP := $(VENV)/.installed-$(CUDA)-dev
 
 PYTEST_ARGS ?= -n auto
 
-.PHONY: demo test lint gpu-test clean
+VLLM_VENV  := .venv-vllm
+VLLM_NEEDS := tests/integrations/vllm/requirements.txt
+VLLM_STAMP := $(VLLM_VENV)/.installed
+
+.PHONY: demo test lint gpu-test vllm-test clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/podrt demo
@@ -29,8 +33,12 @@ lint: $(TEST_STAMP)
 gpu-test: $(TEST_STAMP)
 	$(BIN)/pytest tests/gpu
 
+# vLLM on a CPU, in an environment of its own: docs/vllm.md.
+vllm-test: $(VLLM_STAMP)
+	$(VLLM_VENV)/bin/python -m pytest tests/integrations/vllm
+
 clean:
-	rm -rf $(VENV) build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find podrt tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -45,3 +53,11 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),dev,engines]'
 	@touch $@ $(DEMO_STAMP)
+
+$(VLLM_STAMP): $(VLLM_NEEDS) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+		|| { echo "vLLM's tests need Python 3.11 or 3.12; try: make PYTHON=python3.12 vllm-test" >&2; exit 1; }
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement $(VLLM_NEEDS)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@

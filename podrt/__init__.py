@@ -9,6 +9,7 @@ from podrt._version import __version__
 
 if TYPE_CHECKING:
     from podrt.attention import HybridAttention
+    from podrt.cache_write import write_cache
     from podrt.errors import (
         CompileError,
         DeviceError,
@@ -38,6 +39,7 @@ _PUBLIC = {
     "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
     "compile": ("podrt.runtime.kernels", "compile_variant"),
     "hybrid_attention": ("podrt.functional", "hybrid_attention"),
+    "write_cache": ("podrt.cache_write", "write_cache"),
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "__version__",
     "compile",
     "hybrid_attention",
+    "write_cache",
 ]
 
 

@@ -15,7 +15,7 @@ from podrt.runtime.checks import checked_tensors
 from podrt.runtime.driver import Driver
 from podrt.runtime.plan_stream import stream_of_plan
 from podrt.runtime.planned import Planned
-from podrt.runtime.reservation import Limits, room_for
+from podrt.runtime.reservation import Limits, Reservation, room_for
 from podrt.runtime.session import Session
 from podrt.spec.attention import AttentionSpec, make_spec, positive_int
 from podrt.tensors.device_lengths import view_device_lengths
@@ -100,6 +100,12 @@ class HybridAttention:
     def variants(self) -> tuple[Variant, ...]:
         """The kernels that `run` launches for the planned batch, in order."""
         return self._require_plan().variants
+
+    @property
+    def reserved_variants(self) -> tuple[Variant, ...]:
+        """The kernels that graphs hold: for any batch, then for decodes alone; after `reserve`."""
+        reserved = self._require_reservation("reserved_variants")
+        return tuple(variant for variant, _ in (*reserved.captured, *reserved.captured_decode))
 
     @property
     def current_plan(self) -> Plan:
@@ -317,9 +323,7 @@ class HybridAttention:
 
     def are_decodes(self, q_len: int) -> bool:
         """Return whether requests of so many query tokens count as decodes; after `reserve`."""
-        reserved = self._session.reservation if self._session else None
-        if reserved is None:
-            raise RuntimeError("are_decodes: depends on max_decode_tokens; call reserve() first")
+        reserved = self._require_reservation("are_decodes")
         return q_len <= most_decode_tokens(self.layer.group, reserved.decode_rows)
 
     def release_graphs(self) -> None:
@@ -345,6 +349,12 @@ class HybridAttention:
         if planned is None:
             raise RuntimeError("no batch is planned: call plan() first")
         return planned
+
+    def _require_reservation(self, name: str) -> Reservation:
+        reserved = self._session.reservation if self._session else None
+        if reserved is None:
+            raise RuntimeError(f"{name}: depends on what is reserved; call reserve() first")
+        return reserved
 
     def _session_ready(self) -> Session:
         if self._session is None:

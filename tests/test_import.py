@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-HEAVY = ("cupy", "cuda", "jinja2", "torch", "jax", "typer", "rich", "ml_dtypes")
+HEAVY = ("cupy", "cuda", "jinja2", "torch", "vllm", "jax", "typer", "rich", "ml_dtypes")
 
 _SCRIPT = f"""
 import json, sys

@@ -158,3 +158,12 @@ def test_limits_may_be_integers_of_numpy(gpu: FakeGpu) -> None:
     assert attention.workspace_bytes(**limits) == attention.workspace_bytes(**LIMITS)
     attention.reserve(**limits, stream=STREAM)
     plan(attention)
+
+
+def test_reserved_variants_are_those_that_graphs_hold(gpu: FakeGpu) -> None:
+    with pytest.raises(RuntimeError, match=r"reserved_variants.*reserve\(\)"):
+        _ = layer().reserved_variants
+    attention = reserved()
+    plan(attention)
+    graphs = [capture(gpu, attention, decodes_only=only) for only in (False, True)]
+    assert attention.reserved_variants == tuple(replayed(gpu, graph).variant for graph in graphs)

@@ -1,0 +1,97 @@
+"""Where time goes: the host's in a backend's builder and layers, the GPU's by kind of kernel."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from podrt.bench.serving.vllm_steps import synchronize
+
+#: Kinds of kernels, by their names; the first that fits counts.
+_KINDS = {
+    "writes": re.compile(r"cache_write|reshape_and_cache", re.I),
+    "helpers": re.compile(r"prepare_varlen|combine|reduce_segments", re.I),
+    "attention": re.compile(
+        r"^(pod|prefill|decode)_(hopper|portable)_|flash|unified_attention", re.I
+    ),
+}
+
+
+@contextmanager
+def host_times(backend: str) -> Iterator[dict[str, Any]]:
+    """Take the host's times in a backend; the dictionary has medians in us at the end.
+
+    Where the GPU is behind, launches wait for it, and a mean would say nothing of the host.
+    """
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    owner = AttentionBackendEnum[backend].get_class()
+    timed: dict[str, list[float]] = {"build": [], "layer": [], "write": []}
+    found: dict[str, Any] = {}
+    with (
+        _timing(owner.get_builder_cls(), "build", timed["build"]),
+        _timing(owner.get_impl_cls(), "forward", timed["layer"]),
+        _timing(owner.get_impl_cls(), "do_kv_cache_update", timed["write"]),
+    ):
+        yield found
+    for name, times in timed.items():
+        found[f"host_{name}_us"] = 1e6 * float(np.median(times or [0.0]))
+    found["host_layers_a_step"] = len(timed["layer"]) / max(1, len(timed["build"]))
+
+
+@contextmanager
+def _timing(owner: Any, name: str, times_s: list[float]) -> Iterator[None]:
+    inner = getattr(owner, name, None)
+    if inner is None:
+        yield
+        return
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        began_s = time.perf_counter()
+        result = inner(*args, **kwargs)
+        times_s.append(time.perf_counter() - began_s)
+        return result
+
+    own = name in vars(owner)
+    setattr(owner, name, timed)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, inner)
+        else:
+            delattr(owner, name)
+
+
+@contextmanager
+def gpu_times() -> Iterator[dict[str, Any]]:
+    """Sum GPU time by kind of kernel; the dictionary is filled at the end."""
+    from torch.profiler import ProfilerActivity, profile
+
+    found: dict[str, Any] = {}
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        yield found
+        synchronize()
+    by_name: dict[str, list[float]] = {}
+    for event in profiler.profiler.kineto_results.events():
+        if event.device_type().name == "CUDA":
+            entry = by_name.setdefault(event.name(), [0.0, 0])
+            entry[0] += event.duration_ns() / 1e6
+            entry[1] += 1
+    found["gpu_ms"] = sum(ms for ms, _ in by_name.values())
+    for kind in _KINDS:
+        found[f"gpu_{kind}_ms"] = sum(
+            ms for name, (ms, _) in by_name.items() if _kind_of(name) == kind
+        )
+    longest = sorted(by_name.items(), key=lambda entry: -entry[1][0])[:8]
+    found["gpu_longest"] = [(name[:90], ms, count) for name, (ms, count) in longest]
+
+
+def _kind_of(kernel: str) -> str | None:
+    """Return the kind of a kernel; None if it has nothing to do with attention."""
+    return next((kind for kind, pattern in _KINDS.items() if pattern.search(kernel)), None)

@@ -1,0 +1,109 @@
+"""The kernel that writes new keys and values to the pages of a cache: config, source, arguments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from podrt.jit import KernelSource, render
+from podrt.kernels.argument_block import ArgumentBlock
+from podrt.kernels.structs import Field, render_struct, struct_dtype
+from podrt.tensors.cache_write import WriteTensors
+
+#: Elements that a thread copies, 16 bytes.
+VECTOR = 8
+THREADS = 256
+
+#: Arguments in memory order. Strides are in elements.
+PARAMS = (
+    Field("const u16*", "k", "[tokens, num_kv_heads, head_dim]"),
+    Field("const u16*", "v", "as k"),
+    Field("u16*", "k_cache", "[pages, page_size, num_kv_heads, head_dim]"),
+    Field("u16*", "v_cache", "as k_cache"),
+    Field("const i64*", "slots", "[num_tokens]"),
+    Field("i64", "num_tokens", ""),
+    Field("i64", "num_slots", "of the cache"),
+    Field("i64", "k_stride_token", ""),
+    Field("i64", "k_stride_head", ""),
+    Field("i64", "v_stride_token", ""),
+    Field("i64", "v_stride_head", ""),
+    Field("i64", "k_cache_stride_page", ""),
+    Field("i64", "k_cache_stride_token", ""),
+    Field("i64", "k_cache_stride_head", ""),
+    Field("i64", "v_cache_stride_page", ""),
+    Field("i64", "v_cache_stride_token", ""),
+    Field("i64", "v_cache_stride_head", ""),
+    Field("int", "num_kv_heads", ""),
+)
+PARAMS_DTYPE = struct_dtype(PARAMS)
+#: Five addresses and the number of tokens.
+_CHANGING = 6
+
+
+class CacheWriteConfig(NamedTuple):
+    """One variant of the kernel. Elements of 16 bits are copied, whatever their type.
+
+    Attributes
+    ----------
+    arch : str
+        For example ``"sm_90a"``.
+    head_dim : int
+        Elements of a head.
+    page_size : int
+        Tokens of a page.
+    """
+
+    arch: str
+    head_dim: int
+    page_size: int
+    threads: int = THREADS
+
+    @property
+    def name(self) -> str:
+        """Readable name, different for different variants."""
+        return f"cache_write_{self.arch}_d{self.head_dim}_page{self.page_size}"
+
+
+def source_of(config: CacheWriteConfig) -> KernelSource:
+    """Render the CUDA C++ source of a variant."""
+    text = render(
+        "cache/write.cu.jinja",
+        {"config": config, "params_struct": render_struct("Params", PARAMS)},
+    )
+    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
+
+
+def ctas_of(num_tokens: int, num_kv_heads: int, head_dim: int) -> int:
+    """Return the grid of a launch for so many tokens."""
+    vectors = num_tokens * 2 * num_kv_heads * (head_dim // VECTOR)
+    return -(-vectors // THREADS)
+
+
+class CacheWriteArguments:
+    """Arguments over tensors of one layout, in which a launch changes addresses."""
+
+    def __init__(self, tensors: WriteTensors) -> None:
+        strides: dict[str, int] = {}
+        for name in ("k", "v"):
+            token, head, _ = getattr(tensors, name).strides
+            strides |= {f"{name}_stride_token": token, f"{name}_stride_head": head}
+            page, token, head, _ = getattr(tensors, f"{name}_cache").strides
+            strides |= {
+                f"{name}_cache_stride_page": page,
+                f"{name}_cache_stride_token": token,
+                f"{name}_cache_stride_head": head,
+            }
+        pages, page_size, num_kv_heads, _ = tensors.k_cache.shape
+        self._block = ArgumentBlock(
+            PARAMS, _CHANGING, num_slots=pages * page_size, num_kv_heads=num_kv_heads, **strides
+        )
+
+    def point_to(
+        self, k: int, v: int, k_cache: int, v_cache: int, slots: int, num_tokens: int
+    ) -> int:
+        """Take the addresses of a write; return what the driver takes."""
+        block = self._block
+        block.change(block.view, 0, k, v, k_cache, v_cache, slots, num_tokens)
+        return block.address
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._block)

@@ -1,0 +1,96 @@
+"""The measurement of vLLM: what it makes of times and results, without vLLM."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from podrt.bench.serving import vllm_engine
+from podrt.bench.serving.vllm import comparisons
+from podrt.bench.serving.vllm_clocks import _kind_of
+from podrt.bench.serving.vllm_steps import Run
+
+
+def a_run() -> Run:
+    run = Run(2)
+    run.arrivals_s, run.prompt_tokens, run.steps = [0.0, 1.0], 70, 5
+    run.tokens = [[1, 2, 3], [4, 5]]
+    run.times_s = [[1.0, 1.5, 2.5], [3.0, 4.0]]
+    return run
+
+
+def test_percentiles_are_of_times_to_and_between_tokens() -> None:
+    summary = a_run().summary()
+    assert (summary["seconds"], summary["steps"]) == (4.0, 5)
+    assert summary["generated_tokens_per_s"] == 5 / 4
+    assert summary["all_tokens_per_s"] == 75 / 4
+    assert summary["ttft_p50_s"] == 1.5
+    assert summary["tbt_p50_ms"] == 1000.0
+
+
+def row(backend: str, **changes: Any) -> dict[str, Any]:
+    given = {
+        "backend": backend,
+        "mode": "FULL",
+        "budget": 512,
+        "all_tokens_per_s": 100.0,
+        "gpu_attention_ms": 30.0,
+        "tokens": [[1, 2, 3], [4, 5]],
+    }
+    return given | changes
+
+
+def test_the_last_backend_is_set_against_the_first() -> None:
+    better = row("PODRT", all_tokens_per_s=110.0, gpu_attention_ms=20.0, tokens=[[1, 2, 9], [7, 5]])
+    (line,) = comparisons([row("FLASH_ATTN"), better])
+    assert "FULL budget 512: PODRT against FLASH_ATTN" in line
+    assert "tokens/s 1.100x" in line
+    assert "GPU time in attention 1.500x" in line
+    assert "first tokens equal 1/2, all equal up to 1 on average" in line
+
+
+def test_backends_that_failed_are_left_out() -> None:
+    failed = {"backend": "FLASH_ATTN", "mode": "FULL", "error": "no"}
+    assert comparisons([failed, row("PODRT")]) == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("pod_hopper_sm_90a_bf16_d128_page16_causal", "attention"),
+        ("decode_portable_sm_80_f16_d64", "attention"),
+        (
+            "void cutlass::device_kernel<flash::enable_sm90<flash::FlashAttnFwdSm90>>",
+            "attention",
+        ),
+        ("void cutlass::device_kernel<flash::FlashAttnFwdCombine<...>>", "helpers"),
+        ("flash::prepare_varlen_num_blocks_kernel", "helpers"),
+        ("cache_write_sm_90a_d128_page16", "writes"),
+        ("void vllm::reshape_and_cache_flash_kernel<...>", "writes"),
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNT", None),
+        ("void at::native::elementwise_kernel<...>", None),
+    ],
+)
+def test_kernels_are_told_apart_by_name(kernel: str, kind: str | None) -> None:
+    assert _kind_of(kernel) == kind
+
+
+def test_graphs_have_the_largest_budget_among_their_sizes() -> None:
+    full = vllm_engine._compilation("FULL", 600)
+    assert full["cudagraph_mode"] == "FULL"
+    assert full["cudagraph_capture_sizes"][-2:] == [512, 600]
+    assert "cudagraph_capture_sizes" not in vllm_engine._compilation("EAGER", 600)
+    assert vllm_engine._compilation("FULL_AND_PIECEWISE", 600) == {
+        "cudagraph_mode": "FULL_AND_PIECEWISE"
+    }
+
+
+def test_the_model_is_of_the_shape_that_is_asked_for() -> None:
+    options = SimpleNamespace(
+        heads="32/8", head_dim=128, hidden=4096, layers=32, vocabulary=128256, dtype="bfloat16"
+    )
+    model = vllm_engine._model(options, 1000)  # type: ignore[arg-type]
+    assert (model["num_attention_heads"], model["num_key_value_heads"]) == (32, 8)
+    assert (model["intermediate_size"], model["max_position_embeddings"]) == (14336, 1000)
