@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from podrt.integrations.transformers.engine import Engine
+from podrt.integrations.transformers.failures import StepError, guard_steps
 
 #: Key of the model's keyword arguments by which attention functions find the engine.
 ENGINE = "podrt"
@@ -46,7 +47,10 @@ def _hook(processor: Any, engine: Engine) -> None:
 
     def planned_model_kwargs(use_padding: bool = False) -> Any:
         kwargs = get_model_kwargs(use_padding=use_padding)
-        engine.plan(_host_side(ios).requests_in_batch, ios.compute_stream)
+        try:
+            engine.plan(_host_side(ios).requests_in_batch, ios.compute_stream)
+        except Exception as error:
+            raise StepError(f"podrt could not plan a step: {error}") from error
         kwargs[ENGINE] = engine
         return kwargs
 
@@ -57,6 +61,7 @@ def _hook(processor: Any, engine: Engine) -> None:
 
     ios.get_model_kwargs = planned_model_kwargs
     runner.maybe_pad_inputs = padded_inputs
+    guard_steps(processor)
     for io in _with_graphs(ios):
         # Whatever the batch, a graph depends on how many rows its tensors have.
         io._get_graph_key = lambda io=io: (io.num_q_tokens,)

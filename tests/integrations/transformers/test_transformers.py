@@ -103,6 +103,35 @@ def test_a_plan_of_another_step_would_show(llama: Any, monkeypatch: pytest.Monke
         require_greedy(llama, prompts, found)
 
 
+def test_a_step_that_fails_leaves_the_engine_and_the_other_requests_running(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, failures = Engine.plan, []
+
+    def failing(self: Engine, states: Any, stream: Any) -> None:
+        if self.num_steps == 4 and not failures:
+            failures.extend(state.state.request_id for state in states)
+            raise MemoryError("no room for the plan")
+        plan(self, states, stream)
+
+    monkeypatch.setattr(Engine, "plan", failing)
+    prompts = make_prompts([20, 21, 90, 33, 47])
+    with integration.enable(llama):
+        results = llama.generate_batch(
+            prompts,
+            generation_config=greedy(6),
+            continuous_batching_config=batching_config(max_requests_per_batch=2),
+            progress_bar=False,
+        )
+    found = {name: result for name, result in results.items() if result.error is None}
+    assert set(results) - set(found) == set(failures) != set()
+    for name in failures:
+        assert "no room for the plan" in str(results[name].error)
+    assert len(found) >= 3
+    served = [prompts[list(results).index(name)] for name in found]
+    require_greedy(llama, served, [result.generated_tokens for result in found.values()])
+
+
 def test_no_key_is_gathered(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("keys were gathered")
