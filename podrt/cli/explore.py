@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.syntax import Syntax
+from rich.table import Table
 from rich.text import Text
 
 from podrt.cli._building import build_all
+from podrt.cli._layer import GPU_NAMES, scheduler_of
 from podrt.cli._options import (
     ArchOption,
     DecodeRowsOption,
@@ -24,9 +26,12 @@ from podrt.cli._options import (
 )
 from podrt.cli._output import console, print_json, table
 from podrt.explore.listing import LEXERS, What, diff_of, text_of
+from podrt.explore.names import alias_of, grouped, narrow, pages_of, the_one, tiles_of
 from podrt.explore.select import find, select
 from podrt.explore.stats import VariantStats, stats_of
 from podrt.kernels.families import Variant
+from podrt.kernels.variant import DTYPE_TAGS
+from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
 app = typer.Typer(
     help="The kernel variants: list them, read their code, see their resources. Needs no GPU.",
@@ -52,7 +57,8 @@ def list_variants(
 ) -> None:
     """List the names of the variants that pass every filter; a name states all parameters.
 
-    In a pipe: one name a line. Example: podrt explore list --form pod --head-dim 128
+    On a terminal, variants that differ in element type and pages alone share a line, and go by
+    aliases; in a pipe: one full name a line. Example: podrt explore list --form pod --head-dim 128
     """
     configs = select(
         archs=arch,
@@ -67,31 +73,67 @@ def list_variants(
     if as_json:
         print_json([_described(config) for config in configs])
         return
-    for config in configs:
-        typer.echo(config.name)
+    if sys.stdout.isatty():
+        console().print(alias_table(configs))
+    else:
+        for config in configs:
+            typer.echo(config.name)
     console(stderr=True).print(f"{len(configs)} variants")
+
+
+def _completions(incomplete: str) -> list[str]:
+    """Return aliases for the shell to complete, those of this GPU's architecture."""
+    return [alias for v in select() if (alias := alias_of(v)).startswith(incomplete)]
 
 
 @app.command()
 def show(
-    variant: Annotated[str, typer.Argument(help="A variant's name, or a part only it has.")],
+    variant: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Its alias, words of it, field=value, or a piece of its full name.",
+            autocompletion=_completions,
+        ),
+    ] = None,
     what: Annotated[What, typer.Option(help="Which text of the variant.")] = What.source,
     diff: Annotated[
         str | None, typer.Option(metavar="OTHER", help="Show what differs in another variant.")
     ] = None,
     arch: ArchOption = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help='The one that runs a batch, such as "2048@16384 + 64x16384".'),
+    ] = None,
+    heads: Annotated[str, typer.Option(metavar="QO/KV", help="Of --batch.")] = "32/8",
+    head_dim: Annotated[int, typer.Option(help="Of --batch: 64, 128 or 256.")] = 128,
+    page_size: Annotated[int, typer.Option(min=0, help="Of --batch; 0: contiguous.")] = 16,
+    dtype: Annotated[str, typer.Option(help="Of --batch.")] = "bfloat16",
+    policy: Annotated[str, typer.Option(help="Of --batch, as of podrt.HybridAttention.")] = "auto",
+    gpu: Annotated[
+        str | None, typer.Option(help=f"Of --batch: {GPU_NAMES}. Default: this GPU, else h100.")
+    ] = None,
 ) -> None:
     """Print a variant's rendered source, PTX, SASS, compiler log or config.
 
-    On a terminal with colours and line numbers, in a pipe as plain text. Variants of every
-    architecture are searched unless --arch says which. Example: podrt explore show VARIANT
-    --what ptx
+    On a terminal with colours and line numbers, in a pipe as plain text. Where words fit variants
+    of several architectures, this GPU's is meant, unless --arch says which. Examples:
+    podrt explore show pod hopper bf16 d128 page16 r8 --what ptx;
+    podrt explore show --batch "2048@16384 + 64x16384" --heads 32/8 --gpu h100 --what config
     """
-    config = find(variant, arch)
+    if batch is None and not variant:
+        raise ValueError('pass a variant, such as pod-hopper-bf16-d128-page16-r8, or --batch "..."')
+    if batch is None:
+        config = find(variant or [], arch)
+    else:
+        scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu)
+        lengths = batch_of_lengths(parse_lengths(batch), page_size or None)
+        running = narrow(scheduler.schedule(lengths).variants, variant or [])
+        config = the_one(running, batch)
+        console(stderr=True).print(f"{alias_of(config)} runs {batch}", markup=False)
     if diff is None:
         _print_text(text_of(config, what), LEXERS[what], numbered=True)
         return
-    other = find(diff, arch)
+    other = find(diff.split(), arch)
     text = diff_of(config, other, what)
     _print_text(text or f"No difference in {what.value}.", "diff", numbered=False)
 
@@ -129,6 +171,19 @@ def stats(
         print_json([row.to_dict() for row in rows])
     else:
         _print_stats(rows)
+
+
+def alias_table(configs: list[Variant]) -> Table:
+    """Return a line for variants that differ in element type and pages alone."""
+    result = table("alias, less type and pages", "types", "pages", "tiles")
+    for alias, group in grouped(configs).items():
+        result.add_row(
+            alias,
+            ", ".join(dict.fromkeys(DTYPE_TAGS[v.dtype] for v in group)),
+            ", ".join(dict.fromkeys(pages_of(v) for v in group)),
+            " | ".join(dict.fromkeys(tiles_of(v) for v in group)),
+        )
+    return result
 
 
 def _described(config: Variant) -> dict[str, Any]:

@@ -7,19 +7,11 @@ from typing import Annotated
 
 import typer
 
-from podrt.cli._options import parse_heads
+from podrt.cli._layer import GPU_NAMES, scheduler_of
 from podrt.cli._output import print_json
-from podrt.errors import DeviceError
-from podrt.gpu.device import DeviceInfo, current_device
-from podrt.gpu.nominal import GPUS, H100
 from podrt.policy.explain import Explanation, explain
-from podrt.policy.policies import parse_policy
-from podrt.policy.schedule import Scheduler
-from podrt.spec.attention import make_spec
 from podrt.workloads.chunked_prefill import hybrid_steps, read_trace
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
-
-_NAMES = " or ".join(GPUS)
 
 
 def plan(
@@ -41,7 +33,7 @@ def plan(
     dtype: Annotated[str, typer.Option(help="bfloat16 or float16.")] = "bfloat16",
     policy: Annotated[str, typer.Option(help="As of podrt.HybridAttention.")] = "auto",
     gpu: Annotated[
-        str | None, typer.Option(help=f"{_NAMES}. Default: this GPU, else h100.")
+        str | None, typer.Option(help=f"{GPU_NAMES}. Default: this GPU, else h100.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -61,9 +53,7 @@ def plan(
         )
         lengths = [zip(step.q_lens.tolist(), step.kv_lens.tolist(), strict=True) for step in steps]
         named = [(f"{trace.stem} #{number}", list(each)) for number, each in enumerate(lengths)]
-    qo, kv = parse_heads(heads)
-    layer = make_spec(qo, kv, head_dim, page_size or None, "NHD", dtype, True, None)
-    scheduler = Scheduler(layer, _gpu(gpu), parse_policy(policy))
+    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu)
     found = [
         (name, explain(scheduler, batch_of_lengths(requests, page_size or None)))
         for name, requests in named
@@ -76,14 +66,3 @@ def _print(found: list[tuple[str, Explanation]], as_json: bool) -> None:
         print_json([{"name": name, **each.to_dict()} for name, each in found])
         return
     typer.echo("\n\n".join(f"{name}\n{each}" for name, each in found))
-
-
-def _gpu(name: str | None) -> DeviceInfo:
-    if name is None:
-        try:
-            return current_device()
-        except DeviceError:
-            return H100
-    if name not in GPUS:
-        raise ValueError(f"gpu={name!r}: allowed are {_NAMES}")
-    return GPUS[name]

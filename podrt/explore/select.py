@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from podrt.errors import PodrtError
+from podrt.explore.names import alias_of, narrow, the_one
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
@@ -62,32 +63,25 @@ def select(
     return [replace(v, causal=causal) for causal in _causals(masks) for v in found]
 
 
-def find(pattern: str, archs: Sequence[str] | None = None) -> Variant:
-    """Return the one default variant, of either mask, whose name is, or contains, `pattern`.
+def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
+    """Return the one default variant, of either mask, that words select (`names.narrow`).
 
-    A part that a causal variant and its twin with the full mask share means the causal one.
+    Where they fit several, a full name means that one, then the causal ones are meant, then those
+    of the current GPU's architecture, unless `archs` says which.
 
     Raises
     ------
     ValueError
-        No variant matches, or several do; the message lists some.
+        No variant matches, or several do; the message says what would tell them apart.
     """
-    matches: list[Variant] = []
-    for mask in ("causal", "full"):
-        if not matches:
-            variants = select(archs=archs or ["all"], masks=[mask])
-            matches = [v for v in variants if v.name == pattern] or [
-                v for v in variants if pattern in v.name
-            ]
-    if len(matches) == 1:
-        return matches[0]
-    if not matches:
-        raise ValueError(f"VARIANT={pattern!r}: no variant has it in its name; see explore list")
-    shown = "\n  ".join(v.name for v in matches[:10])
-    raise ValueError(
-        f"VARIANT={pattern!r}: {len(matches)} variants have it in their names, "
-        f"give more of one:\n  {shown}"
-    )
+    asked = " ".join(words)
+    variants = select(archs=archs or ["all"], masks=["causal", "full"])
+    exact = [v for v in variants if asked in (v.name, alias_of(v))]
+    found = exact or narrow(variants, words)
+    found = [v for v in found if v.causal] or found
+    if not archs:
+        found = [v for v in found if v.arch == detected_arch()] or found
+    return the_one(found, asked)
 
 
 def parse_page_size(text: str) -> int | None:

@@ -10,7 +10,8 @@ from cli_support import HOPPER, SMALL, SMALL_PAGED, run, run_json, small_paged
 from podrt import cli
 from podrt.cli.explore import shorten
 from podrt.errors import DeviceError
-from podrt.explore.select import parse_page_size, select
+from podrt.explore.names import alias_of
+from podrt.explore.select import find, parse_page_size, select
 from podrt.jit import find_nvdisasm
 from podrt.kernels.hopper.presets import hopper_variant
 
@@ -157,7 +158,49 @@ def test_show_takes_a_part_of_a_name_that_is_unique():
 def test_show_lists_what_an_ambiguous_part_could_mean():
     with pytest.raises(ValueError, match="variants have it in their names") as error:
         run("explore", "show", "decode_portable_sm_80_f16_d64")
-    assert small_paged()[0].name in str(error.value)
+    assert alias_of(small_paged()[0]) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pod-hopper-bf16-d128-page16-r8"],
+        ["pod", "hopper", "bf16", "d128", "page16", "r8"],
+        ["hopper-bf16", "pod", "head_dim=128", "decode_rows=8", "page_size=16"],
+    ],
+)
+def test_show_takes_words(words):
+    config = json.loads(run("explore", "show", *words, "--what", "config"))
+    expected = {"form": "pod", "dtype": "bfloat16", "head_dim": 128, "decode_rows": 8}
+    assert expected.items() <= config.items()
+    assert config["page_size"] == 16
+    assert config["causal"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "alias"),
+    [
+        (["2048@16384 + 64x16384"], "pod-hopper-bf16-d128-page16-r8"),
+        (["64x16384", "--heads", "64/2"], "decode-hopper-bf16-d128-page16-r32"),
+        (["2048@16384", "--page-size", "0"], "prefill-hopper-bf16-d128-contiguous-k176"),
+        (["512@512 + 64x900", "--head-dim", "256"], "pod-portable-sm_90a-bf16-d256-page16-c2"),
+    ],
+)
+def test_show_what_a_batch_would_run(arguments, alias):
+    options = ["--batch", *arguments, "--gpu", "h100", "--what", "config"]
+    assert json.loads(run("explore", "show", *options)) == find([alias]).to_dict()
+
+
+def test_show_of_a_batch_with_two_launches_takes_a_word():
+    options = ["--batch", "2048@16384 + 64x16384", "--policy", "serial", "--what", "config"]
+    with pytest.raises(ValueError, match=r"prefill.*decode"):
+        run("explore", "show", *options)
+    assert json.loads(run("explore", "show", "decode", *options))["form"] == "decode"
+
+
+def test_show_of_no_variant():
+    with pytest.raises(ValueError, match="pass a variant"):
+        run("explore", "show")
 
 
 def test_show_of_nothing():

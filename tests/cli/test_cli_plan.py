@@ -6,7 +6,7 @@ import pytest
 from cli_support import run, run_json
 from readme import README
 
-from podrt import cli
+from podrt.cli import _layer
 from podrt.gpu.device import DeviceError
 from podrt.gpu.nominal import GPUS
 from podrt.policy.policies import parse_policy
@@ -72,7 +72,7 @@ def test_without_a_gpu_it_plans_for_an_h100(monkeypatch):
     def absent():
         raise DeviceError("no GPU")
 
-    monkeypatch.setattr(cli.plan, "current_device", absent)
+    monkeypatch.setattr(_layer, "current_device", absent)
     assert run_json("plan", BATCH)[0]["gpu"] == GPUS["h100"].name
 
 

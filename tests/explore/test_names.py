@@ -1,0 +1,68 @@
+"""Aliases, and the words that select variants."""
+
+from __future__ import annotations
+
+import pytest
+
+from podrt.explore.names import alias_of, differences, grouped, narrow, parts_of, the_one
+from podrt.explore.select import find, select
+
+HOPPER = select(archs=["sm_90a"], families=["hopper"])
+
+
+def test_aliases_tell_all_variants_apart_and_find_them() -> None:
+    variants = select(archs=["all"], masks=["causal", "full"])
+    aliases = [alias_of(variant) for variant in variants]
+    assert len(set(aliases)) == len(variants)
+    assert max(map(len, aliases)) < 60
+    for variant, alias in list(zip(variants, aliases, strict=True))[::37]:
+        assert find([alias]) == find([variant.name]) == variant
+
+
+def test_words_narrow_whatever_their_order() -> None:
+    words = ["pod", "f16", "d64", "page16"]
+    found = narrow(HOPPER, words)
+    assert found == narrow(HOPPER, reversed(words)) == narrow(HOPPER, ["f16-pod", "d64-page16"])
+    assert {parts_of(variant)[-1] for variant in found} == {"r8", "r16", "r32"}
+    assert not any("bf16" in variant.name for variant in found)
+
+
+def test_fields_select_by_value() -> None:
+    assert {v.to_dict()["kv_tile"] for v in narrow(HOPPER, ["kv_tile=176"])} == {176}
+    portable = select(archs=["sm_80"])
+    rows = narrow(portable, ["prefill.rows=64", "causal=true"])
+    assert {variant.to_dict()["prefill"]["rows"] for variant in rows} == {64}
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("hoper", "try hopper"),
+        ("pod-hopper-d129", "d128"),
+        ("kv_tile=100", "kv_tile=112"),
+        ("kv_tiles=112", "kv_tile"),
+    ],
+)
+def test_a_word_that_selects_nothing_is_told_the_nearest(word: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        narrow(HOPPER, [word])
+
+
+def test_several_are_told_apart() -> None:
+    found = narrow(HOPPER, ["pod", "bf16", "d128", "page16"])
+    assert differences(found) == ["r8", "r16", "r32"]
+    with pytest.raises(ValueError, match=r"3 variants.*\(r8, r16, r32\)"):
+        the_one(found, "pod")
+
+
+def test_words_mean_the_causal_variant_of_this_gpu() -> None:
+    found = find(["pod", "portable", "bf16", "d128", "page16", "c2"])
+    assert found.causal and found.arch == "sm_90a"
+    assert not find(["pod", "portable", "bf16", "d128", "page16", "c2", "full"]).causal
+
+
+def test_groups_share_all_but_types_and_pages() -> None:
+    groups = grouped(HOPPER)
+    assert sum(map(len, groups.values())) == len(HOPPER)
+    assert all(len(group) == 4 for group in groups.values())
+    assert "pod-hopper-d128-r8" in groups
