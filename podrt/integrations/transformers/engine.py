@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,29 @@ _FULL_ATTENTION = "full_attention"
 _log = logging.getLogger("podrt")
 
 
+@dataclass
+class Record:
+    """What ran since `enable`. Outlives engines, whose caches it does not keep alive.
+
+    Attributes
+    ----------
+    steps : int
+        Steps planned, those of warming up included.
+    variants : tuple of Variant or None
+        Kernels of the step planned last; None in host memory.
+    """
+
+    steps: int = 0
+    variants: tuple[Any, ...] | None = None
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the kernels that run the step planned last."""
+        if self.variants is None:
+            return ("reference in host memory",) if self.steps else ()
+        return tuple(variant.name for variant in self.variants)
+
+
 class Engine:
     """Attention over the paged cache of one `ContinuousBatchProcessor`.
 
@@ -30,6 +54,8 @@ class Engine:
         Its model's attention layer, of all ranks together.
     policy : str or Policy
         As `podrt.HybridAttention`.
+    record : Record
+        Where steps are counted.
 
     Attributes
     ----------
@@ -44,7 +70,7 @@ class Engine:
         The cache holds more than full attention.
     """
 
-    def __init__(self, processor: Any, layer: Layer, policy: str | Policy) -> None:
+    def __init__(self, processor: Any, layer: Layer, policy: str | Policy, record: Record) -> None:
         allocators = processor.cache.cache_allocators
         if list(allocators) != [_FULL_ATTENTION]:
             raise UnsupportedConfigError(
@@ -60,6 +86,7 @@ class Engine:
         self.attention = self.layer.attention(device, policy, page_size=page_size)
         self._tables = PageTables(page_size, allocator.block_physical_stride // page_size)
         self._pages = _alike(allocator._kv_page_views)
+        self._record = record
         self._num_tokens = 0
         self.num_steps = 0
         if isinstance(self.attention, HybridAttention) and processor.model_runner.pad_inputs:
@@ -90,8 +117,12 @@ class Engine:
             **on,
         )
         self._num_tokens = int(qo_indptr[-1])
+        record = self._record
+        if isinstance(self.attention, HybridAttention):
+            record.variants = self.attention.variants
+        record.steps += 1
         if not self.num_steps:
-            _log.info("podrt runs attention of continuous batching: %s", self.kernels())
+            _log.info("podrt runs attention of continuous batching: %s", record.kernels)
         self.num_steps += 1
 
     def run(self, layer_idx: int, q: Any) -> Any:
@@ -106,12 +137,6 @@ class Engine:
         rows = slice(0, self._num_tokens)
         self.attention.run(q[rows], k_pages, v_pages, out=out[rows])
         return out
-
-    def kernels(self) -> tuple[str, ...]:
-        """Return the names of the kernels that run the step planned last."""
-        if isinstance(self.attention, HybridAttention):
-            return tuple(variant.name for variant in self.attention.variants)
-        return ("reference in host memory",)
 
 
 def _alike(views: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:
