@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from itertools import takewhile
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from podrt.bench import roofline as bench_roofline
+from podrt.bench.results import load
+from podrt.bench.roofline import USUAL_POLICIES
 from podrt.cli._building import build_all
 from podrt.cli._layer import GPU_NAMES, scheduler_of
 from podrt.cli._options import (
@@ -171,6 +175,39 @@ def stats(
         print_json([row.to_dict() for row in rows])
     else:
         _print_stats(rows)
+
+
+@app.command()
+def roofline(
+    results: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A results file of podrt bench.")
+    ],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Which of its policies; repeatable. Default: {' '.join(USUAL_POLICIES)}."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Draw it too: .png, .svg or .pdf.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how near measured launches came to what this GPU's arithmetic and memory reach. No GPU.
+
+    Shares are of ceilings measured in the same run. "overlap" is how much of the shorter side was
+    hidden behind the longer one: 1 all of it, 0 nothing. Example:
+    podrt explore roofline bench/results/h100/peers.json --plot roofline.png
+    """
+    loaded = load(results)
+    points = bench_roofline.roofline(loaded, policy or USUAL_POLICIES)
+    if plot is not None:
+        title = f"{results.stem}, {loaded.environment['gpu']}"
+        bench_roofline.plot_roofline(points, title, plot)
+    if as_json:
+        print_json([point.to_dict() for point in points])
+    else:
+        console().print(bench_roofline.roofline_table(points))
 
 
 def alias_table(configs: list[Variant]) -> Table:
