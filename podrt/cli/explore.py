@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from itertools import takewhile
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from podrt.bench import roofline as bench_roofline
-from podrt.bench.results import load
+from podrt.bench.results import load, write_whole
 from podrt.bench.roofline import USUAL_POLICIES
 from podrt.cli._building import build_all
 from podrt.cli._layer import GPU_NAMES, scheduler_of
@@ -33,6 +34,7 @@ from podrt.explore.listing import LEXERS, What, diff_of, text_of
 from podrt.explore.names import alias_of, grouped, narrow, pages_of, the_one, tiles_of
 from podrt.explore.select import find, select
 from podrt.explore.stats import VariantStats, stats_of
+from podrt.explore.timeline import plot_timeline, simulate
 from podrt.kernels.families import Variant
 from podrt.kernels.variant import DTYPE_TAGS
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
@@ -208,6 +210,47 @@ def roofline(
         print_json([point.to_dict() for point in points])
     else:
         console().print(bench_roofline.roofline_table(points))
+
+
+@app.command()
+def trace(
+    batch: Annotated[str, typer.Argument(help='Such as "2048@16384 + 64x16384".')],
+    heads: Annotated[str, typer.Option(metavar="QO/KV", help="Query and KV heads.")] = "32/8",
+    head_dim: Annotated[int, typer.Option(help="64 or 128.")] = 128,
+    page_size: Annotated[int, typer.Option(min=0, help="Tokens of a page; 0: contiguous.")] = 16,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float16.")] = "bfloat16",
+    policy: Annotated[str, typer.Option(help="As of podrt.HybridAttention.")] = "auto",
+    gpu: Annotated[
+        str | None, typer.Option(help=f"{GPU_NAMES}. Default: this GPU, else h100.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Draw it: .png, .svg or .pdf.")
+    ] = None,
+    chrome: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Write it for Perfetto and chrome://tracing: .json."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each SM does when, as the cost model simulates it. No GPU; nothing is measured.
+
+    Example: podrt explore trace "2048@16384 + 64x16384" --gpu h100 --plot trace.svg
+    """
+    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu)
+    lengths = batch_of_lengths(parse_lengths(batch), page_size or None)
+    timeline = simulate(scheduler.schedule(lengths), scheduler.gpu)
+    if plot is not None:
+        plot_timeline(timeline, f"{batch}, {heads} heads, {policy}", plot)
+    if chrome is not None:
+        write_whole(json.dumps(timeline.chrome_trace()), chrome)
+    summary = timeline.summary()
+    if as_json:
+        print_json({"source": "simulated", "gpu": timeline.gpu, **summary})
+        return
+    typer.echo(f"simulated, {timeline.gpu}: {batch}")
+    for name, value in summary.items():
+        is_share = name in ("prefill_busy", "decode_busy", "both_busy", "idle")
+        typer.echo(f"  {name:13s} {f'{value:.0%}' if is_share else f'{value:.0f}'}")
 
 
 def alias_table(configs: list[Variant]) -> Table:
