@@ -15,11 +15,14 @@ import torch
 
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.transformers.layers import Attention, Layer
+from podrt.policy.policies import Policy
 
 _of_thread = threading.local()
 
 
-def dense_attention(query: Any, key: Any, value: Any, mask: Any, scaling: float | None) -> Any:
+def dense_attention(
+    query: Any, key: Any, value: Any, mask: Any, scaling: float | None, policy: str | Policy
+) -> Any:
     """Return attention [batch, tokens, heads, head_dim]; the parameters are those of a layer."""
     if mask is not None and mask.ndim != 2:
         raise UnsupportedConfigError(
@@ -35,11 +38,10 @@ def dense_attention(query: Any, key: Any, value: Any, mask: Any, scaling: float 
         head_dim**-0.5 if scaling is None else scaling,
     )
     planned = vars(_of_thread).setdefault("planned", {})
-    dense = planned.get((layer, query.device))
+    owner = layer, query.device, policy
+    dense = planned.get(owner)
     if dense is None:
-        dense = planned[layer, query.device] = Dense(
-            layer.attention(query.device, "auto", kv_layout="HND")
-        )
+        dense = planned[owner] = Dense(layer.attention(query.device, policy, kv_layout="HND"))
     return dense.run(query, key, value, mask)
 
 

@@ -6,12 +6,13 @@ import logging
 from typing import Any, NamedTuple
 
 from podrt.errors import UnsupportedConfigError
-from podrt.integrations.transformers.engine import Engine
+from podrt.integrations.transformers import policies
+from podrt.integrations.transformers.engine import Engine, Record
 from podrt.integrations.transformers.functions import PAGED
 from podrt.integrations.transformers.hooks import attach
 from podrt.integrations.transformers.layers import Layer, layer_of
 from podrt.integrations.transformers.versions import require_supported
-from podrt.policy.policies import Policy
+from podrt.policy.policies import Policy, parse_policy
 
 _ENABLED = "_podrt_enabled"
 _FALLBACKS = (None, "sdpa")
@@ -44,7 +45,7 @@ class Enabled:
 
     def __init__(self, model: Any, layer: Layer, policy: str | Policy) -> None:
         self._model, self._layer, self._policy = model, layer, policy
-        self._engines: list[Engine] = []
+        self._record = Record()
         self._configs = list(
             {id(c): c for c in (model.config, model.config.get_text_config())}.values()
         )
@@ -52,6 +53,7 @@ class Enabled:
         self._init = model.init_continuous_batching
         for config in self._configs:
             config._attn_implementation_internal = PAGED
+            policies.keep(config, policy)
         model.init_continuous_batching = self._init_continuous_batching
         setattr(model, _ENABLED, self)
 
@@ -71,15 +73,16 @@ class Enabled:
         self._model.destroy_cached_continuous_batching_manager()
         for config, name in zip(self._configs, self._names, strict=True):
             config._attn_implementation_internal = name
+            policies.forget(config)
         del self._model.init_continuous_batching
         delattr(self._model, _ENABLED)
 
     def status(self) -> Status:
         """Return what ran so far."""
-        steps = sum(engine.num_steps for engine in self._engines)
-        if not steps:
+        if not self._record.steps:
             return Status(True, "no step of continuous batching was planned so far")
-        return Status(True, "continuous batching runs on podrt", steps, self._engines[-1].kernels())
+        reason = "continuous batching runs on podrt"
+        return Status(True, reason, self._record.steps, self._record.kernels)
 
     def _init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         manager = self._init(*args, **kwargs)
@@ -87,9 +90,7 @@ class Enabled:
         return manager
 
     def _engine(self, processor: Any) -> Engine:
-        engine = Engine(processor, self._layer, self._policy)
-        self._engines.append(engine)
-        return engine
+        return Engine(processor, self._layer, self._policy, self._record)
 
 
 def enable(
@@ -125,6 +126,7 @@ def enable(
         `fallback` is neither; or the model is enabled already, or has a manager.
     """
     require_supported()
+    parse_policy(policy)
     if fallback not in _FALLBACKS:
         raise ValueError(f'fallback={fallback!r}: must be "sdpa" or None')
     if getattr(model, _ENABLED, None) is not None:

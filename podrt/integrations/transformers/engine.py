@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,27 @@ from podrt.attention import HybridAttention
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.transformers.layers import Layer
 from podrt.integrations.transformers.tables import PageTables
+from podrt.kernels.families import Variant
 from podrt.policy.policies import Policy
 
 _FULL_ATTENTION = "full_attention"
 _log = logging.getLogger("podrt")
+
+
+@dataclass
+class Record:
+    """What ran since `enable`. Outlives engines, whose caches it does not keep alive.
+
+    Attributes
+    ----------
+    steps : int
+        Steps planned, those of warming up included.
+    kernels : tuple of str
+        Names of the kernels that run the step planned last.
+    """
+
+    steps: int = 0
+    kernels: tuple[str, ...] = ()
 
 
 class Engine:
@@ -30,6 +48,8 @@ class Engine:
         Its model's attention layer, of all ranks together.
     policy : str or Policy
         As `podrt.HybridAttention`.
+    record : Record
+        Where steps are counted.
 
     Attributes
     ----------
@@ -44,7 +64,7 @@ class Engine:
         The cache holds more than full attention.
     """
 
-    def __init__(self, processor: Any, layer: Layer, policy: str | Policy) -> None:
+    def __init__(self, processor: Any, layer: Layer, policy: str | Policy, record: Record) -> None:
         allocators = processor.cache.cache_allocators
         if list(allocators) != [_FULL_ATTENTION]:
             raise UnsupportedConfigError(
@@ -60,8 +80,9 @@ class Engine:
         self.attention = self.layer.attention(device, policy, page_size=page_size)
         self._tables = PageTables(page_size, allocator.block_physical_stride // page_size)
         self._pages = _alike(allocator._kv_page_views)
-        self._num_tokens = 0
-        self.num_steps = 0
+        self._record = record
+        self._variants: tuple[Variant, ...] | None = None
+        self._num_tokens = self.num_steps = 0
         if isinstance(self.attention, HybridAttention) and processor.model_runner.pad_inputs:
             self.attention.reserve(
                 processor.cb_config.max_requests_per_batch,
@@ -90,8 +111,9 @@ class Engine:
             **on,
         )
         self._num_tokens = int(qo_indptr[-1])
+        self._note()
         if not self.num_steps:
-            _log.info("podrt runs attention of continuous batching: %s", self.kernels())
+            _log.info("podrt runs attention of continuous batching: %s", self._record.kernels)
         self.num_steps += 1
 
     def run(self, layer_idx: int, q: Any) -> Any:
@@ -107,11 +129,14 @@ class Engine:
         self.attention.run(q[rows], k_pages, v_pages, out=out[rows])
         return out
 
-    def kernels(self) -> tuple[str, ...]:
-        """Return the names of the kernels that run the step planned last."""
-        if isinstance(self.attention, HybridAttention):
-            return tuple(variant.name for variant in self.attention.variants)
-        return ("reference in host memory",)
+    def _note(self) -> None:
+        """Record the step; names are made where kernels are others than those of the last one."""
+        self._record.steps += 1
+        if not isinstance(self.attention, HybridAttention):
+            self._record.kernels = ("reference in host memory",)
+        elif self.attention.variants != self._variants:
+            self._variants = self.attention.variants
+            self._record.kernels = tuple(variant.name for variant in self._variants)
 
 
 def _alike(views: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:

@@ -17,6 +17,7 @@ from podrt.errors import UnsupportedConfigError
 from podrt.integrations.transformers.dense import dense_attention
 from podrt.integrations.transformers.hooks import ENGINE
 from podrt.integrations.transformers.layers import require_plain
+from podrt.integrations.transformers.policies import policy_of
 
 DENSE, PAGED = "podrt", "podrt_flash"
 
@@ -92,7 +93,8 @@ def attention(
                 f"{type(module).__name__}: continuous batching reached podrt without a plan; call "
                 "podrt.integrations.transformers.enable(model) before making its manager"
             )
-        return dense_attention(query, key, value, attention_mask, scaling), None
+        policy = policy_of(getattr(module, "config", None))
+        return dense_attention(query, key, value, attention_mask, scaling, policy), None
     if scaling is not None and scaling != engine.layer.sm_scale:
         raise UnsupportedConfigError(
             f"{type(module).__name__}: layer {module.layer_idx} scales by {scaling}, the first "

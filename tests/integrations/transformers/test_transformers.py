@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from transformers_support import (  # noqa: E402
 import podrt.integrations.transformers as integration  # noqa: E402
 from podrt.errors import UnsupportedConfigError  # noqa: E402
 from podrt.integrations.transformers.engine import Engine  # noqa: E402
+from podrt.integrations.transformers.layers import Layer  # noqa: E402
 from podrt.integrations.transformers.tables import PageTables  # noqa: E402
 
 LENGTHS = [5, 40, 17, 70, 1]
@@ -175,6 +178,35 @@ def test_a_manager_serves_several_sessions(llama: Any) -> None:
         assert enabled.status().kernels == ("reference in host memory",)
     for tokens in found:
         require_greedy(llama, prompts, tokens)
+
+
+def test_caches_are_not_kept_alive(llama: Any) -> None:
+    with integration.enable(llama) as enabled:
+        manager = llama.init_continuous_batching(greedy(3), batching_config())
+        manager.warmup()
+        manager.batch_processor = manager.batch_processor or manager._create_batch_processor()
+        cache = weakref.ref(manager.batch_processor.cache)
+        del manager
+        gc.collect()
+        assert cache() is None
+        assert not enabled.status().steps
+
+
+def test_the_policy_serves_generate_too(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    inner = Layer.attention
+
+    def attention(self: Layer, device: Any, policy: Any, **options: Any) -> Any:
+        asked.append(policy)
+        return inner(self, device, policy, **options)
+
+    monkeypatch.setattr(Layer, "attention", attention)
+    ids = torch.tensor(make_prompts([12]))
+    with integration.enable(llama, policy="portable"):
+        llama.generate(ids, generation_config=greedy(2))
+    assert asked[-1] == "portable"
+    with pytest.raises(ValueError, match="policy"):
+        integration.enable(llama, policy="fastest")
 
 
 def test_disabling_restores_the_model_and_nothing_else_is_changed(llama: Any) -> None:
