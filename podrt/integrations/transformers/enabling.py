@@ -77,6 +77,29 @@ class Enabled:
         del self._model.init_continuous_batching
         delattr(self._model, _ENABLED)
 
+    def attach(self, manager: Any) -> None:
+        """Have a manager that was made by hand run on podrt, as those of the model's methods do.
+
+        Parameters
+        ----------
+        manager : ContinuousBatchingManager
+            Of this model, not started yet.
+
+        Raises
+        ------
+        ValueError
+            It serves another model, or has begun.
+        RuntimeError
+            `disable` has been called.
+        """
+        if getattr(self._model, _ENABLED, None) is not self:
+            raise RuntimeError("attach: podrt is disabled for this model; call enable(model) again")
+        if manager.model is not self._model:
+            raise ValueError("manager: serves another model than the one that was enabled")
+        if manager.batch_processor is not None:
+            raise ValueError("manager: has begun without podrt; attach it before it starts")
+        attach(manager, self._engine)
+
     def status(self) -> Status:
         """Return what ran so far."""
         if not self._record.steps:
@@ -114,7 +137,8 @@ def enable(
     Returns
     -------
     Enabled or None
-        A context manager with `disable` and `status`; None where the fallback was taken.
+        A context manager with `disable`, `status`, and `attach` for managers that were made by
+        hand; None where the fallback was taken.
 
     Raises
     ------

@@ -91,7 +91,8 @@ def attention(
         if "write_index" in arguments:
             raise UnsupportedConfigError(
                 f"{type(module).__name__}: continuous batching reached podrt without a plan; call "
-                "podrt.integrations.transformers.enable(model) before making its manager"
+                "podrt.integrations.transformers.enable(model) before making its manager, or give "
+                "one that was made by hand to attach() of what enable returned"
             )
         policy = policy_of(getattr(module, "config", None))
         return dense_attention(query, key, value, attention_mask, scaling, policy), None

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
 from transformers import Gemma2Config, GptOssConfig, MistralConfig  # noqa: E402
+from transformers.generation.continuous_batching import ContinuousBatchingManager  # noqa: E402
 from transformers_support import (  # noqa: E402
     CONFIGS,
     SIZES,
@@ -207,6 +208,28 @@ def test_the_policy_serves_generate_too(llama: Any, monkeypatch: pytest.MonkeyPa
     assert asked[-1] == "portable"
     with pytest.raises(ValueError, match="policy"):
         integration.enable(llama, policy="fastest")
+
+
+def test_a_manager_that_was_made_by_hand(llama: Any) -> None:
+    prompts = make_prompts([9, 30])
+    with integration.enable(llama) as enabled:
+        manager = ContinuousBatchingManager(llama, greedy(4), batching_config())
+        enabled.attach(manager)
+        names = manager.add_requests(prompts, max_new_tokens=4)
+        manager.start()
+        results = [manager.get_result(timeout=60) for _ in names]
+        with pytest.raises(ValueError, match="has begun"):
+            enabled.attach(manager)
+        manager.stop(block=True)
+        other = ContinuousBatchingManager(
+            make_model(CONFIGS["llama"]), greedy(4), batching_config()
+        )
+        with pytest.raises(ValueError, match="another model"):
+            enabled.attach(other)
+    tokens = {result.request_id: result.generated_tokens for result in results}
+    require_greedy(llama, prompts, [tokens[name] for name in names])
+    with pytest.raises(RuntimeError, match="disabled"):
+        enabled.attach(manager)
 
 
 def test_disabling_restores_the_model_and_nothing_else_is_changed(llama: Any) -> None:
