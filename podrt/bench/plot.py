@@ -43,12 +43,12 @@ def plot_figures(results: Results, folder: Path) -> tuple[list[Path], list[str]]
     PodrtError
         There is no matplotlib; names the extra to install.
     """
-    figure_class = _figure_class()
+    new_figure = figure_class()
     folder.mkdir(parents=True, exist_ok=True)
     summaries = summarise(results.rows)
     paths, skipped = [], []
     for name, draw in _FIGURES.items():
-        figure = figure_class(figsize=(9, 4), layout="constrained")
+        figure = new_figure(figsize=(9, 4), layout="constrained")
         cases = [summary for summary in summaries if summary.name.split("/")[0] == name]
         if not draw(figure, cases):
             skipped.append(name)
@@ -59,7 +59,8 @@ def plot_figures(results: Results, folder: Path) -> tuple[list[Path], list[str]]
     return paths, skipped
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """Return matplotlib's Figure; PodrtError without it."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:

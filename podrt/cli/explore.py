@@ -25,10 +25,13 @@ from podrt.cli._options import (
     PageSizeOption,
 )
 from podrt.cli._output import console, print_json, table
+from podrt.cli._times import roofline, trace
 from podrt.explore.listing import LEXERS, What, diff_of, text_of
+from podrt.explore.mix import instruction_mix
 from podrt.explore.names import alias_of, grouped, narrow, pages_of, the_one, tiles_of
 from podrt.explore.select import find, select
 from podrt.explore.stats import VariantStats, stats_of
+from podrt.jit import disassemble
 from podrt.kernels.families import Variant
 from podrt.kernels.variant import DTYPE_TAGS
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
@@ -38,6 +41,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+
+for command in (roofline, trace):
+    app.command()(command)
 
 #: A narrower terminal gets names without the parts that all rows share.
 _FULL_NAMES_WIDTH = 150
@@ -148,13 +154,18 @@ def stats(
     page_size: PageSizeOption = None,
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Show kinds of instructions instead; needs nvdisasm.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compile variants and show registers, shared memory, spills and CTAs per SM.
 
     Warpgroups of a Hopper kernel have registers by role: producer/decode/prefill, or those of them
     that it has. The column "limit" names what stops one more CTA on an SM, "s" the seconds NVRTC
-    took, "from" where the build came from. Example: podrt explore stats --arch sm_80 --head-dim 64
+    took, "from" where the build came from. `--mix` counts instructions by kind, as they stand in
+    the binary; those of loops run more than once.
+    Example: podrt explore stats --arch sm_80 --head-dim 64
     """
     configs = select(
         archs=arch,
@@ -166,9 +177,14 @@ def stats(
         decode_rows=decode_rows,
         masks=mask,
     )
-    rows = [stats_of(*pair) for pair in zip(configs, build_all(configs), strict=True)]
+    builds = build_all(configs)
+    rows = [stats_of(*pair) for pair in zip(configs, builds, strict=True)]
+    mixes = [instruction_mix(disassemble(build.cubin)) for build in builds] if mix else []
     if as_json:
-        print_json([row.to_dict() for row in rows])
+        extra = [{"mix": each} for each in mixes] or [{}] * len(rows)
+        print_json([row.to_dict() | more for row, more in zip(rows, extra, strict=True)])
+    elif mix:
+        _print_mixes([row.name for row in rows], mixes)
     else:
         _print_stats(rows)
 
@@ -221,6 +237,15 @@ def _print_stats(rows: list[VariantStats]) -> None:
             row.cache,
         )
     out.print(result)
+
+
+def _print_mixes(names: list[str], mixes: list[dict[str, int]]) -> None:
+    shown, title = shorten(names)
+    kinds = [kind for kind in mixes[0] if any(mix[kind] for mix in mixes)]
+    result = table("variant", *kinds, title=title, numbers=tuple(kinds))
+    for name, mix in zip(shown, mixes, strict=True):
+        result.add_row(name, *(str(mix[kind]) for kind in kinds))
+    console().print(result)
 
 
 def _registers(row: VariantStats) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -112,24 +112,59 @@ def predict_work(
 ) -> Prediction:
     """Predict one launch: decode beside prefill first, then what is left of either."""
     costs, num_sms = calibration.launch_costs, gpu.num_sms
-    bus = costs.read_gbs[_of(variant)] / 1e3  # MB a microsecond, as all rates here
-    if variant.form == "pod":
-        bus *= costs.fused_read_share
-    total_mb = work.prefill_mb + work.decode_mb
-    rate, held_up = _decode_beside(work, bus, num_sms, calibration)
-    decode_us = 0.0
-    if work.decode_mb:
-        decode_us = work.decode_mb / rate if rate else math.inf
-    prefill_us = prefill_end_us(work, num_sms, decode_us, held_up)
-    if prefill_us < decode_us:  # all SMs read from then on
-        faster = min(num_sms * calibration.sm_sharing.decode_gbs_per_sm / 1e3, bus)
-        decode_us = prefill_us + (work.decode_mb - rate * prefill_us) / faster
-    bus_us = total_mb / bus
+    beside = beside_each_other(work, variant, gpu, calibration)
+    prefill_us = prefill_end_us(work, num_sms, beside)
+    decode_us = decode_end_us(work, num_sms, beside, prefill_us, calibration)
+    bus_us = (work.prefill_mb + work.decode_mb) / beside.bus
     ends: dict[Limit, float] = {"prefill": prefill_us, "decode": decode_us, "bus": bus_us}
     limit = max(ends, key=lambda name: ends[name])
     if limit == "decode" and bus_us > _BUS_BOUND * decode_us:
         limit = "bus"
     return Prediction(costs.launch_us + work.merge_us + ends[limit], limit)
+
+
+class Beside(NamedTuple):
+    """How the sides of a launch get on while both have work.
+
+    Attributes
+    ----------
+    bus, rate : float
+        Megabytes a microsecond that memory moves at most, and that decode reads.
+    held_up : float
+        Share of their time that units of prefill lose.
+    decode_us : float
+        When decode would end at that rate; infinite where it has none.
+    """
+
+    bus: float
+    rate: float
+    held_up: float
+    decode_us: float
+
+
+def beside_each_other(
+    work: Work, variant: HopperConfig, gpu: DeviceInfo, calibration: Calibration
+) -> Beside:
+    """Return how the sides of one launch get on."""
+    costs = calibration.launch_costs
+    bus = costs.read_gbs[_of(variant)] / 1e3  # MB a microsecond, as all rates here
+    if variant.form == "pod":
+        bus *= costs.fused_read_share
+    rate, held_up = _decode_beside(work, bus, gpu.num_sms, calibration)
+    decode_us = 0.0
+    if work.decode_mb:
+        decode_us = work.decode_mb / rate if rate else math.inf
+    return Beside(bus, rate, held_up, decode_us)
+
+
+def decode_end_us(
+    work: Work, num_sms: int, beside: Beside, prefill_us: float, calibration: Calibration
+) -> float:
+    """Return when decode ends, given when prefill does: all SMs read from then on."""
+    if prefill_us >= beside.decode_us:
+        return beside.decode_us
+    faster = min(num_sms * calibration.sm_sharing.decode_gbs_per_sm / 1e3, beside.bus)
+    return prefill_us + (work.decode_mb - beside.rate * prefill_us) / faster
 
 
 def _decode_beside(
@@ -166,26 +201,30 @@ def _of(variant: HopperConfig) -> int:
     return int(variant.head_dim == 128)
 
 
-def prefill_end_us(work: Work, num_sms: int, decode_us: float, held_up: float) -> float:
-    """Return when the last unit of prefill ends that SMs take in turn.
+class PlacedUnit(NamedTuple):
+    """A unit of prefill on an SM, in microseconds from the launch's beginning."""
 
-    Parameters
-    ----------
-    work : Work
-        The units, and the SMs that take one side first.
-    num_sms : int
-        All SMs; those that take decode first take units once it has ended.
-    decode_us : float
-        When decode ends.
-    held_up : float
-        Share of their time that units lose beside decode, but on SMs that take prefill first.
+    sm: int
+    begin_us: float
+    end_us: float
+
+
+def prefill_end_us(work: Work, num_sms: int, beside: Beside) -> float:
+    """Return when the last unit of prefill ends."""
+    return max((unit.end_us for unit in placed_units(work, num_sms, beside)), default=0.0)
+
+
+def placed_units(work: Work, num_sms: int, beside: Beside) -> Iterator[PlacedUnit]:
+    """Yield the units of prefill as SMs take them in turn.
+
+    SMs are in this order: those that take prefill first, undisturbed; those that take both; those
+    that take decode first, and units once it has ended.
     """
-    slow = max(1.0 - held_up, _SLOWEST)
+    decode_us, slow = beside.decode_us, max(1.0 - beside.held_up, _SLOWEST)
     paces = [1.0] * work.prefill_only
     paces += [slow] * (num_sms - work.decode_only - work.prefill_only)
     free = [(0.0, sm, pace) for sm, pace in enumerate(paces)]
     free += [(decode_us, sm, 1.0) for sm in range(len(free), num_sms)]
-    last_us = 0.0
     for unit_us in work.units_us.tolist():
         begin_us, sm, pace = free[0]
         done = max(decode_us - begin_us, 0.0) * pace  # of the unit, before decode ends
@@ -194,5 +233,4 @@ def prefill_end_us(work: Work, num_sms: int, decode_us: float, held_up: float) -
         else:
             end_us = max(begin_us, decode_us) + unit_us - done
         heapq.heapreplace(free, (end_us, sm, pace))
-        last_us = max(last_us, end_us)
-    return last_us
+        yield PlacedUnit(sm, begin_us, end_us)

@@ -122,15 +122,12 @@ class Enabled:
         RuntimeError
             podrt is disabled, or a fallback runs the model.
         """
-        if manager in self._managers:
-            return
         self._require_enabled()
         if manager.model is not self._model:
             raise ValueError("manager: serves another model than the one that was enabled")
         if manager.batch_processor is not None:
             raise ValueError("manager: has begun without podrt; attach it before it starts")
-        attach(manager, self._engine, self._require_enabled)
-        self._managers.add(manager)
+        self._attach(manager)
 
     def status(self) -> Status:
         """Return what ran so far."""
@@ -141,10 +138,20 @@ class Enabled:
         reason = "continuous batching runs on podrt"
         return Status(True, reason, self._record.steps, self._record.kernels)
 
+    def __deepcopy__(self, memo: object) -> Enabled:
+        raise TypeError(
+            f"{type(self._model).__name__}: runs on podrt, and a copy would share its state; call "
+            "disable() before the model is copied"
+        )
+
     def _init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         manager = self._init(*args, **kwargs)
-        self.attach(manager)
+        self._attach(manager)  # again, if the model kept it for this call
         return manager
+
+    def _attach(self, manager: Any) -> None:
+        attach(manager, self._engine, self._require_enabled)
+        self._managers.add(manager)
 
     def _engine(self, processor: Any) -> Engine:
         assert self._layer is not None
@@ -156,8 +163,8 @@ class Enabled:
     def _require_enabled(self) -> None:
         if self._layer is None or not self._is_enabled():
             raise RuntimeError(
-                f"{type(self._model).__name__}: does not run on podrt (any more); call "
-                "enable(model) and make a new manager"
+                f"{type(self._model).__name__}: does not run on podrt, it is disabled or sdpa "
+                "serves it; call enable(model) and make a new manager"
             )
 
 

@@ -14,6 +14,7 @@ from podrt.attention import HybridAttention
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.transformers.layers import Layer
 from podrt.integrations.transformers.tables import PageTables
+from podrt.kernels.families import Variant
 from podrt.policy.policies import Policy
 
 _FULL_ATTENTION = "full_attention"
@@ -28,19 +29,12 @@ class Record:
     ----------
     steps : int
         Steps planned, those of warming up included.
-    variants : tuple of Variant or None
-        Kernels of the step planned last; None in host memory.
+    kernels : tuple of str
+        Names of the kernels that run the step planned last.
     """
 
     steps: int = 0
-    variants: tuple[Any, ...] | None = None
-
-    @property
-    def kernels(self) -> tuple[str, ...]:
-        """Names of the kernels that run the step planned last."""
-        if self.variants is None:
-            return ("reference in host memory",) if self.steps else ()
-        return tuple(variant.name for variant in self.variants)
+    kernels: tuple[str, ...] = ()
 
 
 class Engine:
@@ -87,8 +81,8 @@ class Engine:
         self._tables = PageTables(page_size, allocator.block_physical_stride // page_size)
         self._pages = _alike(allocator._kv_page_views)
         self._record = record
-        self._num_tokens = 0
-        self.num_steps = 0
+        self._variants: tuple[Variant, ...] | None = None
+        self._num_tokens = self.num_steps = 0
         if isinstance(self.attention, HybridAttention) and processor.model_runner.pad_inputs:
             self.attention.reserve(
                 processor.cb_config.max_requests_per_batch,
@@ -117,12 +111,9 @@ class Engine:
             **on,
         )
         self._num_tokens = int(qo_indptr[-1])
-        record = self._record
-        if isinstance(self.attention, HybridAttention):
-            record.variants = self.attention.variants
-        record.steps += 1
+        self._note()
         if not self.num_steps:
-            _log.info("podrt runs attention of continuous batching: %s", record.kernels)
+            _log.info("podrt runs attention of continuous batching: %s", self._record.kernels)
         self.num_steps += 1
 
     def run(self, layer_idx: int, q: Any) -> Any:
@@ -137,6 +128,15 @@ class Engine:
         rows = slice(0, self._num_tokens)
         self.attention.run(q[rows], k_pages, v_pages, out=out[rows])
         return out
+
+    def _note(self) -> None:
+        """Record the step; names are made where kernels are others than those of the last one."""
+        self._record.steps += 1
+        if not isinstance(self.attention, HybridAttention):
+            self._record.kernels = ("reference in host memory",)
+        elif self.attention.variants != self._variants:
+            self._variants = self.attention.variants
+            self._record.kernels = tuple(variant.name for variant in self._variants)
 
 
 def _alike(views: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:

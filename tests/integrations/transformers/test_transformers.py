@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
 from transformers import Gemma2Config, GptOssConfig, MistralConfig  # noqa: E402
+from transformers.generation.continuous_batching import ContinuousBatchingManager  # noqa: E402
 from transformers_support import (  # noqa: E402
     CONFIGS,
     SIZES,
@@ -24,6 +27,7 @@ from transformers_support import (  # noqa: E402
 import podrt.integrations.transformers as integration  # noqa: E402
 from podrt.errors import UnsupportedConfigError  # noqa: E402
 from podrt.integrations.transformers.engine import Engine  # noqa: E402
+from podrt.integrations.transformers.layers import Layer  # noqa: E402
 from podrt.integrations.transformers.tables import PageTables  # noqa: E402
 
 LENGTHS = [5, 40, 17, 70, 1]
@@ -175,6 +179,57 @@ def test_a_manager_serves_several_sessions(llama: Any) -> None:
         assert enabled.status().kernels == ("reference in host memory",)
     for tokens in found:
         require_greedy(llama, prompts, tokens)
+
+
+def test_caches_are_not_kept_alive(llama: Any) -> None:
+    with integration.enable(llama) as enabled:
+        manager = llama.init_continuous_batching(greedy(3), batching_config())
+        manager.warmup()
+        manager.batch_processor = manager.batch_processor or manager._create_batch_processor()
+        cache = weakref.ref(manager.batch_processor.cache)
+        del manager
+        gc.collect()
+        assert cache() is None
+        assert not enabled.status().steps
+
+
+def test_the_policy_serves_generate_too(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    inner = Layer.attention
+
+    def attention(self: Layer, device: Any, policy: Any, **options: Any) -> Any:
+        asked.append(policy)
+        return inner(self, device, policy, **options)
+
+    monkeypatch.setattr(Layer, "attention", attention)
+    ids = torch.tensor(make_prompts([12]))
+    with integration.enable(llama, policy="portable"):
+        llama.generate(ids, generation_config=greedy(2))
+    assert asked[-1] == "portable"
+    with pytest.raises(ValueError, match="policy"):
+        integration.enable(llama, policy="fastest")
+
+
+def test_a_manager_that_was_made_by_hand(llama: Any) -> None:
+    prompts = make_prompts([9, 30])
+    with integration.enable(llama) as enabled:
+        manager = ContinuousBatchingManager(llama, greedy(4), batching_config())
+        enabled.attach(manager)
+        names = manager.add_requests(prompts, max_new_tokens=4)
+        manager.start()
+        results = [manager.get_result(timeout=60) for _ in names]
+        with pytest.raises(ValueError, match="has begun"):
+            enabled.attach(manager)
+        manager.stop(block=True)
+        other = ContinuousBatchingManager(
+            make_model(CONFIGS["llama"]), greedy(4), batching_config()
+        )
+        with pytest.raises(ValueError, match="another model"):
+            enabled.attach(other)
+    tokens = {result.request_id: result.generated_tokens for result in results}
+    require_greedy(llama, prompts, [tokens[name] for name in names])
+    with pytest.raises(RuntimeError, match="is disabled"):
+        enabled.attach(manager)
 
 
 def test_disabling_restores_the_model_and_nothing_else_is_changed(llama: Any) -> None:

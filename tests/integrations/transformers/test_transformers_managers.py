@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 from typing import Any
@@ -119,19 +120,6 @@ def test_several_sequences_of_a_prompt_share_its_pages(llama: Any) -> None:
     require_right(llama, list(results.values()))
 
 
-def test_a_manager_made_by_hand_is_attached(llama: Any) -> None:
-    with integration.enable(llama) as enabled:
-        manager = ContinuousBatchingManager(llama, greedy(8), batching_config())
-        enabled.attach(manager)
-        enabled.attach(manager)
-        manager.start()
-        manager.add_requests(make_prompts([40, 7]), max_new_tokens=8)
-        results = results_of(manager, 2)
-        manager.stop()
-        assert enabled.status().steps
-    require_right(llama, results)
-
-
 def test_a_manager_made_by_hand_says_that_it_is_not_attached(llama: Any) -> None:
     with integration.enable(llama):
         manager = ContinuousBatchingManager(llama, greedy(8), batching_config())
@@ -142,29 +130,17 @@ def test_a_manager_made_by_hand_says_that_it_is_not_attached(llama: Any) -> None
     assert "attach()" in result.error
 
 
-def test_managers_that_cannot_be_attached_are_refused(llama: Any) -> None:
-    other = make_model(CONFIGS["llama"])
-    with integration.enable(llama) as enabled:
-        with pytest.raises(ValueError, match="another model"):
-            enabled.attach(ContinuousBatchingManager(other, greedy(8), batching_config()))
-        begun = ContinuousBatchingManager(llama, greedy(8), batching_config())
-        begun.warmup()
-        with pytest.raises(ValueError, match="has begun"):
-            enabled.attach(begun)
-    with pytest.raises(RuntimeError, match="does not run on podrt"):
-        enabled.attach(ContinuousBatchingManager(llama, greedy(8), batching_config()))
-
-
 def test_podrt_stays_while_a_manager_runs(llama: Any) -> None:
     enabled = integration.enable(llama)
     manager = make_manager(llama, 8)
     manager.start()
-    with pytest.raises(RuntimeError, match="LlamaForCausalLM: .* still running"):
+    with pytest.raises(RuntimeError, match=r"LlamaForCausalLM: .* still running"):
         enabled.disable()
     manager.add_requests(make_prompts([40, 7]), max_new_tokens=8)
-    require_right(llama, results_of(manager, 2))
+    results = results_of(manager, 2)
     manager.stop()
     enabled.disable()
+    require_right(llama, results)
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
@@ -178,6 +154,12 @@ def test_a_manager_does_not_outlive_podrt(llama: Any, has_begun: bool) -> None:
     manager.add_request(make_prompts([40])[0], max_new_tokens=8)
     manager._generation_thread.join(timeout=60)
     assert "does not run on podrt" in str(manager.background_thread_status.fatal_error)
+
+
+def test_an_enabled_model_is_not_copied(llama: Any) -> None:
+    with integration.enable(llama), pytest.raises(TypeError, match=r"call disable\(\)"):
+        copy.deepcopy(llama)
+    copy.deepcopy(llama)
 
 
 def test_caches_are_not_kept(llama: Any) -> None:
