@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers", minversion="5.23")
 
 from transformers_support import (  # noqa: E402
     CONFIGS,
+    batching_config,
     generate_batch,
     greedy,
     make_model,
@@ -19,6 +20,7 @@ from transformers_support import (  # noqa: E402
 )
 
 import podrt.integrations.transformers as integration  # noqa: E402
+from podrt.integrations.transformers.engine import Engine  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [5, 40, 170, 700, 1, 64, 33]
@@ -63,6 +65,61 @@ def test_requests_share_the_pages_of_a_prefix(llama: Any) -> None:
             llama, prompts, 16, allow_block_sharing=True, max_batch_tokens=64, num_blocks=128
         )
     require_greedy(llama, prompts, found)
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("where", ["plan", "run"])
+def test_a_step_that_fails_leaves_the_engine_and_the_other_requests_running(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, where: str, graphs: bool, overlapping: bool
+) -> None:
+    inner, failed = getattr(Engine, where), []
+
+    def failing(self: Engine, *arguments: Any) -> Any:
+        if is_serving and not failed:
+            failed.append(where)
+            raise MemoryError("no room for the step")
+        return inner(self, *arguments)
+
+    is_serving = False
+    monkeypatch.setattr(Engine, where, failing)
+    first, *others = make_prompts([90, 20, 147])
+    options = {"use_cuda_graph": graphs, "use_async_batching": overlapping}
+    with integration.enable(llama):
+        manager = llama.init_continuous_batching(
+            greedy(12), batching_config(max_batch_tokens=128, num_blocks=128, **options)
+        )
+        manager.warmup()
+        is_serving = True
+        manager.start()
+        manager.add_request(first, max_new_tokens=12)
+        result = manager.get_result(timeout=60)
+        names = manager.add_requests(others, max_new_tokens=12)
+        results = [manager.get_result(timeout=60) for _ in names]
+        manager.stop(block=True)
+    assert "no room for the step" in str(result.error)
+    assert failed == [where]
+    tokens = {each.request_id: each.generated_tokens for each in results}
+    require_greedy(llama, others, [tokens[name] for name in names])
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_memory_of_a_call_is_given_back(llama: Any, graphs: bool) -> None:
+    """The engine's cache takes a share of what is free: a call would leave less to the next."""
+    with integration.enable(llama):
+        left = []
+        for _ in range(4):
+            llama.generate_batch(
+                make_prompts([90, 20]),
+                generation_config=greedy(4),
+                continuous_batching_config=batching_config(
+                    max_memory_percent=0.3, num_blocks=None, use_cuda_graph=graphs
+                ),
+                progress_bar=False,
+            )
+            left.append(torch.cuda.mem_get_info()[0])
+    # The first call leaves kernels and libraries behind.
+    assert left[-1] >= left[1] - (256 << 20)
 
 
 @pytest.mark.parametrize("lengths", [[400], [30, 30, 30], [40, 3, 170]])

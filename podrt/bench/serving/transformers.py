@@ -125,7 +125,7 @@ def _running(model: Any, contender: str) -> Iterator[Any]:
     """Have the model run on a contender; gives what `enable` does, None of others."""
     if contender.startswith("podrt"):
         policy = "serial" if contender == "podrt-serial" else "auto"
-        with enable(model, policy=policy) as enabled:  # type: ignore[union-attr]
+        with enable(model, policy=policy) as enabled:
             yield enabled
         return
     before = model.config._attn_implementation

@@ -6,8 +6,9 @@ batching run on podrt.
 """
 
 from podrt.integrations.transformers.enabling import Enabled, Status, enable, status
+from podrt.integrations.transformers.failures import StepError
 from podrt.integrations.transformers.functions import register
 
 register()
 
-__all__ = ["Enabled", "Status", "enable", "status"]
+__all__ = ["Enabled", "Status", "StepError", "enable", "status"]

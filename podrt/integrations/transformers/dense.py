@@ -24,6 +24,10 @@ def dense_attention(
     query: Any, key: Any, value: Any, mask: Any, scaling: float | None, policy: str | Policy
 ) -> Any:
     """Return attention [batch, tokens, heads, head_dim]; the parameters are those of a layer."""
+    if torch.is_grad_enabled() and query.requires_grad:
+        raise UnsupportedConfigError(
+            "query: requires a gradient, which podrt does not compute; run under torch.no_grad()"
+        )
     if mask is not None and mask.ndim != 2:
         raise UnsupportedConfigError(
             f"attention_mask: got {mask.ndim} dimensions, expected [batch, keys]: podrt serves "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any, NamedTuple
 
 from podrt.errors import UnsupportedConfigError
@@ -15,7 +16,7 @@ from podrt.integrations.transformers.versions import require_supported
 from podrt.policy.policies import Policy, parse_policy
 
 _ENABLED = "_podrt_enabled"
-_FALLBACKS = (None, "sdpa")
+FALLBACK = "sdpa"
 _log = logging.getLogger("podrt")
 
 
@@ -41,20 +42,36 @@ class Status(NamedTuple):
 
 
 class Enabled:
-    """A model that runs on podrt, until `disable` or the end of a ``with`` block."""
+    """A model that runs on podrt, or on a fallback, until `disable` or the end of a ``with`` block.
 
-    def __init__(self, model: Any, layer: Layer, policy: str | Policy) -> None:
-        self._model, self._layer, self._policy = model, layer, policy
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    layer : Layer or None
+        Its attention; None where the fallback runs it.
+    policy : str or Policy
+        As `podrt.HybridAttention`.
+    reason : str
+        Why the fallback runs.
+    """
+
+    def __init__(
+        self, model: Any, layer: Layer | None, policy: str | Policy, reason: str = ""
+    ) -> None:
+        self._model, self._layer, self._policy, self._reason = model, layer, policy, reason
         self._record = Record()
-        self._configs = list(
-            {id(c): c for c in (model.config, model.config.get_text_config())}.values()
-        )
+        self._managers: weakref.WeakSet[Any] = weakref.WeakSet()
+        configs = {id(c): c for c in (model.config, model.config.get_text_config())}
+        self._configs = list(configs.values())
         self._names = [config._attn_implementation for config in self._configs]
-        self._init = model.init_continuous_batching
-        for config in self._configs:
-            config._attn_implementation_internal = PAGED
-            policies.keep(config, policy)
-        model.init_continuous_batching = self._init_continuous_batching
+        if layer is None:
+            model.set_attn_implementation(FALLBACK)
+        else:
+            self._init = model.init_continuous_batching
+            model.init_continuous_batching = self._init_continuous_batching
+            for config in self._configs:
+                config._attn_implementation_internal = PAGED
+                policies.keep(config, policy)
         setattr(model, _ENABLED, self)
 
     def __enter__(self) -> Enabled:
@@ -67,58 +84,91 @@ class Enabled:
         """Give the model its own attention back; a manager that it keeps for later is destroyed.
 
         Twice does no harm.
+
+        Raises
+        ------
+        RuntimeError
+            A manager is still running.
         """
-        if getattr(self._model, _ENABLED, None) is not self:
+        if not self._is_enabled():
             return
-        self._model.destroy_cached_continuous_batching_manager()
+        if any(manager.is_running() for manager in self._managers):
+            raise RuntimeError(
+                f"{type(self._model).__name__}: continuous batching is still running; stop its "
+                "manager before podrt is disabled"
+            )
+        if self._layer is not None:
+            self._model.destroy_cached_continuous_batching_manager()
+            del self._model.init_continuous_batching
         for config, name in zip(self._configs, self._names, strict=True):
             config._attn_implementation_internal = name
             policies.forget(config)
-        del self._model.init_continuous_batching
         delattr(self._model, _ENABLED)
 
     def attach(self, manager: Any) -> None:
-        """Have a manager that was made by hand run on podrt, as those of the model's methods do.
+        """Have a manager that was made by hand run on podrt.
+
+        Those of ``init_continuous_batching`` do already.
 
         Parameters
         ----------
         manager : ContinuousBatchingManager
-            Of this model, not started yet.
+            Of this model, made since `enable`, not started yet.
 
         Raises
         ------
         ValueError
-            It serves another model, or has begun.
+            It is another model's, or has begun.
         RuntimeError
-            `disable` has been called.
+            podrt is disabled, or a fallback runs the model.
         """
-        if getattr(self._model, _ENABLED, None) is not self:
-            raise RuntimeError("attach: podrt is disabled for this model; call enable(model) again")
+        self._require_enabled()
         if manager.model is not self._model:
             raise ValueError("manager: serves another model than the one that was enabled")
         if manager.batch_processor is not None:
             raise ValueError("manager: has begun without podrt; attach it before it starts")
-        attach(manager, self._engine)
+        self._attach(manager)
 
     def status(self) -> Status:
         """Return what ran so far."""
+        if self._layer is None:
+            return Status(False, f"{FALLBACK} runs instead: {self._reason}")
         if not self._record.steps:
             return Status(True, "no step of continuous batching was planned so far")
         reason = "continuous batching runs on podrt"
         return Status(True, reason, self._record.steps, self._record.kernels)
 
+    def __deepcopy__(self, memo: object) -> Enabled:
+        raise TypeError(
+            f"{type(self._model).__name__}: runs on podrt, and a copy would share its state; call "
+            "disable() before the model is copied"
+        )
+
     def _init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         manager = self._init(*args, **kwargs)
-        attach(manager, self._engine)
+        self._attach(manager)  # again, if the model kept it for this call
         return manager
 
+    def _attach(self, manager: Any) -> None:
+        attach(manager, self._engine, self._require_enabled)
+        self._managers.add(manager)
+
     def _engine(self, processor: Any) -> Engine:
+        assert self._layer is not None
         return Engine(processor, self._layer, self._policy, self._record)
 
+    def _is_enabled(self) -> bool:
+        return getattr(self._model, _ENABLED, None) is self
 
-def enable(
-    model: Any, *, policy: str | Policy = "auto", fallback: str | None = None
-) -> Enabled | None:
+    def _require_enabled(self) -> None:
+        if self._layer is None or not self._is_enabled():
+            raise RuntimeError(
+                f"{type(self._model).__name__}: does not run on podrt, it is disabled or sdpa "
+                "serves it; call enable(model) and make a new manager"
+            )
+
+
+def enable(model: Any, *, policy: str | Policy = "auto", fallback: str | None = None) -> Enabled:
     """Have a model's continuous batching, and its `generate`, run on podrt.
 
     ``generate_batch``, ``init_continuous_batching`` and managers that it returns read the paged
@@ -136,9 +186,9 @@ def enable(
 
     Returns
     -------
-    Enabled or None
-        A context manager with `disable`, `status`, and `attach` for managers that were made by
-        hand; None where the fallback was taken.
+    Enabled
+        A context manager with `disable`, `status`, and `attach` for managers made by hand. Where
+        the fallback was taken its status says so.
 
     Raises
     ------
@@ -147,12 +197,12 @@ def enable(
     ImportError
         This release of transformers is not supported.
     ValueError
-        `fallback` is neither; or the model is enabled already, or has a manager.
+        `policy` or `fallback` makes no sense; or the model is enabled already, or has a manager.
     """
     require_supported()
     parse_policy(policy)
-    if fallback not in _FALLBACKS:
-        raise ValueError(f'fallback={fallback!r}: must be "sdpa" or None')
+    if fallback not in (None, FALLBACK):
+        raise ValueError(f'fallback={fallback!r}: must be "{FALLBACK}" or None')
     if getattr(model, _ENABLED, None) is not None:
         raise ValueError("model: runs on podrt already; call disable() on what enable returned")
     if getattr(model, "_cached_continuous_batching_manager", None) is not None:
@@ -166,8 +216,7 @@ def enable(
         if fallback is None:
             raise
         _log.warning("podrt cannot serve this model, %s runs instead: %s", fallback, error)
-        model.set_attn_implementation(fallback)
-        return None
+        return Enabled(model, None, policy, str(error))
     return Enabled(model, layer, policy)
 
 

@@ -1,4 +1,4 @@
-"""A step that podrt cannot plan: its requests fail, the engine and all others go on."""
+"""A step that podrt cannot plan or run: its requests fail, the engine and all others go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _log = logging.getLogger("podrt")
 
 
 class StepError(RuntimeError):
-    """A step of continuous batching could not be planned."""
+    """A step of continuous batching could not be planned, or one of its layers not be run."""
 
 
 def guard_steps(processor: Any) -> None:

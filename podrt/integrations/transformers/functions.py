@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
-from transformers.masking_utils import flash_attention_mask
 
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.transformers.dense import dense_attention
+from podrt.integrations.transformers.engine import Engine
+from podrt.integrations.transformers.failures import StepError
 from podrt.integrations.transformers.hooks import ENGINE
 from podrt.integrations.transformers.layers import require_plain
+from podrt.integrations.transformers.masks import seen_keys
 from podrt.integrations.transformers.policies import policy_of
 
 DENSE, PAGED = "podrt", "podrt_flash"
@@ -27,28 +28,6 @@ def register() -> None:
     for name in (DENSE, PAGED):
         AttentionInterface.register(name, attention)
         AttentionMaskInterface.register(name, seen_keys)
-
-
-def seen_keys(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: Any = 0,
-    attention_mask: Any = None,
-    **arguments: Any,
-) -> Any:
-    """Return which keys are no padding, as transformers' mask interface has it.
-
-    None where all are keys. A static cache has more rows than keys so far, which the mask of
-    FlashAttention tells only of padded batches.
-    """
-    found = flash_attention_mask(
-        batch_size, q_length, kv_length, q_offset, attention_mask=attention_mask, **arguments
-    )
-    num_keys = int(q_offset) + q_length
-    if found is None and num_keys < kv_length:
-        found = torch.ones(batch_size, num_keys, dtype=torch.bool, device=arguments.get("device"))
-    return found
 
 
 def attention(
@@ -84,18 +63,39 @@ def attention(
     ------
     UnsupportedConfigError
         Names the module and the argument that podrt cannot serve.
+    StepError
+        The same in continuous batching: the requests of the step fail, the engine goes on.
     """
-    require_plain(module, arguments)
     engine = arguments.get(ENGINE)
-    if engine is None:
-        if "write_index" in arguments:
-            raise UnsupportedConfigError(
-                f"{type(module).__name__}: continuous batching reached podrt without a plan; call "
-                "podrt.integrations.transformers.enable(model) before making its manager, or give "
-                "one that was made by hand to attach() of what enable returned"
-            )
-        policy = policy_of(getattr(module, "config", None))
-        return dense_attention(query, key, value, attention_mask, scaling, policy), None
+    if engine is not None:
+        try:
+            return _paged_attention(engine, module, query, key, value, scaling, arguments), None
+        except Exception as error:
+            raise StepError(
+                f"podrt could not run {type(module).__name__}, layer {module.layer_idx}: {error}"
+            ) from error
+    if "write_index" in arguments:
+        raise UnsupportedConfigError(
+            f"{type(module).__name__}: continuous batching reached podrt without a plan; make its "
+            "manager with model.init_continuous_batching() after "
+            "podrt.integrations.transformers.enable(model), or give one that was made by hand to "
+            "attach() of what enable returned"
+        )
+    require_plain(module, arguments)
+    policy = policy_of(getattr(module, "config", None))
+    return dense_attention(query, key, value, attention_mask, scaling, policy), None
+
+
+def _paged_attention(
+    engine: Engine,
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    scaling: float | None,
+    arguments: dict[str, Any],
+) -> Any:
+    require_plain(module, arguments)
     if scaling is not None and scaling != engine.layer.sm_scale:
         raise UnsupportedConfigError(
             f"{type(module).__name__}: layer {module.layer_idx} scales by {scaling}, the first "
@@ -104,4 +104,4 @@ def attention(
     cache = arguments.pop("cache", None)
     if isinstance(cache, PagedAttentionCache):  # before 5.24 the function writes the new keys
         cache.update(key, value, module.layer_idx, kwargs=arguments)
-    return engine.run(module.layer_idx, query[0].transpose(0, 1)).unsqueeze(0), None
+    return engine.run(module.layer_idx, query[0].transpose(0, 1)).unsqueeze(0)

@@ -12,12 +12,15 @@ from typing import Any
 
 from podrt.integrations.transformers.engine import Engine
 from podrt.integrations.transformers.failures import StepError, guard_steps
+from podrt.integrations.transformers.masks import without_masks
 
 #: Key of the model's keyword arguments by which attention functions find the engine.
 ENGINE = "podrt"
 
 
-def attach(manager: Any, make_engine: Callable[[Any], Engine]) -> None:
+def attach(
+    manager: Any, make_engine: Callable[[Any], Engine], require_enabled: Callable[[], None]
+) -> None:
     """Have a manager's batch processors run on podrt, those that it makes from now on.
 
     Parameters
@@ -25,12 +28,15 @@ def attach(manager: Any, make_engine: Callable[[Any], Engine]) -> None:
     manager : ContinuousBatchingManager
     make_engine : callable
         From a `ContinuousBatchProcessor`.
+    require_enabled : callable
+        Raises once podrt is disabled: the engine's own attention would miss keys.
     """
     if getattr(manager, "_podrt_attached", False):
         return
     create = manager._create_batch_processor
 
     def create_batch_processor() -> Any:
+        require_enabled()
         processor = create()
         if not hasattr(processor, "_podrt_engine"):
             processor._podrt_engine = make_engine(processor)
@@ -44,11 +50,14 @@ def attach(manager: Any, make_engine: Callable[[Any], Engine]) -> None:
 def _hook(processor: Any, engine: Engine) -> None:
     ios, runner = processor.inputs_and_outputs, processor.model_runner
     get_model_kwargs, maybe_pad_inputs = ios.get_model_kwargs, runner.maybe_pad_inputs
+    compute_batch = runner.compute_batch
 
     def planned_model_kwargs(use_padding: bool = False) -> Any:
         kwargs = get_model_kwargs(use_padding=use_padding)
+        requests = _host_side(ios).requests_in_batch
         try:
-            engine.plan(_host_side(ios).requests_in_batch, ios.compute_stream)
+            if requests:  # none: the engine describes itself
+                engine.plan(requests, ios.compute_stream)
         except Exception as error:
             raise StepError(f"podrt could not plan a step: {error}") from error
         kwargs[ENGINE] = engine
@@ -59,8 +68,13 @@ def _hook(processor: Any, engine: Engine) -> None:
         padded, _ = maybe_pad_inputs(num_q_tokens, max_kv_read, use_decode_fast_path)
         return padded, 0
 
+    def compute_batch_without_masks(model: Any, batch_data: Any) -> None:
+        with without_masks():
+            compute_batch(model, batch_data)
+
     ios.get_model_kwargs = planned_model_kwargs
     runner.maybe_pad_inputs = padded_inputs
+    runner.compute_batch = compute_batch_without_masks
     guard_steps(processor)
     for io in _with_graphs(ios):
         # Whatever the batch, a graph depends on how many rows its tensors have.

@@ -17,8 +17,9 @@ from transformers_support import (  # noqa: E402
     require_greedy,
 )
 
-import podrt.integrations.transformers  # noqa: E402, F401
+import podrt.integrations.transformers as integration  # noqa: E402
 from podrt.errors import UnsupportedConfigError  # noqa: E402
+from podrt.integrations.transformers.layers import Layer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -57,5 +58,31 @@ def test_padding_on_the_right(model: Any) -> None:
 
 def test_other_masks_are_refused(model: Any) -> None:
     ids = torch.tensor(make_prompts([12]))
-    with pytest.raises(UnsupportedConfigError, match="attention_mask: got 4 dimensions"):
-        model(ids, attention_mask=torch.ones(1, 1, 12, 12, dtype=torch.bool))
+    packed = torch.tensor([[*range(5), *range(7)]])
+    with torch.no_grad():
+        with pytest.raises(UnsupportedConfigError, match="attention_mask: got 4 dimensions"):
+            model(ids, attention_mask=torch.ones(1, 1, 12, 12, dtype=torch.bool))
+        with pytest.raises(UnsupportedConfigError, match="packed sequences"):
+            model(ids, position_ids=packed, use_cache=False)
+
+
+def test_gradients_are_refused(model: Any) -> None:
+    with pytest.raises(UnsupportedConfigError, match="query: requires a gradient"):
+        model(torch.tensor(make_prompts([12])))
+
+
+def test_generate_takes_the_policy_of_enable(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies, attention = [], Layer.attention
+    monkeypatch.setattr(
+        Layer,
+        "attention",
+        lambda self, device, policy, **kinds: (
+            policies.append(policy),
+            attention(self, device, policy, **kinds),
+        )[1],
+    )
+    model = make_model(CONFIGS["granite"])  # of a scale of its own: nothing is planned for it yet
+    with integration.enable(model, policy="portable"):
+        policies.clear()
+        generate(model, make_prompts([12]), 2)
+        assert policies == ["portable"]

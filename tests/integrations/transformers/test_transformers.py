@@ -228,7 +228,7 @@ def test_a_manager_that_was_made_by_hand(llama: Any) -> None:
             enabled.attach(other)
     tokens = {result.request_id: result.generated_tokens for result in results}
     require_greedy(llama, prompts, [tokens[name] for name in names])
-    with pytest.raises(RuntimeError, match="disabled"):
+    with pytest.raises(RuntimeError, match="is disabled"):
         enabled.attach(manager)
 
 
@@ -285,14 +285,23 @@ def test_what_podrt_has_not_is_refused_by_name(case: str) -> None:
 
 
 def test_a_fallback_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    model = make_model(REFUSED["window"][0])
+    model = make_model(REFUSED["window"][0], attn_implementation="eager")
+    before = model.config._attn_implementation
     with caplog.at_level("WARNING", "podrt"):
-        assert integration.enable(model, fallback="sdpa") is None
-    assert len(caplog.records) == 1
-    assert model.config._attn_implementation == "sdpa"
-    assert not integration.status(model).enabled
+        enabled = integration.enable(model, fallback="sdpa")
+    assert len([record for record in caplog.records if record.name == "podrt"]) == 1
+    with enabled:
+        assert model.config._attn_implementation == "sdpa"
+        assert not integration.status(model).enabled
+        assert "sliding_window=32" in integration.status(model).reason
+        with pytest.raises(RuntimeError, match="does not run on podrt"):
+            enabled.attach(model.init_continuous_batching(greedy(3), batching_config()))
+        generate_batch(model, make_prompts([9, 30]), 3)
+    assert model.config._attn_implementation == before
     with pytest.raises(ValueError, match="fallback"):
         integration.enable(model, fallback="eager")
+    with pytest.raises(ValueError, match="policy"):
+        integration.enable(model, policy="fastest")
 
 
 def test_other_releases_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
