@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Literal
 
-from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
 from podrt.bench.environment import IDENTITY
 from podrt.bench.results import Results, Row
+from podrt.bench.tables import empty_table
 from podrt.bench.timing import TIE
 
 Verdict = Literal["faster", "slower", "same", "now fails", "now works"]
@@ -86,7 +86,7 @@ def compare(before: Results, after: Results) -> Comparison:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return the rows that changed, the largest slow-down first."""
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table = empty_table()
     table.add_column("case", overflow="fold")
     table.add_column("policy")
     for heading in ("before us", "after us", "after / before"):

@@ -18,12 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.table import Table
 
 from podrt.bench.case import Case, Side
 from podrt.bench.contenders import AUTO, DECODE_ALONE, PREFILL_ALONE, SERIAL
-from podrt.bench.results import write_whole
+from podrt.bench.tables import empty_table
 from podrt.errors import DeviceError
 
 #: Contenders that are counted, with the side of the batch that each computes.
@@ -138,16 +137,9 @@ def rows_of(
     return rows
 
 
-def save_dram(rows: Sequence[DramRow], environment: Mapping[str, Any], path: Path) -> None:
-    """Write ``{"environment": {...}, "rows": [...]}``, a row a line, in one step."""
-    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
-    header = json.dumps(dict(environment), indent=1)
-    write_whole(f'{{"environment": {header},\n"rows": [\n{lines}\n]}}\n', path)
-
-
 def dram_table(rows: Sequence[DramRow]) -> Table:
     """Return a line per row, in MB."""
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table = empty_table()
     table.add_column("case", overflow="fold")
     table.add_column("contender")
     for heading in ("read MB", "written MB", "must MB", "moved / must"):

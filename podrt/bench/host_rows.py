@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from podrt.bench.results import write_whole
+from podrt.bench.tables import empty_table
 
 What = Literal["run", "run alone", "first run", "plan", "replay"]
 
@@ -55,16 +52,9 @@ def row_of(
     return HostRow(what, framework, requests, case, median_us, p99_us)
 
 
-def save_host(rows: Sequence[HostRow], environment: Mapping[str, Any], path: Path) -> None:
-    """Write ``{"environment": {...}, "rows": [...]}``, a row a line, in one step."""
-    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
-    header = json.dumps(dict(environment), indent=1)
-    write_whole(f'{{"environment": {header},\n"rows": [\n{lines}\n]}}\n', path)
-
-
 def host_table(rows: Sequence[HostRow], bars_us: Mapping[tuple[str, str], float]) -> Table:
     """Return a line per row; `bars_us` holds ``{(what, case): median allowed}``."""
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table = empty_table()
     for heading in ("what", "framework"):
         table.add_column(heading)
     table.add_column("requests", justify="right")

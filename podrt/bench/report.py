@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
 from podrt.bench.results import Results
 from podrt.bench.summary import CaseSummary, peer_names, summarise
+from podrt.bench.tables import empty_table
 
 #: How to read the table; printed under it.
 LEGEND = (
@@ -25,9 +25,7 @@ def result_table(results: Results, title: str) -> Table:
     """Return a table with one line per case."""
     summaries = summarise(results.rows)
     peers = peer_names(summaries)
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = empty_table(title)
     table.add_column("case", overflow="fold")
     for heading in ("auto us", "predicted", "TFLOP/s", "GB/s", "best us", "regret"):
         table.add_column(heading, justify="right")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,14 @@ def decode_summary(kv_lens: Sequence[int]) -> list[int] | dict[str, int]:
 
 def save(results: Results, path: Path) -> None:
     """Write a file in one step: whoever reads it, or kills this process, finds it whole."""
-    write_whole(dumps(results), path)
+    write_rows(results.rows, results.environment, path)
+
+
+def write_rows(rows: Iterable[Any], environment: Mapping[str, Any], path: Path) -> None:
+    """Write ``{"environment": {...}, "rows": [...]}`` in one step, a row, a dataclass, a line."""
+    header = json.dumps(dict(environment), indent=1)
+    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
+    write_whole(f'{{"environment": {header},\n"rows": [\n{lines}\n]}}\n', path)
 
 
 def write_whole(text: str, path: Path) -> None:
@@ -147,13 +154,6 @@ def write_whole(text: str, path: Path) -> None:
     except BaseException:
         os.unlink(name)
         raise
-
-
-def dumps(results: Results) -> str:
-    """Return the text of a results file."""
-    environment = json.dumps(dict(results.environment), indent=1)
-    rows = ",\n".join(json.dumps(asdict(row)) for row in results.rows)
-    return f'{{"environment": {environment},\n"rows": [\n{rows}\n]}}\n'
 
 
 def load(path: Path) -> Results:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.table import Table
 
 from podrt.bench.case import Case
@@ -19,6 +18,7 @@ from podrt.bench.contenders import DECODE_ALONE, PREFILL_ALONE, SERIAL
 from podrt.bench.plot import figure_class
 from podrt.bench.results import Results
 from podrt.bench.summary import CaseSummary, summarise
+from podrt.bench.tables import empty_table
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def roofline(results: Results, policies: Sequence[str] = ("auto",)) -> list[Roof
 
 def roofline_table(points: Sequence[RooflinePoint]) -> Table:
     """Return a line per point."""
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table = empty_table()
     table.add_column("case", overflow="fold")
     table.add_column("policy")
     for heading in ("us", "matmul", "memory"):

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from podrt.bench.tables import empty_table
 
 #: Wide enough that no variant name is folded where nobody reads by eye.
 _PIPE_WIDTH = 240
@@ -38,9 +39,7 @@ def print_error(error: Exception | str) -> None:
 
 def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()) -> Table:
     """Return an empty table that folds long text; the columns in `numbers` align to the right."""
-    result = Table(
-        title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    result = empty_table(title)
     for column in columns:
         justify: Any = "right" if column in numbers else "left"
         result.add_column(column, justify=justify, overflow="fold")

@@ -15,10 +15,10 @@ import typer
 from podrt.bench import results as results_files
 from podrt.bench.case import Case
 from podrt.bench.compare import compare, comparison_lines, comparison_table
-from podrt.bench.dram import dram_table, measure_dram, save_dram
+from podrt.bench.dram import dram_table, measure_dram
 from podrt.bench.environment import describe, gpu_slug, with_ceilings
 from podrt.bench.host import BARS_US, HOST_SUITE, host_environment, measure_host
-from podrt.bench.host_rows import host_table, replay_lines, save_host
+from podrt.bench.host_rows import host_table, replay_lines
 from podrt.bench.peers import parse_peers
 from podrt.bench.plot import plot_figures
 from podrt.bench.report import LEGEND, failure_lines, result_table
@@ -168,7 +168,7 @@ def _run_host(out: Path | None) -> None:
     path = (out or _RESULTS / gpu_slug(device.name)) / f"{HOST_SUITE}.json"
     environment = {**host_environment(device), "command": shlex.join(["podrt", *sys.argv[1:]])}
     rows = measure_host(lambda row: console(stderr=True).print(row, markup=False))
-    save_host(rows, environment, path)
+    results_files.write_rows(rows, environment, path)
     printer = console()
     printer.print(host_table(rows, BARS_US))
     for line in (*replay_lines(rows), f"CPU: {environment['cpu']}.", f"Saved to {path}."):
@@ -180,7 +180,7 @@ def _run_dram(cases: list[Case], out: Path | None) -> None:
     path = (out or _RESULTS / gpu_slug(device.name)) / "dram.json"
     environment = {**describe(device, []), "command": shlex.join(["podrt", *sys.argv[1:]])}
     rows = measure_dram(cases)
-    save_dram(rows, environment, path)
+    results_files.write_rows(rows, environment, path)
     printer = console()
     printer.print(dram_table(rows))
     printer.print(f"Saved to {path}.", markup=False)

@@ -14,7 +14,8 @@ from podrt import cli
 from podrt.bench import host, host_timing
 from podrt.bench.environment import cpu_model
 from podrt.bench.host_batches import decodes, short_prompts
-from podrt.bench.host_rows import HostRow, host_table, replay_lines, row_of, save_host
+from podrt.bench.host_rows import HostRow, host_table, replay_lines, row_of
+from podrt.bench.results import write_rows
 from podrt.cli import bench
 
 
@@ -66,7 +67,7 @@ def test_rows_hold_median_and_99th_percentile():
 
 def test_saved_rows_have_the_fields_that_readers_expect(tmp_path):
     rows = [row_of("plan", "cupy", 32, "32 decodes", [1.0, 2.0, 3.0])]
-    save_host(rows, {"gpu": "NVIDIA H100", "cpu": cpu_model()}, tmp_path / "h100" / "host.json")
+    write_rows(rows, {"gpu": "NVIDIA H100", "cpu": cpu_model()}, tmp_path / "h100" / "host.json")
     data = json.loads((tmp_path / "h100" / "host.json").read_text())
     assert data["environment"]["cpu"]
     assert data["rows"] == [
