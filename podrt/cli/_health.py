@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import warnings
@@ -16,6 +15,7 @@ from podrt import knobs
 from podrt._version import __version__
 from podrt.errors import PodrtError, UnsupportedConfigError
 from podrt.gpu import cupy_folder
+from podrt.gpu.driver_version import driver_cuda_version
 from podrt.jit.files import is_writable
 
 State = Literal["ok", "missing", "optional"]
@@ -73,18 +73,6 @@ def findings() -> list[Finding]:
 def can_run(found: list[Finding]) -> bool:
     """Whether kernels can be compiled and run: nothing that they need is missing."""
     return all(finding.state != "missing" for finding in found)
-
-
-def driver_cuda_version() -> tuple[int, int] | None:
-    """Return the newest CUDA that the installed driver supports; None without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    version = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value == 0:
-        return None
-    return version.value // 1000, version.value % 1000 // 10
 
 
 def suggested_extra() -> str:

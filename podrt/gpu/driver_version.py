@@ -21,10 +21,14 @@ def driver_version() -> str | None:
         found = _VERSION.search(_PROC.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         found = None
-    return found[0] if found else _supported_cuda()
+    if found:
+        return found[0]
+    cuda = driver_cuda_version()
+    return None if cuda is None else "CUDA {}.{}".format(*cuda)
 
 
-def _supported_cuda() -> str | None:
+def driver_cuda_version() -> tuple[int, int] | None:
+    """Return the newest CUDA that the installed driver supports; None without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -32,4 +36,4 @@ def _supported_cuda() -> str | None:
     version = ctypes.c_int()
     if driver.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value == 0:
         return None
-    return f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    return version.value // 1000, version.value % 1000 // 10

@@ -28,10 +28,13 @@ def test_the_kernel_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert module.driver_version() == "580.95.05"
 
 
-@pytest.mark.parametrize("supported", [None, "CUDA 13.0"])
+@pytest.mark.parametrize(("supported", "said"), [(None, None), ((13, 0), "CUDA 13.0")])
 def test_else_what_the_driver_supports_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: str | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    supported: tuple[int, int] | None,
+    said: str | None,
 ) -> None:
     monkeypatch.setattr(module, "_PROC", tmp_path / "none")
-    monkeypatch.setattr(module, "_supported_cuda", lambda: supported)
-    assert module.driver_version() == supported
+    monkeypatch.setattr(module, "driver_cuda_version", lambda: supported)
+    assert module.driver_version() == said
