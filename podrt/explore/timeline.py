@@ -19,7 +19,6 @@ from podrt.policy.cost import (
     beside_each_other,
     decode_end_us,
     placed_units,
-    prefill_end_us,
     work_of,
 )
 from podrt.policy.schedule import Schedule
@@ -164,7 +163,7 @@ def _launch(
     work = work_of(schedule.plan, variant, gpu, calibration)
     beside = beside_each_other(work, variant, gpu, calibration)
     units = list(placed_units(work, num_sms, beside))
-    prefill_us = prefill_end_us(work, num_sms, beside)
+    prefill_us = max((unit.end_us for unit in units), default=0.0)
     spans = [
         Span(unit.sm, "prefill", begin_us + unit.begin_us, begin_us + unit.end_us) for unit in units
     ]
