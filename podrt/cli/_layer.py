@@ -1,6 +1,11 @@
-"""The layer and the GPU that a command plans for."""
+"""The layer, the GPU and the batches of a trace that a command plans for, with their options."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from podrt.cli._options import parse_heads
 from podrt.errors import DeviceError
@@ -8,15 +13,33 @@ from podrt.gpu.device import DeviceInfo, current_device
 from podrt.gpu.nominal import GPUS, H100
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
-from podrt.spec.attention import make_spec
+from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.workloads.chunked_prefill import hybrid_steps, read_trace
 
-GPU_NAMES = " or ".join(GPUS)
+_GPU_NAMES = " or ".join(GPUS)
+
+LayerHeads = Annotated[str, typer.Option("--heads", metavar="QO/KV", help="Query and KV heads.")]
+LayerHeadDim = Annotated[int, typer.Option("--head-dim", help="64, 128 or 256.")]
+LayerPageSize = Annotated[
+    int, typer.Option("--page-size", min=0, help="Tokens of a page; 0: contiguous.")
+]
+LayerDtype = Annotated[str, typer.Option("--dtype", help="bfloat16 or float16.")]
+PolicyOption = Annotated[str, typer.Option("--policy", help="As of podrt.HybridAttention.")]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", help=f"{_GPU_NAMES}. Default: this GPU, else h100.")
+]
+BudgetOption = Annotated[
+    int, typer.Option("--budget", min=1, help="Query tokens of a batch of a trace.")
+]
+BatchesOption = Annotated[int, typer.Option("--batches", min=1, help="Batches of a trace.")]
+MaxKvTokensOption = Annotated[
+    int,
+    typer.Option("--max-kv-tokens", min=1, help="Room of a trace's KV cache; bounds the decodes."),
+]
 
 
-def scheduler_of(
-    heads: str, head_dim: int, page_size: int, dtype: str, policy: str, gpu: str | None
-) -> Scheduler:
-    """Return what schedules batches of a layer; raises as `podrt.HybridAttention`.
+def layer_of(heads: str, head_dim: int, page_size: int, dtype: str) -> AttentionSpec:
+    """Return the causal layer of some options; raises as `podrt.HybridAttention`.
 
     Parameters
     ----------
@@ -24,21 +47,35 @@ def scheduler_of(
         Such as ``"32/8"``.
     page_size : int
         0 for a contiguous cache.
-    gpu : str, optional
-        One of `GPU_NAMES`; if None the current one, or an H100 where there is none.
     """
     qo, kv = parse_heads(heads)
-    layer = make_spec(qo, kv, head_dim, page_size or None, "NHD", dtype, True, None)
+    return make_spec(qo, kv, head_dim, page_size or None, "NHD", dtype, True, None)
+
+
+def scheduler_of(
+    heads: str, head_dim: int, page_size: int, dtype: str, policy: str, gpu: str | None
+) -> Scheduler:
+    """Return what schedules batches of a layer; `gpu_of` and `layer_of` have the parameters."""
+    layer = layer_of(heads, head_dim, page_size, dtype)
     return Scheduler(layer, gpu_of(gpu), parse_policy(policy))
 
 
 def gpu_of(name: str | None) -> DeviceInfo:
-    """Return a GPU by name, the current one, or an H100."""
+    """Return a GPU by name; for None the current one, or an H100 where there is none."""
     if name is None:
         try:
             return current_device()
         except DeviceError:
             return H100
     if name not in GPUS:
-        raise ValueError(f"gpu={name!r}: allowed are {GPU_NAMES}")
+        raise ValueError(f"gpu={name!r}: allowed are {_GPU_NAMES}")
     return GPUS[name]
+
+
+def batches_of_trace(
+    trace: Path, *, budget: int, batches: int, max_kv_tokens: int
+) -> list[list[tuple[int, int]]]:
+    """Return ``(q_len, kv_len)`` of the requests of each batch that `podrt demo` would run."""
+    requests = read_trace(trace)
+    steps = hybrid_steps(requests, budget=budget, max_kv_tokens=max_kv_tokens, count=batches)
+    return [step.lengths for step in steps]

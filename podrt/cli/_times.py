@@ -11,7 +11,15 @@ import typer
 from podrt.bench import roofline as bench_roofline
 from podrt.bench.results import load, write_whole
 from podrt.bench.roofline import USUAL_POLICIES
-from podrt.cli._layer import GPU_NAMES, scheduler_of
+from podrt.cli._layer import (
+    GpuOption,
+    LayerDtype,
+    LayerHeadDim,
+    LayerHeads,
+    LayerPageSize,
+    PolicyOption,
+    scheduler_of,
+)
 from podrt.cli._options import JsonOption
 from podrt.cli._output import console, print_json
 from podrt.explore.timeline import plot_timeline, simulate
@@ -52,14 +60,12 @@ def roofline(
 
 def trace(
     batch: Annotated[str, typer.Argument(help='Such as "2048@16384 + 64x16384".')],
-    heads: Annotated[str, typer.Option(metavar="QO/KV", help="Query and KV heads.")] = "32/8",
-    head_dim: Annotated[int, typer.Option(help="64 or 128.")] = 128,
-    page_size: Annotated[int, typer.Option(min=0, help="Tokens of a page; 0: contiguous.")] = 16,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float16.")] = "bfloat16",
-    policy: Annotated[str, typer.Option(help="As of podrt.HybridAttention.")] = "auto",
-    gpu: Annotated[
-        str | None, typer.Option(help=f"{GPU_NAMES}. Default: this GPU, else h100.")
-    ] = None,
+    heads: LayerHeads = "32/8",
+    head_dim: LayerHeadDim = 128,
+    page_size: LayerPageSize = 16,
+    dtype: LayerDtype = "bfloat16",
+    policy: PolicyOption = "auto",
+    gpu: GpuOption = None,
     plot: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Draw it: .png, .svg or .pdf.")
     ] = None,

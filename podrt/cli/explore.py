@@ -12,7 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from podrt.cli._building import build_all
-from podrt.cli._layer import GPU_NAMES, scheduler_of
+from podrt.cli._layer import (
+    GpuOption,
+    LayerDtype,
+    LayerHeadDim,
+    LayerHeads,
+    LayerPageSize,
+    PolicyOption,
+    scheduler_of,
+)
 from podrt.cli._options import (
     ArchOption,
     DecodeRowsOption,
@@ -108,16 +116,17 @@ def show(
     arch: ArchOption = None,
     batch: Annotated[
         str | None,
-        typer.Option(help='The one that runs a batch, such as "2048@16384 + 64x16384".'),
+        typer.Option(
+            help='The one that runs a batch, such as "2048@16384 + 64x16384", of the layer, GPU '
+            "and policy that the options below say."
+        ),
     ] = None,
-    heads: Annotated[str, typer.Option(metavar="QO/KV", help="Of --batch.")] = "32/8",
-    head_dim: Annotated[int, typer.Option(help="Of --batch: 64, 128 or 256.")] = 128,
-    page_size: Annotated[int, typer.Option(min=0, help="Of --batch; 0: contiguous.")] = 16,
-    dtype: Annotated[str, typer.Option(help="Of --batch.")] = "bfloat16",
-    policy: Annotated[str, typer.Option(help="Of --batch, as of podrt.HybridAttention.")] = "auto",
-    gpu: Annotated[
-        str | None, typer.Option(help=f"Of --batch: {GPU_NAMES}. Default: this GPU, else h100.")
-    ] = None,
+    heads: LayerHeads = "32/8",
+    head_dim: LayerHeadDim = 128,
+    page_size: LayerPageSize = 16,
+    dtype: LayerDtype = "bfloat16",
+    policy: PolicyOption = "auto",
+    gpu: GpuOption = None,
 ) -> None:
     """Print a variant's rendered source, PTX, SASS, compiler log or config.
 

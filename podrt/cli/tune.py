@@ -10,19 +10,29 @@ from typing import Annotated, Any
 import typer
 
 from podrt.cli._building import build_all
-from podrt.cli._options import JsonOption, parse_heads
+from podrt.cli._layer import (
+    BatchesOption,
+    BudgetOption,
+    LayerDtype,
+    LayerHeadDim,
+    LayerHeads,
+    LayerPageSize,
+    MaxKvTokensOption,
+    batches_of_trace,
+    layer_of,
+)
+from podrt.cli._options import JsonOption
 from podrt.cli._output import console, print_json, progress, table
 from podrt.gpu.device import DeviceInfo, current_device
 from podrt.policy.store import require_path
 from podrt.policy.tuned_costs import save_costs
 from podrt.policy.winners import RULES, Trial, save_trials
-from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.attention import AttentionSpec
 from podrt.tune.buckets import bucket_cases, read_shapes, run_trials
 from podrt.tune.costs import CostFit, fit_costs, require_model, variants_of
 from podrt.tune.fit import constants
 from podrt.tune.launches import designed_cases
 from podrt.tune.measure import measure_policies
-from podrt.workloads.chunked_prefill import hybrid_steps, read_trace
 
 _HOW = "Policy(autotuned=True) in processes that start from now on."
 
@@ -40,15 +50,13 @@ def tune(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="CSV of requests, whose batches to take."),
     ] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Query tokens of a batch of a trace.")] = 512,
-    batches: Annotated[int, typer.Option(min=1, help="Batches of a trace.")] = 32,
-    max_kv_tokens: Annotated[
-        int, typer.Option(min=1, help="Room of a trace's KV cache; bounds the decodes.")
-    ] = 65536,
-    heads: Annotated[str, typer.Option(metavar="QO/KV", help="Query and KV heads.")] = "32/8",
-    head_dim: Annotated[int, typer.Option(help="64, 128 or 256.")] = 128,
-    page_size: Annotated[int, typer.Option(min=0, help="Tokens of a page; 0: contiguous.")] = 16,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float16.")] = "bfloat16",
+    budget: BudgetOption = 512,
+    batches: BatchesOption = 32,
+    max_kv_tokens: MaxKvTokensOption = 65536,
+    heads: LayerHeads = "32/8",
+    head_dim: LayerHeadDim = 128,
+    page_size: LayerPageSize = 16,
+    dtype: LayerDtype = "bfloat16",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure and show, but keep nothing.")
     ] = False,
@@ -74,16 +82,14 @@ def tune(
     if shapes is None and trace is None:
         _tune_costs(gpu, dry_run, as_json)
         return
-    qo, kv = parse_heads(heads)
-    layer = make_spec(qo, kv, head_dim, page_size or None, "NHD", dtype, True, None)
+    layer = layer_of(heads, head_dim, page_size, dtype)
     if shapes is not None:
         lengths = read_shapes(shapes)
     else:
         assert trace is not None
-        steps = hybrid_steps(
-            read_trace(trace), budget=budget, max_kv_tokens=max_kv_tokens, count=batches
+        lengths = batches_of_trace(
+            trace, budget=budget, batches=batches, max_kv_tokens=max_kv_tokens
         )
-        lengths = [step.lengths for step in steps]
     _tune_policies(gpu, layer, lengths, dry_run, as_json)
 
 
