@@ -105,6 +105,7 @@ class HopperChoices:
             large_tile=large_tile,
             page_size=spec.page_size,
             causal=spec.mask.causal,
+            soft_cap=spec.logits_soft_cap is not None,
         )
 
     def share(self, plan: Plan) -> Plan:

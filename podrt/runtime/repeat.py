@@ -109,7 +109,7 @@ class Repeat:
             planned.require_pages_exist(self.tensors.k_cache.shape[0])
             self._has_checked_pages = True
         for launcher, grid in self._steps:
-            launcher.launch(at_q, at_k, at_v, at_out, 0, rows, grid, handle)
+            launcher.launch(at_q, at_k, at_v, at_out, 0, 0, rows, grid, handle)
         return out
 
     def _handle(self, stream: Any) -> int:

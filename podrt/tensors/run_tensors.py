@@ -28,7 +28,7 @@ class RunTensors:
     """Views of a run's tensors; caches with their axes in the order of ``"NHD"``.
 
     `out_tensor` and `lse_tensor` are the outputs themselves; `is_given` tells which of them are the
-    caller's own and not allocated here.
+    caller's own and not allocated here. `sinks` is float32 ``[num_qo_heads]``.
     """
 
     q: TensorView
@@ -39,12 +39,13 @@ class RunTensors:
     out_tensor: Any
     lse_tensor: Any
     is_given: tuple[bool, bool]
+    sinks: TensorView | None = None
 
-    def addresses(self) -> tuple[int, int, int, int, int, int]:
-        """Return those of q, k_cache, v_cache, out and lse (0 for none), and the rows of q."""
-        lse = 0 if self.lse is None else self.lse.pointer
+    def addresses(self) -> tuple[int, int, int, int, int, int, int]:
+        """Return those of q, caches, out, lse and sinks (0 for none), and the rows of q."""
+        lse, sinks = (0 if t is None else t.pointer for t in (self.lse, self.sinks))
         q, k, v, out = (t.pointer for t in (self.q, self.k_cache, self.v_cache, self.out))
-        return q, k, v, out, lse, self.q.shape[0]
+        return q, k, v, out, lse, sinks, self.q.shape[0]
 
     def described(self) -> RunTensors:
         """Return how the tensors lie, without keeping any of them alive."""
@@ -57,6 +58,7 @@ class RunTensors:
             None,
             None,
             self.is_given,
+            None if self.sinks is None else replace(self.sinks, owner=None),
         )
 
     def results(self, *, return_lse: bool, stream: int = 0) -> Any:

@@ -15,9 +15,22 @@ __device__ __forceinline__ void load_header(PlanHeader& to, const PlanHeader* fr
     reinterpret_cast<int4*>(&to)[lane] = __ldg(reinterpret_cast<const int4*>(from) + lane);
 }
 
+// What the first key of a tile is a multiple of where a window hides those before it, as of any of
+// its splits (podrt/plan/tiles.py): a tile's rows are copied in runs that no page ends within.
+template <class Config>
+constexpr int kWindowStep = Config::kPageSize > 0 ? gcd(Config::kPageSize, 64) : 64;
+
+// First key that a token of the item's request may see; negative where its window is longer than
+// that. Keys before `kv_begin` are those of other items.
+__device__ __forceinline__ int first_visible(const Params& p, const WorkItem& item, int token) {
+  return item.kv_len - item.q_len + token - p.window_left;
+}
+
 // Copies an item, whose request may have fewer keys than were planned: only the device knows exact
-// lengths where there are any. Called by a whole warp; the caller synchronises.
-__device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from,
+// lengths where there are any. Its window then reaches further to the left, which is the first
+// split's to do. Called by a whole warp; the caller synchronises.
+template <class Config>
+__device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from, const Params& p,
                                           const PlanHeader& plan, int lane) {
   constexpr int kWords = sizeof(WorkItem) / sizeof(int);
   if (lane < kWords)
@@ -26,6 +39,10 @@ __device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from,
   __syncwarp();
   if (lane > 0) return;
   to.kv_len = max(0, min(to.kv_len, __ldg(plan.kv_lens + to.request)));
+  if (to.split == 0) {
+    const int first = max(0, first_visible(p, to, to.row_begin / p.group));
+    to.kv_begin = min(to.kv_begin, first / kWindowStep<Config> * kWindowStep<Config>);
+  }
   to.kv_end = max(to.kv_begin, min(to.kv_end, to.kv_len));
 }
 

@@ -80,6 +80,7 @@ def hopper_variant(
     large_tile: bool = False,
     page_size: int | None = None,
     causal: bool = True,
+    soft_cap: bool = False,
 ) -> HopperConfig:
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     if form == "pod":
@@ -100,6 +101,7 @@ def hopper_variant(
         **budget._asdict(),
         page_size=page_size,
         causal=causal,
+        soft_cap=soft_cap,
     )
 
 
