@@ -3,8 +3,8 @@
 The executor walks a plan with an exact softmax. What it cannot see is how a kernel gets by without
 finding the maxima of every step: a row's sum and output refer to a *reference*, a power of two that
 need only be near the largest score so far, and lags behind it (``templates/common/softmax.cuh``).
-Here that is done in float32, with probabilities packed to the kernel's dtype. Windows hide the first
-keys of rows as a causal mask hides the last; sinks join when a row is finished, or merged.
+Here that is done in float32, with probabilities packed to the kernel's dtype. Windows hide first
+keys of rows as a causal mask hides last ones; sinks join when a row is finished, or merged.
 """
 
 from __future__ import annotations
@@ -218,7 +218,10 @@ def soft_capped(scores: Float32Array, to_exponent: float) -> Float32Array:
         ``2 log2(e) sm_scale / cap``.
     """
     powers = np.exp2(scores * np.float32(to_exponent))
-    return np.float32(1) - np.float32(2) * (np.float32(1) / (np.float32(1) + powers))
+    capped: Float32Array = np.float32(1) - np.float32(2) * (
+        np.float32(1) / (np.float32(1) + powers)
+    )
+    return capped
 
 
 def soft_capped_together(scores: Float32Array, to_exponent: float) -> Float32Array:
@@ -228,7 +231,8 @@ def soft_capped_together(scores: Float32Array, to_exponent: float) -> Float32Arr
     pairs = d[..., ::2] * d[..., 1::2]
     of_pairs = (np.float32(1) / pairs.prod(-1, keepdims=True)) * pairs[..., ::-1]
     inverse = np.repeat(of_pairs, 2, -1) * d[..., [1, 0, 3, 2]]
-    return np.float32(1) - np.float32(2) * inverse
+    capped: Float32Array = np.float32(1) - np.float32(2) * inverse
+    return capped
 
 
 def _finished(rows: Rows, sinks: Float32Array | None) -> tuple[Float32Array, Float32Array]:

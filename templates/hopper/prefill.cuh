@@ -3,7 +3,8 @@
 // a tile and O += P V of the tile before, and does the softmax of the former while the other has its
 // turn. So the softmax must be short; see softmax_lagging.
 //
-// Keys go from the last tile to the first, so that the tiles cut by the mask come first.
+// Keys go from the last tile to the first, so that the tiles cut by the causal mask come first and those
+// cut by a window last. Both are done in one loop, in which another one does those between them.
 #pragma once
 #include "common/descriptor.cuh"
 #include "common/soft_cap.cuh"

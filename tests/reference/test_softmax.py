@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -169,13 +170,19 @@ def windowed(
     scores[:, :first] = np.nan
     values[:first] = np.nan
     begin = first // begin_at * begin_at
-    ends = list(range(begin, kv_len, split_keys or kv_len)) + [kv_len]
-    seen = {"hidden": hidden, "sinks": sinks}
-    if split_keys is not None:
-        seen["sinks"] = None
+    ends = [*range(begin, kv_len, split_keys or kv_len), kv_len]
     parts = [
-        role.attend(scores, values, visible, DTYPES[dtype][0], **seen, kv_begin=b, kv_end=e)
-        for b, e in zip(ends, ends[1:], strict=False)
+        role.attend(
+            scores,
+            values,
+            visible,
+            DTYPES[dtype][0],
+            hidden=hidden,
+            sinks=sinks if split_keys is None else None,
+            kv_begin=b,
+            kv_end=e,
+        )
+        for b, e in pairwise(ends)
     ]
     got = parts[0]
     if split_keys is not None:

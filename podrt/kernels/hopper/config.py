@@ -136,7 +136,8 @@ class HopperConfig(VariantForm):
         """Return the tokens that one TMA load brings of a tile of `tile_rows`.
 
         A piece must not leave its page, and tiles begin at multiples of `DECODE_KEYS`, as splits
-        do. A contiguous cache's tile is one piece.
+        do, or where a window begins, of its greatest common divisor with a page. A contiguous
+        cache's tile is one piece.
         """
         if self.page_size is None:
             return tile_rows
