@@ -20,6 +20,8 @@ IntArray = npt.NDArray[np.int64]
 #: As in ``templates/common/softmax.cuh``.
 SLACK, OUTGROWN_SUM = np.float32(8), np.float32(1024)
 NOTHING_SEEN = np.float32(-(2.0**100))
+#: By what power of two a sink exceeds a row's reference at most.
+MOST_SINK = np.float32(120)
 
 
 @dataclass
@@ -70,6 +72,8 @@ class Softmax:
         visible: IntArray,
         dtype: npt.DTypeLike,
         *,
+        first: IntArray | None = None,
+        sinks: Float32Array | None = None,
         kv_begin: int = 0,
         kv_end: int | None = None,
     ) -> tuple[Float32Array, Float32Array]:
@@ -78,31 +82,38 @@ class Softmax:
         Parameters
         ----------
         scores : float32 array [rows, keys]
-            Scaled by ``sm_scale * log2(e)``.
+            Scaled by ``sm_scale * log2(e)``, or capped and scaled by ``log2(e)``.
         values : float32 array [keys, head_dim]
             Values.
         visible : int array [rows]
-            How many of the first keys a row sees; the first row sees fewest.
+            One past the last key that a row sees; the first row sees fewest.
         dtype : dtype
             Of the probabilities as operands: bfloat16 or float16.
+        first : int array [rows], optional
+            First key that a row sees, the last row's the highest; 0 by default.
+        sinks : float32 array [rows], optional
+            Logits of one more key whose value is 0, in base 2, of items that are not split; no part
+            of the log-sum-exps.
         kv_begin, kv_end : int
             Keys of the item; all by default.
         """
         kv_end = len(values) if kv_end is None else kv_end
         limit = np.minimum(visible, kv_end)
+        low = np.zeros_like(limit) if first is None else first
         behind = (0, self.step_keys)  # rows of the last step that hold no key are zeros
         scores, values = np.pad(scores, ((0, 0), behind)), np.pad(values, (behind, (0, 0)))
         rows = self._begin(len(scores), values.shape[1])
         num_steps = -(-(kv_end - kv_begin) // self.step_keys)
         for step in reversed(range(num_steps)):
-            first = kv_begin + step * self.step_keys
-            keys = np.arange(first, first + self.step_keys)
-            masked = bool(keys[-1] >= limit[0])
-            seen = np.where(keys[None] < limit[:, None], scores[:, keys], np.float32(-np.inf))
+            begin = kv_begin + step * self.step_keys
+            keys = np.arange(begin, begin + self.step_keys)
+            masked = bool(keys[-1] >= limit[0] or begin < low[-1])
+            visible_keys = (keys[None] < limit[:, None]) & (keys[None] >= low[:, None])
+            seen = np.where(visible_keys, scores[:, keys], np.float32(-np.inf))
             powers = self.powers_of(rows, seen, exact=masked or step == num_steps - 1)
             rows.total = rows.total + powers.sum(1)
             rows.out = rows.out + powers.astype(dtype).astype(np.float32) @ values[keys]
-        return _finished(rows)
+        return _finished(rows, sinks)
 
     def _begin(self, count: int, head_dim: int) -> Rows:
         out, total = np.zeros((count, head_dim), np.float32), np.zeros(count, np.float32)
@@ -184,18 +195,22 @@ def portable(kv_tile: int, warp_rows: int = 16) -> SlackSoftmax:
 
 
 def merge_splits(
-    outs: list[Float32Array], lses: list[Float32Array]
+    outs: list[Float32Array], lses: list[Float32Array], sinks: Float32Array | None = None
 ) -> tuple[Float32Array, Float32Array]:
     """Merge the splits of a tile as ``templates/common/merge.cuh`` does; results as `attend`'s."""
     out, lse = np.stack(outs), np.stack(lses)
     reference = np.maximum(NOTHING_SEEN, lse.max(0))
     weights = np.exp2(lse - reference)
-    return _finished(Rows(reference, weights.sum(0), (weights[:, :, None] * out).sum(0)))
+    merged = Rows(reference, weights.sum(0), (weights[:, :, None] * out).sum(0))
+    return _finished(merged, sinks)
 
 
-def _finished(rows: Rows) -> tuple[Float32Array, Float32Array]:
+def _finished(rows: Rows, sinks: Float32Array | None) -> tuple[Float32Array, Float32Array]:
     seen = rows.total > 0
     total: Any = np.where(seen, rows.total, np.float32(1))
-    out = np.where(seen[:, None], rows.out / total[:, None], np.float32(0))
+    divisor = total
+    if sinks is not None:  # beside the largest the keys count for nothing, and nothing overflows
+        divisor = total + np.exp2(np.minimum(sinks - rows.reference, MOST_SINK))
+    out = np.where(seen[:, None], rows.out / divisor[:, None], np.float32(0))
     lse = np.where(seen, rows.reference + np.log2(total), np.float32(-np.inf))
     return out, lse

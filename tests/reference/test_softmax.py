@@ -59,15 +59,27 @@ def scores_of(kind: str, rows: int, keys: int) -> np.ndarray:
 KINDS = ("small", "large", "low", "high", "growing slowly", "growing", "falling", "one high")
 
 
-def exact(scores: np.ndarray, values: np.ndarray, visible: np.ndarray) -> tuple[Any, Any]:
+def exact(
+    scores: np.ndarray,
+    values: np.ndarray,
+    visible: np.ndarray,
+    first: np.ndarray | None = None,
+    sinks: np.ndarray | None = None,
+) -> tuple[Any, Any]:
     """Outputs and base-2 log-sum-exps in float64."""
-    hidden = np.arange(len(values))[None] >= visible[:, None]
+    keys = np.arange(len(values))[None]
+    hidden = keys >= visible[:, None]
+    if first is not None:
+        hidden |= keys < first[:, None]
     masked = np.where(hidden, -np.inf, scores.astype(np.float64))
     largest = np.maximum(masked.max(1, initial=-np.inf), -1e300)
     powers = np.exp2(masked - largest[:, None])
     total = powers.sum(1)
     seen = total > 0
-    out = np.where(seen[:, None], powers @ values / np.where(seen, total, 1)[:, None], 0)
+    divisor = np.where(seen, total, 1)
+    if sinks is not None:
+        divisor = divisor + np.exp2(np.minimum(sinks.astype(np.float64) - largest, 1000))
+    out = np.where(seen[:, None], powers @ values / divisor[:, None], 0)
     return out, np.where(seen, largest + np.log2(np.where(seen, total, 1)), -np.inf)
 
 
@@ -113,6 +125,47 @@ def test_rows_that_see_nothing_of_several_steps(role: str) -> None:
         assert error_of(ROLES[role], "growing", "bfloat16", q_len, 3 * step) <= 1
         # As many keys as tokens, and fewer: the first rows see none at all.
         assert error_of(ROLES[role], "small", "bfloat16", 3 * step + 5, 3 * step) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_and_sinks_at_every_edge(role: str, kind: str, dtype: str) -> None:
+    step = ROLES[role].step_keys
+    for kv_len in (2 * step - 1, 3 * step, 3 * step + 5):
+        for q_len, window in ((1, 0), (2, step), (8, step - 3), (8, 1), (3, 10 * step)):
+            visible = kv_len - q_len + 1 + np.arange(q_len)
+            first = np.maximum(visible - 1 - window, 0)
+            scores = scores_of(kind, q_len, kv_len)
+            values = np.random.default_rng(1).standard_normal((kv_len, HEAD_DIM))
+            sinks = np.linspace(-400, 400, q_len).astype(np.float32)
+            args = scores, values.astype(np.float32), visible
+            begin = int(first[0]) // 64 * 64
+            got = ROLES[role].attend(
+                *args, DTYPES[dtype][0], first=first, sinks=sinks, kv_begin=begin
+            )
+            assert difference(got, exact(*args, first, sinks), dtype) <= 1, (kv_len, q_len, window)
+
+
+def test_a_sink_is_merged_once() -> None:
+    scores, role = scores_of("small", 4, 300), ROLES["decode 8"]
+    values = np.random.default_rng(1).standard_normal((300, HEAD_DIM)).astype(np.float32)
+    visible, sinks = np.full(4, 300), np.array([-np.inf, 0, 9, 500], np.float32)
+    parts = [
+        role.attend(scores, values, visible, np.float16, kv_begin=begin, kv_end=end)
+        for begin, end in ((0, 128), (128, 300))
+    ]
+    got = merge_splits([out for out, _ in parts], [lse for _, lse in parts], sinks)
+    assert difference(got, exact(scores, values, visible, sinks=sinks), "float16") <= 1
+
+
+@pytest.mark.parametrize("sink", [-np.inf, 0.0, 1e30, np.inf])
+def test_a_row_that_sees_nothing_is_zero_whatever_its_sink(sink: float) -> None:
+    scores, values = scores_of("small", 2, 64), np.ones((64, HEAD_DIM), np.float32)
+    sinks = np.full(2, sink, np.float32)
+    out, lse = portable(64).attend(scores, values, np.zeros(2, int), np.float16, sinks=sinks)
+    assert not out.any()
+    assert np.isneginf(lse).all()
 
 
 @pytest.mark.parametrize("role", ROLES)
