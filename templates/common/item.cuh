@@ -70,6 +70,14 @@ struct RowAddress {
   }
 };
 
+// The sink of a row's query head, in base 2; -inf where there are none.
+__device__ __forceinline__ float sink_log2(const Params& p, const WorkItem& item, int kv_head,
+                                           int row) {
+  if (!p.sinks) return -infinity();
+  const int head = kv_head * p.group + (item.row_begin + row) % p.group;
+  return __ldg(p.sinks + i64(head) * p.sinks_stride) * kLog2E;
+}
+
 // Row of the partial buffers for a row of the tile in one of its splits.
 __device__ __forceinline__ i64 partial_row(const Params& p, const WorkItem& item, int kv_head,
                                            int tile_rows, int split, int row) {
@@ -82,10 +90,14 @@ template <class Config, int kRows, int kSplits>
 __device__ __forceinline__ void merge_rows(const Params& p, const WorkItem& item, int kv_head,
                                            int tile_rows, int row, int end, int lane) {
   lane = computed_here(lane);  // or its offsets take registers of the main loop
+  float sinks_log2[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; r++)
+    sinks_log2[r] = sink_log2(p, item, kv_head, min(row + r, end - 1));
   const i64 first = partial_row(p, item, kv_head, tile_rows, 0, row);
   const MergedRows<Config::kHeadDim, kRows, kSplits> merged(
       p.partial_o + first * Config::kHeadDim, p.partial_lse + first,
-      tile_rows * p.num_kv_heads, item.num_splits, end - row, lane);
+      tile_rows * p.num_kv_heads, item.num_splits, end - row, sinks_log2, lane);
 #pragma unroll
   for (int r = 0; r < kRows; r++) {
     if (row + r >= end) break;
