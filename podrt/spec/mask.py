@@ -46,8 +46,13 @@ class Mask:
         end = self.key_end(tokens, q_len, kv_len)
         if self.window_left is None:
             return np.zeros(end.shape, end.dtype), end
-        first = tokens + (kv_len - q_len - self.window_left)
-        return np.minimum(np.maximum(first, 0), end), end
+        return np.minimum(self.key_begin(tokens, q_len, kv_len), end), end
+
+    def key_begin(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> Any:
+        """Return the first key that tokens see; of those that see none a key that others may."""
+        if self.window_left is None:
+            return np.zeros_like(tokens + (kv_len - q_len))
+        return np.maximum(tokens + (kv_len - q_len - self.window_left), 0)
 
     def key_end(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> Any:
         """Return one past the last key that tokens see, as `key_range` does."""
