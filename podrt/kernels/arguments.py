@@ -78,7 +78,7 @@ HEADS = (
 SCORES = (
     Field("int", "window_left", "keys before its own that a token sees; 2^30 for all"),
     Field("int", "sinks_stride", ""),
-    Field("float", "soft_cap_inverse_scale", "sm_scale / cap: factor before tanh; 0 without a cap"),
+    Field("float", "soft_cap_exponent", "2 log2(e) sm_scale / cap, or 0: common/soft_cap.cuh"),
     Field("float", "scale_log2", "sm_scale * log2(e), or cap * log2(e): factor after tanh"),
 )
 #: More keys than any request has, and so few that positions less so many fit 32 bits.
@@ -152,11 +152,11 @@ def shared_arguments(spec: AttentionSpec, tensors: RunTensors, buffers: Buffers)
 
 
 def _score_arguments(spec: AttentionSpec) -> dict[str, Any]:
-    window, cap = spec.mask.window_left, spec.logits_soft_cap
+    window, cap, log2_e = spec.mask.window_left, spec.logits_soft_cap, math.log2(math.e)
     return {
         "window_left": NO_WINDOW if window is None else min(window, NO_WINDOW),
-        "soft_cap_inverse_scale": 0.0 if cap is None else spec.sm_scale / cap,
-        "scale_log2": (spec.sm_scale if cap is None else cap) * math.log2(math.e),
+        "soft_cap_exponent": 0.0 if cap is None else 2 * log2_e * spec.sm_scale / cap,
+        "scale_log2": (spec.sm_scale if cap is None else cap) * log2_e,
     }
 
 

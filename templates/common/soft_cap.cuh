@@ -6,13 +6,8 @@
 #pragma once
 #include "ptx/scalar.cuh"
 
-// What a raw score is multiplied by to be the exponent above, in base 2.
-__device__ __forceinline__ float soft_cap_exponent(float inverse_scale) {
-  constexpr float kTwoLog2E = 2.885390081777927f;
-  return inverse_scale * kTwoLog2E;
-}
-
-// tanh of a score; the factor `scale_log2` that follows has the cap.
+// tanh of a score, given what makes it the exponent above in base 2 (Params::soft_cap_exponent); the
+// factor `scale_log2` that follows has the cap.
 __device__ __forceinline__ float soft_capped(float score, float to_exponent) {
   return fmaf(-2.f, reciprocal_approx(1.f + exp2_approx(score * to_exponent)), 1.f);
 }

@@ -216,7 +216,7 @@ struct DecodeConsumer {
 
   // Before masks, as what they hide may be NaN.
   __device__ __forceinline__ void soft_cap_scores() {
-    const float to_exponent = soft_cap_exponent(p.soft_cap_inverse_scale);
+    const float to_exponent = p.soft_cap_exponent;
 #pragma unroll
     for (int t = 0; t < kTiles; t++)
 #pragma unroll

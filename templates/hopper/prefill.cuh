@@ -206,14 +206,14 @@ struct PrefillConsumer {
 
   // Before masks, as what they hide may be NaN.
   __device__ __forceinline__ void soft_cap_scores() {
-    const float to_exponent = soft_cap_exponent(p.soft_cap_inverse_scale);
+    const float to_exponent = p.soft_cap_exponent;
 #pragma unroll
     for (int i = 0; i < kScores; i++) scores[i] = soft_capped(scores[i], to_exponent);
   }
 
   // The same of a tile that every row sees whole, four scores of a row at once.
   __device__ __forceinline__ void soft_cap_seen_scores() {
-    const float to_exponent = soft_cap_exponent(p.soft_cap_inverse_scale);
+    const float to_exponent = p.soft_cap_exponent;
 #pragma unroll
     for (int i = 0; i < kScores; i += 8)
 #pragma unroll

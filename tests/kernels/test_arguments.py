@@ -67,7 +67,7 @@ def test_kernel_gets_tensors_buffers_and_sizes(config: Variant) -> None:
 def test_scores_are_scaled_and_seen_from_the_first_key_on(config: Variant) -> None:
     params = params_of(config)
     assert params["window_left"] == 2**30
-    assert (params["soft_cap_inverse_scale"], params["sinks_stride"]) == (0, 0)
+    assert (params["soft_cap_exponent"], params["sinks_stride"]) == (0, 0)
 
 
 @pytest.mark.parametrize("config", [HOPPER, PORTABLE])
@@ -77,7 +77,7 @@ def test_kernel_gets_window_cap_and_sinks(config: Variant) -> None:
     block = argument_block(config, layer, replace(tensors_of(), sinks=sinks), BUFFERS)
     params = np.frombuffer(bytes(block), params_dtype(config), 1)[0]
     assert (params["window_left"], params["sinks_stride"]) == (4096, 2)
-    assert params["soft_cap_inverse_scale"] == np.float32(0.125 / 50)
+    assert params["soft_cap_exponent"] == np.float32(2 * np.log2(np.e) * 0.125 / 50)
     assert params["scale_log2"] == np.float32(50 * np.log2(np.e))
 
 
