@@ -299,9 +299,9 @@ def test_run_checks_host_page_numbers_once_for_each_cache_size(
     checks: list[int] = []
     real = planned_module.require_pages_exist
 
-    def counted(table: Any, batch: Any, num_pages: int) -> None:
+    def counted(table: Any, batch: Any, num_pages: int, *others: Any) -> None:
         checks.append(num_pages)
-        real(table, batch, num_pages)
+        real(table, batch, num_pages, *others)
 
     monkeypatch.setattr(planned_module, "require_pages_exist", counted)
 
