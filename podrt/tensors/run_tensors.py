@@ -79,6 +79,7 @@ def view_tensors(
     k_cache: Any,
     v_cache: Any,
     *,
+    sinks: Any = None,
     out: Any,
     lse: Any,
     return_lse: bool,
@@ -104,6 +105,10 @@ def view_tensors(
     if caches[0].shape != caches[1].shape:
         raise ValueError(f"v_cache: got shape {caches[1].shape}, k_cache has {caches[0].shape}")
     require_same_device(q_view, *caches)
+    sinks_view = None
+    if sinks is not None:
+        sinks_view = view(sinks, "sinks", stream)
+        _check_sinks(sinks_view, q_view)
     is_given = (out is not None, lse is not None or not return_lse)
     if out is None:
         out = empty_like_caller(q_view, q_view.shape, "same", stream)
@@ -115,7 +120,9 @@ def view_tensors(
     if lse is not None:
         lse_view = view(lse, "lse", stream)
         _check_lse(lse_view, q_view)
-    return RunTensors(q_view, caches[0], caches[1], out_view, lse_view, out, lse, is_given)
+    return RunTensors(
+        q_view, caches[0], caches[1], out_view, lse_view, out, lse, is_given, sinks_view
+    )
 
 
 def require_kernel_can_read(tensors: RunTensors, device: int) -> None:
@@ -130,8 +137,9 @@ def require_kernel_can_read(tensors: RunTensors, device: int) -> None:
         require_unit_stride(tensor)
         require_alignment(tensor)
         _require_short_strides(tensor, heads_axis=-2)
-    if tensors.lse is not None:
-        _require_short_strides(tensors.lse, heads_axis=-1)
+    for by_head in (tensors.lse, tensors.sinks):
+        if by_head is not None:
+            _require_short_strides(by_head, heads_axis=-1)
 
 
 def _check_q(
@@ -168,6 +176,14 @@ def _check_cache(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) ->
             f"kv_layout is {layer.kv_layout!r}"
         )
     require_dtype(cache, layer.dtype)
+
+
+def _check_sinks(sinks: TensorView, q: TensorView) -> None:
+    require_rank(sinks, 1, "[num_qo_heads]")
+    if sinks.shape != q.shape[1:2]:
+        raise ValueError(f"sinks: got shape {sinks.shape}, expected {q.shape[1:2]}, one per head")
+    require_dtype(sinks, "float32")
+    require_same_device(q, sinks)
 
 
 def _check_out(out: TensorView, q: TensorView) -> None:
