@@ -14,6 +14,7 @@ from podrt.errors import PodrtError, UnsupportedConfigError
 from podrt.explore.select import select
 from podrt.gpu.arch import get_arch
 from podrt.gpu.nominal import H100
+from podrt.kernels.hopper.config import decode_rows_of
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.spec.attention import make_spec
@@ -76,7 +77,7 @@ def test_warmup_can_compile_whatever_a_policy_may_choose(arch, head_dim, page_si
     for policy in map(parse_policy, POLICIES):
         with suppress(UnsupportedConfigError):  # the Hopper family elsewhere
             scheduler = Scheduler(spec, gpu, policy)
-            chosen |= {v for rows in (8, 16, 32) for v in scheduler.variants(rows)}
+            chosen |= {v for rows in decode_rows_of(head_dim) for v in scheduler.variants(rows)}
     assert chosen
     assert chosen <= set(known)
 
