@@ -184,6 +184,13 @@ def test_decode_rows_hold_for_every_batch(rows: int) -> None:
     check_plan(scheduled(q_lens, policy=policy, layer=layer).plan, batch_of(q_lens, [2048] * 3))
 
 
+def test_large_heads_have_small_decode_tiles() -> None:
+    layer = layer_of(head_dim=256, group=32)
+    assert scheduled([1] * 10, layer=layer).plan.decode_rows == 16
+    with pytest.raises(UnsupportedConfigError, match="decode_rows=32: with head_dim=256 allowed"):
+        scheduled([1], layer=layer, policy=Policy(family="hopper", decode_rows=32))
+
+
 def test_decode_rows_are_what_is_reserved_or_refused() -> None:
     scheduler = Scheduler(layer_of(), H100, Policy(family="hopper", decode_rows=16))
     assert [scheduler.decode_rows_for(tokens) for tokens in (1, 4)] == [16, 16]
