@@ -52,6 +52,14 @@ def test_batches_of_a_trace(trace):
     assert text.count("chosen by rule") == 3
 
 
+def test_windows_leave_out_what_they_hide():
+    (whole,) = run_json("plan", BATCH, "--gpu", "h100")
+    (found,) = run_json("plan", BATCH, "--gpu", "h100", "--window-left", 1024)
+    assert found["candidates"][0]["predicted_us"] < 0.2 * whole["candidates"][0]["predicted_us"]
+    (capped,) = run_json("plan", BATCH, "--gpu", "h100", "--soft-cap", 50)
+    assert capped["choice"]
+
+
 def test_policy_layer_and_pages_are_taken():
     (found,) = run_json("plan", BATCH, "--gpu", "h100", "--policy", "serial", "--page-size", 0)
     assert found["choice"] == "serial"

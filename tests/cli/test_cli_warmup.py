@@ -55,16 +55,24 @@ def test_warmup_of_the_full_mask():
         run("explore", "list", "--mask", "half")
 
 
+def test_warmup_of_capped_scores():
+    (name,) = run_json("warmup", *HOPPER, "--capped")["variants"]
+    assert name.endswith("_causal_softcap")
+    assert run("explore", "list", *HOPPER, "--capped").split() == [name]
+
+
 POLICIES = ("auto", "hopper", "portable", "1:3", "ctas=4", "decode-only=24", "serial")
 
 
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("cap", [None, 30.0])
 @pytest.mark.parametrize("page_size", [None, 16, 48, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_120"])
-def test_warmup_can_compile_whatever_a_policy_may_choose(arch, head_dim, page_size, causal):
+def test_warmup_can_compile_whatever_a_policy_may_choose(arch, head_dim, page_size, cap, causal):
     """A server that sets PODRT_DISABLE_JIT must find all of it."""
-    spec = make_spec(8, 2, head_dim, page_size, "NHD", "float16", causal, None)
+    layer = (8, 2, head_dim, page_size, "NHD", "float16", causal)
+    spec = make_spec(*layer, window_left=100, logits_soft_cap=cap)
     gpu = replace(H100, arch=get_arch(arch))
     known = select(
         archs=[arch],
@@ -72,6 +80,7 @@ def test_warmup_can_compile_whatever_a_policy_may_choose(arch, head_dim, page_si
         head_dims=[head_dim],
         page_sizes=[str(page_size).lower()],
         masks=["causal" if causal else "full"],
+        soft_caps=[cap is not None],
     )
     chosen = set()
     for policy in map(parse_policy, POLICIES):

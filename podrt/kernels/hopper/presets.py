@@ -125,14 +125,22 @@ def default_hopper_variants(
     head_dims: Iterable[int] = HEAD_DIMS,
     decode_rows: Iterable[int] = DECODE_ROWS,
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
+    soft_caps: Iterable[bool] = (False,),
 ) -> list[HopperConfig]:
     """Return the causal variants that a schedule may pick, as the filters allow."""
-    forms, decode_rows = tuple(forms), tuple(decode_rows)
+    forms, decode_rows, head_dims = tuple(forms), tuple(decode_rows), tuple(head_dims)
     page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
     found = [
         hopper_variant(
-            form, dtype, head_dim, decode_rows=rows, large_tile=large, page_size=page_size
+            form,
+            dtype,
+            head_dim,
+            decode_rows=rows,
+            large_tile=large,
+            page_size=page_size,
+            soft_cap=soft_cap,
         )
+        for soft_cap in soft_caps
         for head_dim in head_dims
         if head_dim in HEAD_DIMS
         for dtype in dtypes
