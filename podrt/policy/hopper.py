@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import cast
 
@@ -18,6 +19,7 @@ from podrt.kernels.variant import Form
 from podrt.plan import Plan, most_decode_tokens
 from podrt.policy import cost
 from podrt.policy.calibration import calibration_of
+from podrt.policy.constants import Cuts
 from podrt.policy.policies import Family, Policy
 from podrt.policy.sm_allocation import SmAllocation
 from podrt.spec.attention import AttentionSpec
@@ -25,6 +27,8 @@ from podrt.spec.batch import HybridBatch
 
 #: Building a variant checks it, which takes longer than planning a small batch.
 _variant = lru_cache(maxsize=1024)(hopper_variant)
+#: Of what the constants of `Cuts` were measured with.
+_MEASURED_HEAD_DIM = 128
 
 
 class HopperChoices:
@@ -40,7 +44,7 @@ class HopperChoices:
 
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self._calibration = calibration = calibration_of(gpu)
-        self.cuts = calibration.hopper_cuts
+        self.cuts = _cuts(calibration.hopper_cuts, spec.head_dim)
         self._spec, self._gpu = spec, gpu
         self._form = calibration.fused_form
         self._all_rows = decode_rows_of(spec.head_dim)
@@ -165,6 +169,16 @@ def _fixed_rows(policy: Policy, head_dim: int) -> int | None:
             "or leave it at None"
         )
     return rows
+
+
+def _cuts(cuts: Cuts, head_dim: int) -> Cuts:
+    """Return cuts, measured at head_dim 128, with longer pieces of a decode where heads are narrow.
+
+    What starting and merging a piece costs is to be weighed against the bytes that it reads. Beside
+    prefill pieces are as short for another reason: slots are of unlike speed there.
+    """
+    longer = max(1, _MEASURED_HEAD_DIM // head_dim)
+    return replace(cuts, decode_piece_keys=longer * cuts.decode_piece_keys)
 
 
 def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
