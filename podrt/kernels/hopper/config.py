@@ -206,6 +206,11 @@ class HopperConfig(VariantForm):
                 f"registers of all roles add up to {sum(roles)}; {self.warpgroups} warpgroups "
                 f"have {pool}"
             )
+        if self.has_decode and self.next_slots < DECODE_TILES:
+            raise UnsupportedConfigError(
+                f"{self.name}: the prefill tiles have room for {self.next_slots} tiles of decode "
+                f"in each of lanes 1 and 2; a step takes {DECODE_TILES}"
+            )
         smem_bytes = self.smem_bytes + STATIC_SMEM_BYTES
         if smem_bytes > self.limits.smem_per_cta_bytes:
             raise UnsupportedConfigError(
