@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from podrt.bench.environment import describe, gpu_slug, with_ceilings
-from podrt.bench.sweep.axes import AXES, combinations, parse_axis
+from podrt.bench.sweep.axes import AXES, combinations, parse_axes
 from podrt.bench.sweep.definition import (
     SAMPLES,
     Definition,
@@ -139,7 +139,7 @@ def sweep(
             raise ValueError("pass a definition, or --axis and --batch, not both")
         wanted = read_definition(definition)
     elif axis and batch:
-        grid, refused = combinations(_axes(axis))
+        grid, refused = combinations(parse_axes(axis))
         cases = cases_of(batch, layer)
         wanted = Definition("sweep", "", tuple(grid), tuple(refused), cases)
     else:
@@ -166,13 +166,6 @@ def sweep(
     for line in lines:
         console(stderr=True).print(line, markup=False)
     raise typer.Exit(_INCOMPLETE if outcome.interrupted else 0)
-
-
-def _axes(texts: Sequence[str]) -> dict[str, Any]:
-    axes = dict(map(parse_axis, texts))
-    if len(axes) < len(texts):
-        raise ValueError("--axis: name each axis once, with all its values")
-    return axes
 
 
 def _measure(definition: Definition, device: DeviceInfo, path: Path) -> Outcome:

@@ -129,6 +129,14 @@ def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
     return name.strip(), read_values(name.strip(), values.split(","))
 
 
+def parse_axes(texts: Sequence[str]) -> dict[str, tuple[Value, ...]]:
+    """Read several axes; raises as `parse_axis`, and where one is named twice."""
+    axes = dict(map(parse_axis, texts))
+    if len(axes) < len(texts):
+        raise ValueError("axis: name each axis once, with all its values")
+    return axes
+
+
 def read_values(name: str, values: Iterable[Any]) -> tuple[Value, ...]:
     """Return an axis' values, each once; raises as `parse_axis`."""
     if name not in AXES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from podrt.kernels.argument_block import ArgumentBlock
 from podrt.kernels.arguments import Buffers, shared_arguments, short_strides
@@ -21,19 +22,8 @@ class PortableArguments:
     def __init__(
         self, config: KernelConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
     ) -> None:
-        strides = {
-            f"{name}_stride_{axis}": stride
-            for name, cache in (("k", tensors.k_cache), ("v", tensors.v_cache))
-            for axis, stride in zip(("page", "token", "head"), short_strides(cache), strict=False)
-        }
-        self._block = ArgumentBlock(
-            PARAMS,
-            _CHANGING,
-            **shared_arguments(spec, tensors, buffers),
-            **strides,
-            num_pages=tensors.k_cache.shape[0],
-            scale_log2=spec.sm_scale * math.log2(math.e),
-        )
+        fixed = fixed_arguments(spec, tensors, buffers)
+        self._block = ArgumentBlock(PARAMS, _CHANGING, **fixed)
 
     def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
@@ -43,3 +33,18 @@ class PortableArguments:
 
     def __bytes__(self) -> bytes:
         return bytes(self._block)
+
+
+def fixed_arguments(spec: AttentionSpec, tensors: RunTensors, buffers: Buffers) -> dict[str, Any]:
+    """Return the arguments that no launch changes."""
+    strides = {
+        f"{name}_stride_{axis}": stride
+        for name, cache in (("k", tensors.k_cache), ("v", tensors.v_cache))
+        for axis, stride in zip(("page", "token", "head"), short_strides(cache), strict=False)
+    }
+    return {
+        **shared_arguments(spec, tensors, buffers),
+        **strides,
+        "num_pages": tensors.k_cache.shape[0],
+        "scale_log2": spec.sm_scale * math.log2(math.e),
+    }
