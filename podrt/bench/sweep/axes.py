@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -96,6 +96,10 @@ class Combination:
     def policy(self) -> Policy:
         """Return the policy; raises as `Policy` where values do not go together."""
         return Policy(**dict(self.fixed))  # type: ignore[arg-type]
+
+    def over(self, policy: Policy) -> Policy:
+        """Return another policy with what is fixed here fixed too; raises as `policy`."""
+        return replace(policy, **dict(self.fixed))  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, for JSON."""
