@@ -20,6 +20,11 @@ from podrt.bench.results import Results
 from podrt.bench.summary import CaseSummary, summarise
 from podrt.bench.tables import empty_table
 
+#: Policies that are shown where none is named.
+USUAL_POLICIES = ("auto", SERIAL)
+#: Policies that a picture tells apart.
+_COLOURS = 8
+
 
 @dataclass(frozen=True)
 class RooflinePoint:
@@ -147,12 +152,12 @@ def plot_roofline(points: Sequence[RooflinePoint], title: str, path: Path) -> No
     """
     figure = figure_class()(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
-    for policy in dict.fromkeys(point.policy for point in points):
-        own = [point for point in points if point.policy == policy]
+    for label, own in _coloured(points).items():
         axes.scatter(
             [point.memory_share for point in own],
             [point.matmul_share for point in own],
-            label=policy,
+            label=label,
+            **({} if label in {point.policy for point in own} else {"color": "0.75", "s": 9}),
         )
     axes.axhline(1, color="gray", linewidth=0.8)
     axes.axvline(1, color="gray", linewidth=0.8)
@@ -168,6 +173,20 @@ def plot_roofline(points: Sequence[RooflinePoint], title: str, path: Path) -> No
     figure.savefig(path, dpi=150)
 
 
+def _coloured(points: Sequence[RooflinePoint]) -> dict[str, list[RooflinePoint]]:
+    """Return points by policy; of more policies than there are colours the usual ones alone.
+
+    All others are one group, which comes first and so lies under them.
+    """
+    policies = list(dict.fromkeys(point.policy for point in points))
+    shown = policies if len(policies) <= _COLOURS else list(USUAL_POLICIES)
+    others = [point for point in points if point.policy not in shown]
+    groups = {f"{len(policies) - len(shown)} others": others} if others else {}
+    for policy in shown:
+        groups[policy] = [point for point in points if point.policy == policy]
+    return {label: own for label, own in groups.items() if own}
+
+
 def _points(
     summary: CaseSummary, policies: Sequence[str], ceilings: Mapping[str, float]
 ) -> Iterator[RooflinePoint]:
@@ -177,7 +196,3 @@ def _points(
         time_us = times_us.get(policy)
         if time_us is not None:
             yield point_of(summary.case, policy, time_us, sides_us, ceilings)
-
-
-#: Policies that are shown where none is named.
-USUAL_POLICIES = ("auto", SERIAL)

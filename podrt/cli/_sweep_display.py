@@ -109,7 +109,7 @@ def draw(sweep: Sweep, folder: Path, maps: Sequence[str]) -> list[Path]:
                 paths.append(folder / f"{name}.{ending}")
                 draw_heat_map(heat_map, paths[-1])
         if own.environment.get("ceilings"):
-            points = roofline(own, ["auto", "serial"])
+            points = roofline(own)
             for ending in _FORMATS:
                 paths.append(folder / f"roofline{suffix}.{ending}")
                 plot_roofline(points, f"roofline, {gpu}", paths[-1])
