@@ -20,6 +20,7 @@ from podrt.bench.sweep.definition import (
     cases_of,
     definition_names,
     read_definition,
+    suite_cases,
 )
 from podrt.bench.sweep.heatmap import DRAWN_AXES, USUAL_AXES
 from podrt.bench.sweep.measure import gpu_bench, gpu_error
@@ -28,11 +29,15 @@ from podrt.bench.sweep.records import Journal, Skip, Sweep, load
 from podrt.bench.sweep.runner import Outcome, Runner, missing_of
 from podrt.bench.sweep.tables import export, skip_lines
 from podrt.cli._layer import (
+    BatchesOption,
+    BudgetOption,
     GpuOption,
     LayerDtype,
     LayerHeadDim,
     LayerHeads,
     LayerPageSize,
+    MaxKvTokensOption,
+    batches_of_trace,
     gpu_of,
     layer_of,
 )
@@ -42,6 +47,7 @@ from podrt.errors import CompileError
 from podrt.gpu.device import DeviceInfo, current_device, load_cupy
 from podrt.jit import build_many
 from podrt.kernels.families import source_of
+from podrt.workloads.lengths import describe_lengths
 
 _RESULTS = Path("bench") / "results"
 #: Exit code of a sweep that was interrupted.
@@ -64,6 +70,19 @@ def sweep(
         list[str] | None,
         typer.Option(help='Such as "2048@16384 + 64x16384"; repeatable.'),
     ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="The batches of a suite of podrt bench, or of a TOML file.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(metavar="SUBSTRING", help="Of a suite, only cases whose name has it.")
+    ] = "",
+    trace: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="CSV of requests, whose batches to take."),
+    ] = None,
+    budget: BudgetOption = 512,
+    batches: BatchesOption = 32,
+    max_kv_tokens: MaxKvTokensOption = 65536,
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
     page_size: LayerPageSize = 16,
@@ -123,7 +142,7 @@ def sweep(
     variant did not end (the same command then goes on without it).
     """
     if replay is not None:
-        if definition or axis or batch or out or list_points:
+        if definition or axis or batch or suite or trace or out or list_points:
             raise ValueError(
                 "--replay: shows a file as it is; give only --export, --figures and --map"
             )
@@ -133,19 +152,25 @@ def sweep(
                 on_result(result)
         _finish(found, exports, figures, maps)
         return
-    layer = layer_of(heads, head_dim, page_size, dtype)
     if definition is not None:
-        if axis or batch:
-            raise ValueError("pass a definition, or --axis and --batch, not both")
+        if axis or batch or suite or trace:
+            raise ValueError("pass a definition, or --axis and batches, not both")
         wanted = read_definition(definition)
-    elif axis and batch:
+    elif axis and (batch or suite or trace):
+        layer = layer_of(heads, head_dim, page_size, dtype)
+        texts = list(batch or ())
+        if trace is not None:
+            found_batches = batches_of_trace(
+                trace, budget=budget, batches=batches, max_kv_tokens=max_kv_tokens
+            )
+            texts += map(describe_lengths, found_batches)
+        cases = cases_of(texts, layer) + (suite_cases(suite, only) if suite else ())
         grid, refused = combinations(parse_axes(axis))
-        cases = cases_of(batch, layer)
         wanted = Definition("sweep", "", tuple(grid), tuple(refused), cases)
     else:
         raise ValueError(
             f"pass a definition ({', '.join(definition_names())}, or a TOML file), or --axis and "
-            f"--batch; axes are {', '.join(AXES)}"
+            f"--batch, --suite or --trace; axes are {', '.join(AXES)}"
         )
     if random is not None:
         wanted = wanted.sampled(random, seed)

@@ -9,6 +9,7 @@ from cli_support import run, run_json
 from sweep_support import ENVIRONMENT, FakeBench
 from typer.testing import CliRunner
 
+import podrt
 from podrt import cli
 from podrt.bench.sweep.records import load
 from podrt.cli import explore_sweep
@@ -129,6 +130,16 @@ def test_random_and_samples(gpu, tmp_path):
     results = load(tmp_path / "s.jsonl").results
     assert len(results) == 4 + 3
     assert {len(result.samples_us) for result in results} == {2}
+
+
+def test_batches_of_a_suite_or_a_trace():
+    axes = ["--axis", "serial=true", "--list"]
+    lines = run("explore", "sweep", *axes, "--suite", "traces", "--only", "#0").splitlines()
+    assert lines
+    assert all("#0: " in line for line in lines)
+    trace = Path(podrt.__file__).parent / "data" / "sample_trace.csv"
+    lines = run("explore", "sweep", *axes, "--trace", trace, "--batches", 2).splitlines()
+    assert sum(line.endswith(": auto") for line in lines) == 2
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,15 @@ def cases_of(batches: Sequence[str], layer: AttentionSpec) -> tuple[Case, ...]:
     return tuple({case.name: case for case in cases}.values())
 
 
+def suite_cases(name: str, only: str) -> tuple[Case, ...]:
+    """Return the cases of a suite of podrt bench whose name has some text; ValueError for none."""
+    cases = load_suite(name).cases
+    kept = tuple(replace(case, policies=()) for case in cases if only in case.name)
+    if not kept:
+        raise ValueError(f"only={only!r}: no case of suite {name} has it in its name")
+    return kept
+
+
 def case_of(lengths: Sequence[tuple[int, int]], layer: AttentionSpec) -> Case:
     """Return the case of a batch, prefills first."""
     prefill = tuple(each for each in lengths if each[0] > 1)
@@ -165,12 +174,7 @@ def _cases(data: Mapping[str, Any]) -> tuple[Case, ...]:
     if ("batches" in data) == ("suite" in data):
         raise ValueError("must have batches or a suite, one of them")
     if "suite" in data:
-        only = data.get("only", "")
-        cases = load_suite(data["suite"]).cases
-        kept = tuple(replace(case, policies=()) for case in cases if only in case.name)
-        if not kept:
-            raise ValueError(f"only={only!r}: no case of suite {data['suite']} has it in its name")
-        return kept
+        return suite_cases(data["suite"], data.get("only", ""))
     qo, _, kv = str(data.get("heads", "32/8")).partition("/")
     if not (qo.isdecimal() and kv.isdecimal()):
         raise ValueError(f"heads={data['heads']!r}: expected query and KV heads, such as 32/8")

@@ -25,8 +25,8 @@ from podrt.errors import DeviceError
 
 #: Variants that take turns: all of them hold memory at once.
 _AT_ONCE = 24
-#: No check, and no turns of all variants, takes as long.
-_LIMIT_S = 60.0
+#: No check takes as long, and no sample so much longer than that.
+_LIMIT_S, _SAMPLE_S = 60.0, 0.1
 #: Exit code of a process that a variant has held up.
 HUNG = 4
 
@@ -66,7 +66,7 @@ class Runner:
     on_result : callable
         Called with every result, those that the file has included.
     limit_s : float
-        Longest time that a check or a round of timing may take.
+        Longest time that a check may take; timing may take longer, by the number of samples.
     """
 
     journal: Journal
@@ -156,7 +156,7 @@ class Runner:
     def _time(self, bench: Bench, right: dict[Point, Checked]) -> dict[Point, Timing | Exception]:
         launches = [checked.enqueue for checked in right.values()]
         try:
-            with self._watch():
+            with self._watch(seconds=self.limit_s + _SAMPLE_S * self.samples * len(launches)):
                 timings = bench.time(launches, self.samples)
         except Exception as error:  # no memory for the graphs, say
             timings = [error] * len(right)
@@ -196,9 +196,10 @@ class Runner:
         ) from error
 
     @contextmanager
-    def _watch(self, point: Point | None = None) -> Iterator[None]:
+    def _watch(self, point: Point | None = None, seconds: float | None = None) -> Iterator[None]:
         """End the process if what is done inside takes too long; of a point there is a record."""
-        timer = threading.Timer(self.limit_s, self._give_up, (point,))
+        limit_s = seconds or self.limit_s
+        timer = threading.Timer(limit_s, self._give_up, (point, limit_s))
         timer.daemon = True
         timer.start()
         try:
@@ -206,9 +207,9 @@ class Runner:
         finally:
             timer.cancel()
 
-    def _give_up(self, point: Point | None) -> None:
+    def _give_up(self, point: Point | None, limit_s: float) -> None:
         what = "a round of timing" if point is None else f"{point.name} on {point.case.name}"
-        text = f"{what} did not end within {self.limit_s:.0f} s"
+        text = f"{what} did not end within {limit_s:.0f} s"
         if point is not None:
             self.journal.add(point.result(self.environment, "hung", reason=text))
         print(f"error: {text}; go on with the same command", file=sys.stderr, flush=True)
