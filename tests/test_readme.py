@@ -51,7 +51,10 @@ def test_every_command_is_named():
     leaves = {
         f"{name} {sub}".strip()
         for name, command in root.commands.items()
-        for sub in getattr(command, "commands", [""])
+        for sub in (
+            *getattr(command, "commands", [""]),
+            *([""] if getattr(command, "invoke_without_command", False) else []),
+        )
     }
     assert all(any(f"{c} ".startswith(f"{leaf} ") for c in _commands()) for leaf in leaves)
 
@@ -62,7 +65,7 @@ def test_options_exist():
     known = {
         option
         for command in root.commands.values()
-        for leaf in (root, *getattr(command, "commands", {"": command}).values())
+        for leaf in (root, command, *getattr(command, "commands", {}).values())
         for parameter in leaf.params
         for option in parameter.opts
     }

@@ -2,13 +2,15 @@
 
 Every kind of work is captured into a CUDA graph if it can be, so that neither Python nor the
 driver's launch path is in the time. All kinds take turns, so that a change of the GPU's clock meets
-them alike. Each sample starts with a cold L2 cache, behind a long write and read of other memory
-during which the host prepares the launch. Real samples are kept, and a kind of work that fails has
-an error and no time.
+them alike, in an order drawn anew for each round: what ran before decides how warm the GPU is. Each
+sample starts with a cold L2 cache, behind a long write and read of other memory during which the
+host prepares the launch. Real samples are kept, and a kind of work that fails has an error and no
+time.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +101,7 @@ def time_all(
     Parameters
     ----------
     works : sequence of Work
-        They take turns, one sample of each per round.
+        They take turns, one sample of each per round, in random order.
     samples : int
         Rounds.
     warm_up_s : float
@@ -122,9 +124,11 @@ def time_all(
     read_clock_mhz = sm_clock_reader()
     times_us: dict[int, list[float]] = {number: [] for number in ready}
     clocks_mhz: dict[int, list[int]] = {number: [] for number in ready}
+    order, shuffle = list(ready), random.Random(0).shuffle
     for _ in range(samples):
-        for number, (launch, _method) in ready.items():
-            sample_us, clock_mhz = _sample(launch, cold_cache, read_clock_mhz)
+        shuffle(order)
+        for number in order:
+            sample_us, clock_mhz = _sample(ready[number][0], cold_cache, read_clock_mhz)
             times_us[number].append(sample_us)
             clocks_mhz[number] += [] if clock_mhz is None else [clock_mhz]
     for number, (_launch, method) in ready.items():

@@ -26,6 +26,7 @@ from podrt.bench.runner import Outcome, run_cases
 from podrt.bench.suites import Suite, load_suite, suite_names
 from podrt.bench.summary import headlines, summarise
 from podrt.cli._output import console, progress
+from podrt.cli.bench_serving import serving
 from podrt.gpu.device import current_device, load_cupy
 
 _RESULTS = Path("bench") / "results"
@@ -34,8 +35,21 @@ _FIGURES_SUITE = "paper"
 #: Exit code of a run that stopped at its time limit.
 _INCOMPLETE = 3
 
+app = typer.Typer()
+#: What follows the engine's name is read by the benchmark, its --help too.
+app.command(
+    "serving",
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    },
+)(serving)
 
+
+@app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     suite: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,6 +107,8 @@ def bench(
     Exit code: 0 when all cases were measured, 3 when the time limit came first. A contender that
     fails is part of the results.
     """
+    if context.invoked_subcommand is not None:
+        return
     if compare_files is not None:
         _compare(*compare_files)
         return

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from podrt.plan.places import Places, places_of
 from podrt.plan.tiles import Floats, Tiles
 from podrt.plan.tiling import SplitCosts
 
@@ -60,41 +61,8 @@ class Cut:
     def places(self) -> Places:
         """Where the pieces of every tile are among those of all."""
         if self._places is None:
-            num_pieces, first_piece = _running_sum(self.counts)
-            num_split, split_before = _running_sum((self.counts > 1.0).astype(np.float64))
-            self._places = Places(
-                num_pieces - len(self.counts) + num_split, num_split, first_piece, split_before
-            )
+            self._places = places_of(self.counts)
         return self._places
-
-
-class Places(NamedTuple):
-    """Where the pieces of every tile of a cut are among those of all.
-
-    Attributes
-    ----------
-    num_partials : int
-        Pieces of split tiles, each of which leaves a partial result.
-    num_split : int
-        Split tiles.
-    first_piece : float64 array [tiles]
-        Pieces of the tiles before each.
-    split_before : float64 array [tiles]
-        Split tiles before each.
-    """
-
-    num_partials: int
-    num_split: int
-    first_piece: Floats
-    split_before: Floats
-
-
-def _running_sum(values: Floats) -> tuple[int, Floats]:
-    """Return the sum of whole numbers, and of those before each."""
-    before = np.add.accumulate(values)
-    total = int(before[-1])
-    before -= values
-    return total, before
 
 
 def cut_steps(steps: Floats, limit: float | Floats) -> tuple[Floats, Floats]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.plan.cut import Cut
-from podrt.plan.tiles import Indices, Tiles, longest_first
+from podrt.plan.tiles import Tiles, longest_first
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, WorkList
 from podrt.spec.batch import HybridBatch
 
@@ -84,19 +84,16 @@ def lay_out(
     of_tiles = rows.take(tiles.request, axis=0, mode="clip")
     if tiles.row_begin is not None:
         of_tiles[:, _ROW_BEGIN] = tiles.row_begin
-    of_tiles[:, _NUM_SPLITS] = counts = cut.counts
-    num_partials, num_merges, first_piece, merge = cut.places
-    # Tiles in one piece leave no partial result: of the pieces before, those of split tiles count.
-    partial_row = first_piece - _numbers(len(counts))
-    partial_row += merge
-    partial_row *= tile_rows
+    places = cut.places
+    of_tiles[:, _NUM_SPLITS] = cut.counts
+    partial_row, merge = places.first_partial * tile_rows, places.split_before
     if first_merge:
         partial_row += first_partial_row
         merge = merge + first_merge
     of_tiles[:, _PARTIAL_ROW] = partial_row
     of_tiles[:, _MERGE] = merge
     items = _pieces(of_tiles, tiles, cut)
-    return SideItems(items, num_merges, num_partials * tile_rows)
+    return SideItems(items, places.num_split, places.num_partials * tile_rows)
 
 
 def _whole(rows: Rows, tiles: Tiles, first_merge: int, first_partial_row: int) -> SideItems:
@@ -111,17 +108,9 @@ def _whole(rows: Rows, tiles: Tiles, first_merge: int, first_partial_row: int) -
     return SideItems(np.frombuffer(items, WORK_ITEM), 0, 0)
 
 
-@lru_cache(maxsize=16)
-def _numbers(count: int) -> Indices:
-    """Return 0, 1, 2, ..."""
-    return np.arange(count)
-
-
 def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut) -> WorkList:
     """Return an item for every piece, longest first."""
-    tile = _numbers(len(tiles)).repeat(cut.counts.astype(np.intp))  # of each piece
-    split = np.arange(len(tile), dtype=np.float64)
-    split -= cut.places.first_piece[tile]
+    tile, split = cut.places.tile, cut.places.split
     length = (cut.lengths * tiles.kv_tile)[tile]
     begin = split * length
     keys = tiles.keys[tile]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from podrt.bench.serving import vllm_engine
+from podrt.bench.serving.run import Run
 from podrt.bench.serving.vllm import comparisons
 from podrt.bench.serving.vllm_clocks import _kind_of
-from podrt.bench.serving.vllm_steps import Run
 
 
 def a_run() -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -83,7 +84,16 @@ def test_real_samples_are_kept_and_the_flush_is_not_in_them(gpu):
 
 def test_works_take_turns_and_each_starts_cold(gpu):
     time_all(works(gpu, a=1, b=1), samples=3, warm_up_s=0)
-    assert gpu.log[-12:] == ["flush", "a", "flush", "b"] * 3
+    taken = gpu.log[-12:]
+    assert taken[::2] == ["flush"] * 6
+    assert [sorted(taken[i : i + 4 : 2]) for i in (1, 5, 9)] == [["a", "b"]] * 3
+
+
+def test_no_work_always_follows_the_same_other(gpu):
+    samples = 20
+    time_all(works(gpu, a=1, b=1, c=1), samples=samples, warm_up_s=0)
+    taken = [name for name in gpu.log if name != "flush"][-3 * samples :]
+    assert {before for before, name in pairwise(taken) if name == "a"} >= {"b", "c"}
 
 
 def test_warm_up_comes_before_samples(gpu):

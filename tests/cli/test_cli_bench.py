@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from bench_support import make_case, make_results, make_rows
 from typer.testing import CliRunner
 
 from podrt import cli
 from podrt.bench.results import save
-from podrt.cli import bench
+from podrt.cli import bench, bench_serving
 from podrt.errors import DeviceError
 
 
@@ -68,3 +70,24 @@ def test_a_part_never_replaces_a_whole_file(tmp_path, monkeypatch):
     assert "add --resume" in str(result.exception)
     nothing = invoke("--suite", "peers", "--only", "no such", "--peers", "none")
     assert "no case has that" in str(nothing.exception)
+
+
+def test_an_engine_is_measured_with_the_rest_of_the_command_line(monkeypatch):
+    asked = []
+    module = SimpleNamespace(main=asked.append)
+    monkeypatch.setattr(bench_serving, "import_module", lambda name: module)
+    result = invoke("serving", "vllm", "--modes", "FULL", "--help")
+    assert result.exit_code == 0, result.output
+    assert asked == [["--modes", "FULL", "--help"]]
+
+
+def test_an_unknown_engine_and_one_that_is_not_there_are_named(monkeypatch):
+    with pytest.raises(ValueError, match="engine='sglang': allowed are transformers, vllm"):
+        raise invoke("serving", "sglang").exception
+
+    def absent(name):
+        raise ModuleNotFoundError(name="vllm")
+
+    monkeypatch.setattr(bench_serving, "import_module", absent)
+    with pytest.raises(ValueError, match=r"vllm is not installed; see docs/vllm\.md"):
+        raise invoke("serving", "vllm").exception

@@ -1,14 +1,19 @@
 """Skips this folder on a machine without a usable GPU."""
 
+import os
 import sys
 
 import pytest
 
-from podrt.errors import DeviceError
-from podrt.gpu.device import current_device
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before NumPy: the references of several processes, each on all cores, take turns at waiting.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):
+    from podrt.errors import DeviceError
+    from podrt.gpu.device import current_device
+
     try:
         current_device()
     except DeviceError as error:

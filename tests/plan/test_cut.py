@@ -38,8 +38,22 @@ def test_pieces_are_equal_and_no_longer_than_the_limit(
 def test_places_count_pieces_and_split_tiles_before_each() -> None:
     places = Cut(np.array([1.0, 3.0, 2.0, 1.0]), np.array([4.0, 1.0, 2.0, 3.0]), 64).places
     assert (places.num_partials, places.num_split) == (5, 2)
-    assert places.first_piece.tolist() == [0, 1, 4, 6]
+    assert places.first_partial.tolist() == [0, 0, 3, 5]
     assert places.split_before.tolist() == [0, 0, 1, 2]
+    assert places.tile.tolist() == [0, 1, 1, 1, 2, 2, 3]
+    assert places.split.tolist() == [0, 0, 1, 2, 0, 1, 0]
+
+
+@pytest.mark.parametrize("num_tiles", [3, 5000])
+def test_places_are_those_of_the_counts_when_asked_again(num_tiles: int) -> None:
+    lengths = np.ones(num_tiles)
+    for first in (1.0, 2.0, 1.0):
+        counts = np.full(num_tiles, 2.0)
+        counts[0] = first
+        places = Cut(counts, lengths, 64).places
+        assert places.num_partials == counts.sum() - (first == 1)
+        assert places.first_partial[-1] == places.num_partials - 2
+        assert places.tile.tolist() == np.repeat(np.arange(num_tiles), counts.astype(int)).tolist()
 
 
 def test_each_tile_may_have_a_limit_and_each_row_too() -> None:

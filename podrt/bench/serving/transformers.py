@@ -1,6 +1,6 @@
 """transformers' continuous batching with podrt beside its own attention and FlashAttention-3.
 
-    python -m podrt.bench.serving.transformers --budget 2048 --batch 32x4096+128 --out FILE.json
+    podrt bench serving transformers --budget 2048 --batch 32x4096+128 --out FILE.json
 
 One model of random weights for all contenders, of Llama 3 8B's shape by default. Each contender
 serves all requests twice with one manager: the first time captures graphs and compiles, the second
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,9 +28,12 @@ import torch
 from transformers import AttentionInterface, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from podrt.bench.serving.clock import timing
+from podrt.bench.serving.document import save
+from podrt.bench.serving.requests import BATCH_FORMAT, parse_batch, prompts_of, requests_of
+from podrt.bench.serving.run import Run, agreement
 from podrt.integrations.transformers import enable
 from podrt.integrations.transformers.engine import Engine
-from podrt.workloads.traces import read_trace, sample_trace
 
 CONTENDERS = ("sdpa", "fa3", "podrt-serial", "podrt")
 _BEHIND_GATHER = "behind_gather_flash"
@@ -42,9 +46,10 @@ class Requests(NamedTuple):
     new_tokens: int
 
 
-def main() -> None:
-    """Run what the command line asks for, and write and print the results."""
-    options = _parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what a command line asks for, this process's by default, and print the results."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(arguments)
     model, requests = _model(options), _requests(options)
     AttentionInterface.register(_BEHIND_GATHER, _fa3)
     rows: list[dict[str, Any]] = []
@@ -58,11 +63,15 @@ def main() -> None:
             rows.append(row)
             print(json.dumps({name: row[name] for name in row if name != "tokens"}), flush=True)
             if options.out:
-                document = {"arguments": vars(options), "rows": rows}
-                Path(options.out).write_text(json.dumps(document, indent=1))
-    for row in rows[1:]:
-        if "tokens" in row and "tokens" in rows[0]:
-            print(_agreement(rows[0], row))
+                save(
+                    rows,
+                    options.out,
+                    command=shlex.join(["podrt", "bench", "serving", "transformers", *arguments]),
+                    packages=("transformers", "torch", "numpy", "fa3_fwd"),
+                    comparisons=comparisons(rows),
+                )
+    for line in comparisons(rows):
+        print(line)
 
 
 def measure(
@@ -75,16 +84,23 @@ def measure(
             serve()
             times = HostTimes()
             with times.taken():
-                seconds, results = serve()
+                began_s, results = serve()
         finally:
             model.destroy_cached_continuous_batching_manager()
-    made = sum(len(result.generated_tokens) for result in results)
-    read = sum(map(len, requests.prompts))
-    found: dict[str, Any] = {"seconds": seconds, "tokens_per_s": (made + read) / seconds}
-    found |= _latencies(results)
-    if engine is not None:
-        found |= times.summary()
-    return found | {"tokens": [result.generated_tokens for result in results]}
+    run = _run_of(results, began_s)
+    run.prompt_tokens = sum(map(len, requests.prompts))
+    run.steps = len(times.plans_us)
+    host = times.summary() if engine is not None else {}
+    return run.summary() | host | {"tokens": run.tokens}
+
+
+def _run_of(results: Sequence[Any], began_s: float) -> Run:
+    """Return what a manager made, in times since it was asked."""
+    run = Run(len(results))
+    run.tokens = [result.generated_tokens for result in results]
+    run.times_s = [[time_s - began_s for time_s in result.timestamps] for result in results]
+    run.arrivals_s = [result.created_time - began_s for result in results]
+    return run
 
 
 def _server(
@@ -115,7 +131,7 @@ def _server(
             progress_bar=False,
         )
         torch.cuda.synchronize()
-        return time.perf_counter() - began_s, list(results.values())
+        return began_s, list(results.values())
 
     return serve
 
@@ -146,17 +162,12 @@ class HostTimes:
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Time all calls of engines in the block."""
-        plan, run = Engine.plan, Engine.run
-        Engine.plan = _timed(plan, self.plans_us)  # type: ignore[method-assign]
-        Engine.run = _timed(run, self.runs_us)  # type: ignore[method-assign]
-        try:
+        with timing(Engine, "plan", self.plans_us), timing(Engine, "run", self.runs_us):
             yield
-        finally:
-            Engine.plan, Engine.run = plan, run  # type: ignore[method-assign]
 
     def summary(self) -> dict[str, Any]:
         """Return medians; a step is a plan and, where graphs do not skip them, a run a layer."""
-        found = {"steps": len(self.plans_us), "plan_us": float(np.median(self.plans_us))}
+        found = {"plan_us": float(np.median(self.plans_us))}
         runs = len(self.runs_us) / len(self.plans_us)
         found["runs_a_step"] = runs
         if self.runs_us:
@@ -165,38 +176,14 @@ class HostTimes:
         return found
 
 
-def _timed(call: Callable[..., Any], times_us: list[float]) -> Any:
-    def timed(*arguments: Any) -> Any:
-        began_s = time.perf_counter()
-        found = call(*arguments)
-        times_us.append(1e6 * (time.perf_counter() - began_s))
-        return found
-
-    return timed
-
-
-def _latencies(results: Sequence[Any]) -> dict[str, float]:
-    """Return percentiles of the times to the first token and between tokens."""
-    first = [result.timestamps[0] - result.created_time for result in results]
-    between = [gap for result in results for gap in np.diff(result.timestamps).tolist()] or [0.0]
-    return {
-        "ttft_p50_s": float(np.percentile(first, 50)),
-        "ttft_p99_s": float(np.percentile(first, 99)),
-        "tbt_p50_ms": 1e3 * float(np.percentile(between, 50)),
-        "tbt_p99_ms": 1e3 * float(np.percentile(between, 99)),
-        "stalls_over_200_ms": sum(gap > 0.2 for gap in between),
-    }
-
-
-def _agreement(base: dict[str, Any], row: dict[str, Any]) -> str:
-    """Say how many tokens of each request are equal before the first that differs."""
-    equal = total = 0
-    for ours, theirs in zip(row["tokens"], base["tokens"], strict=True):
-        differing = (i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1)
-        equal += next(differing, len(ours))
-        total += len(ours)
-    names = [f"{each['contender']} {each['mode']}" for each in (row, base)]
-    return f"{names[0]} and {names[1]}: {equal} of {total} tokens before the first that differs"
+def comparisons(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return how far the tokens of every row are those of the first."""
+    served = [row for row in rows if "tokens" in row]
+    return [
+        f"{row['contender']} {row['mode']} and {served[0]['contender']} {served[0]['mode']}: "
+        + agreement(served[0]["tokens"], row["tokens"])
+        for row in served[1:]
+    ]
 
 
 def _fa3(
@@ -252,25 +239,21 @@ def _model(options: argparse.Namespace) -> Any:
 
 
 def _requests(options: argparse.Namespace) -> Requests:
-    random = np.random.default_rng(0)
     if options.batch:
-        count, prompt, output = map(int, re.split("[x+]", options.batch))
-        lengths = [prompt] * count
-    else:
-        trace = read_trace(options.trace) if options.trace else sample_trace()
-        lengths = [request.prompt_tokens for request in trace[: options.requests]]
-        output = options.most_output
-    prompts = [random.integers(3, options.vocabulary, length).tolist() for length in lengths]
-    return Requests(prompts, output)
+        count, prompt, output = parse_batch(options.batch)
+        return Requests(prompts_of([prompt] * count, options.vocabulary), output)
+    lengths = [each.prompt_tokens for each in requests_of(options.trace, options.requests)]
+    return Requests(prompts_of(lengths, options.vocabulary), options.most_output)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
+    about = (__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser("podrt bench serving transformers", description=about)
     add = parser.add_argument
     add("--contenders", default=",".join(CONTENDERS), help="in this order")
     add("--modes", default="eager,graphs")
     add("--budget", type=int, default=2048, help="tokens of a step")
-    add("--batch", default="", help="REQUESTSxPROMPT+OUTPUT; without it a trace is served")
+    add("--batch", default="", help=f"{BATCH_FORMAT}; without it a trace is served")
     add("--trace", help="CSV file of request lengths; podrt's sample without it")
     add("--requests", type=int, default=40, help="of the trace, from its beginning")
     add("--most-output", type=int, default=128, help="tokens generated for a request of a trace")
@@ -281,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--hidden", type=int, default=4096)
     add("--heads", default="32/8", help="query and KV heads")
     add("--vocabulary", type=int, default=128256)
-    add("--out", help="JSON file for the results")
+    add("--out", type=Path, help="JSON file for the results")
     return parser
 
 

@@ -1,6 +1,6 @@
 """vLLM with podrt's attention backend beside FlashAttention's: whole steps of a Llama-like model.
 
-    python -m podrt.bench.serving.vllm --modes EAGER,FULL --trace FILE.csv --out FILE.json
+    podrt bench serving vllm --modes EAGER,FULL --trace FILE.csv --out FILE.json
 
 A process for each backend and mode, one engine in it for all budgets. The weights are random, so
 that nothing needs to be fetched; the default shape is that of Llama 3 8B. After a run to warm up,
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
+import shlex
 import subprocess
 import sys
 import time
@@ -24,35 +24,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from podrt.bench.serving.document import save
+from podrt.bench.serving.requests import BATCH_FORMAT, parse_batch, prompts_of, requests_of
+from podrt.bench.serving.run import agreement
 from podrt.bench.serving.vllm_clocks import gpu_times, host_times
 from podrt.bench.serving.vllm_engine import MODES, make_engine
 from podrt.bench.serving.vllm_steps import serve
-from podrt.workloads.traces import Request, read_trace, sample_trace
 
+_MODULE = "podrt.bench.serving.vllm"
 _RESULT = "RESULT "
 
 
-def main() -> None:
-    """Run what the command line asks for, and write and print the results."""
-    options = _parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what a command line asks for, this process's by default, and print the results."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(arguments)
     if options.child:
         measure(options)
         return
     results: list[dict[str, Any]] = []
     for mode in options.modes.split(","):
         for backend in options.backends.split(","):
-            results += _in_a_process(options, backend, mode)
+            results += _in_a_process(arguments, options.runner, backend, mode)
             if options.out:
-                document = {"arguments": vars(options), "results": results}
-                Path(options.out).write_text(json.dumps(document, indent=1))
+                save(
+                    results,
+                    options.out,
+                    command=shlex.join(["podrt", "bench", "serving", "vllm", *arguments]),
+                    packages=("vllm", "torch", "numpy"),
+                    comparisons=comparisons(results),
+                )
     for line in comparisons(results):
         print(line)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
+    about = (__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser("podrt bench serving vllm", description=about)
     add = parser.add_argument
     add("--backends", default="FLASH_ATTN,PODRT", help="names in vLLM's registry")
     add("--modes", default=",".join(MODES), help="of " + ", ".join(MODES))
@@ -71,25 +79,27 @@ def _parser() -> argparse.ArgumentParser:
     add("--most-output", type=int, default=256, help="tokens generated for a request")
     add("--rate", type=float, default=0.0, help="requests a second; 0: all at the beginning")
     add("--sequences", type=int, default=64, help="most requests at once")
-    add("--decode", default="", help="REQUESTSxPROMPT+OUTPUT: time steps of decodes alone too")
+    add("--decode", default="", help=f"{BATCH_FORMAT}: time steps of decodes alone too")
     add("--drafts", type=int, default=0, help="tokens that n-grams draft; try --vocabulary 128")
     add("--no-profile", action="store_true")
     add("--split-write", action="store_true", help="PODRT: cache writes as operators of their own")
     add("--policy", default="auto", help="PODRT: podrt's policy")
     add("--cache-gib", type=float, default=42.0, help="of keys and values")
-    add("--out", help="JSON file for the results")
+    add("--out", type=Path, help="JSON file for the results")
     add("--child", help=argparse.SUPPRESS)
     return parser
 
 
-def _in_a_process(options: argparse.Namespace, backend: str, mode: str) -> list[dict[str, Any]]:
+def _in_a_process(
+    arguments: Sequence[str], runner: int, backend: str, mode: str
+) -> list[dict[str, Any]]:
     """Measure a backend in a mode; an engine that fails is a result too."""
     env = dict(os.environ) | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_USE_V2_MODEL_RUNNER": str(options.runner - 1),
+        "VLLM_USE_V2_MODEL_RUNNER": str(runner - 1),
         "VLLM_USE_BREAKABLE_CUDAGRAPH": str(int(mode == "BREAKABLE")),
     }
-    command = [sys.executable, "-m", __spec__.name, *sys.argv[1:], "--child", f"{backend}:{mode}"]
+    command = [sys.executable, "-m", _MODULE, *arguments, "--child", f"{backend}:{mode}"]
     began_s = time.perf_counter()
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(_RESULT)]
@@ -109,10 +119,10 @@ def measure(options: argparse.Namespace) -> None:
     """Measure one backend in one mode, in this process; print a line for each budget."""
     backend, mode = options.child.split(":")
     budgets = [int(budget) for budget in options.budgets.split(",")]
-    requests = _requests(options)
+    requests = requests_of(options.trace, options.requests)
     longest = max([r.prompt_tokens + options.most_output for r in requests], default=1)
     if options.decode:
-        longest = max(longest, sum(_decode_shape(options)[1:]))
+        longest = max(longest, sum(parse_batch(options.decode)[1:]))
     began_s = time.perf_counter()
     engine = make_engine(options, backend, mode, max(budgets), longest)
     about = {
@@ -121,7 +131,7 @@ def measure(options: argparse.Namespace) -> None:
         "runner": options.runner,
         "ready_s": time.perf_counter() - began_s,
     }
-    prompts = _prompts([request.prompt_tokens for request in requests], options.vocabulary)
+    prompts = prompts_of([request.prompt_tokens for request in requests], options.vocabulary)
     lengths = [max(1, min(request.output_tokens, options.most_output)) for request in requests]
     for budget in budgets:
         _set_budget(engine, budget)
@@ -144,30 +154,15 @@ def measure(options: argparse.Namespace) -> None:
         print(_RESULT + json.dumps(row), flush=True)
 
 
-def _requests(options: argparse.Namespace) -> list[Request]:
-    trace = read_trace(options.trace) if options.trace else sample_trace()
-    return trace[: options.requests]
-
-
-def _prompts(lengths: Sequence[int], vocabulary: int) -> list[list[int]]:
-    random = np.random.default_rng(0)
-    return [random.integers(3, vocabulary, length).tolist() for length in lengths]
-
-
 def _set_budget(engine: Any, budget: int) -> None:
     """Have the scheduler fill steps with fewer tokens than the engine was made for."""
     engine.llm_engine.engine_core.engine_core.scheduler.max_num_scheduled_tokens = budget
 
 
-def _decode_shape(options: argparse.Namespace) -> tuple[int, int, int]:
-    count, prompt, output = re.split("[x+]", options.decode)
-    return int(count), int(prompt), int(output)
-
-
 def _decode_speed(engine: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Time the steps in which all requests decode: after the last began, before the first ends."""
-    count, prompt, output = _decode_shape(options)
-    run = serve(engine, _prompts([prompt] * count, options.vocabulary), [output] * count)
+    count, prompt, output = parse_batch(options.decode)
+    run = serve(engine, prompts_of([prompt] * count, options.vocabulary), [output] * count)
     begin_s = max(times[0] for times in run.times_s)
     end_s = min(times[-1] for times in run.times_s)
     inside = sum(begin_s < t <= end_s for times in run.times_s for t in times)
@@ -203,19 +198,9 @@ def comparisons(results: Sequence[dict[str, Any]]) -> list[str]:
                 ratio = new[name] / old[name] if faster else old[name] / new[name]
                 parts.append(f"{label} {ratio:.3f}x")
         if "tokens" in old and "tokens" in new:
-            parts.append(_agreement(old["tokens"], new["tokens"]))
+            parts.append(agreement(old["tokens"], new["tokens"]))
         lines.append(", ".join(parts))
     return lines
-
-
-def _agreement(one: list[list[int]], other: list[list[int]]) -> str:
-    """Say how far two backends' tokens are the same; random weights part where scores tie."""
-    same = [
-        next((i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), len(a))
-        for a, b in zip(one, other, strict=True)
-    ]
-    first = sum(count > 0 for count in same)
-    return f"first tokens equal {first}/{len(same)}, all equal up to {np.mean(same):.0f} on average"
 
 
 if __name__ == "__main__":

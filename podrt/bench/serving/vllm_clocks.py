@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from podrt.bench.serving.clock import timing
 from podrt.bench.serving.vllm_steps import synchronize
 
 #: Kinds of kernels, by their names; the first that fits counts.
@@ -34,38 +34,14 @@ def host_times(backend: str) -> Iterator[dict[str, Any]]:
     timed: dict[str, list[float]] = {"build": [], "layer": [], "write": []}
     found: dict[str, Any] = {}
     with (
-        _timing(owner.get_builder_cls(), "build", timed["build"]),
-        _timing(owner.get_impl_cls(), "forward", timed["layer"]),
-        _timing(owner.get_impl_cls(), "do_kv_cache_update", timed["write"]),
+        timing(owner.get_builder_cls(), "build", timed["build"]),
+        timing(owner.get_impl_cls(), "forward", timed["layer"]),
+        timing(owner.get_impl_cls(), "do_kv_cache_update", timed["write"]),
     ):
         yield found
     for name, times in timed.items():
-        found[f"host_{name}_us"] = 1e6 * float(np.median(times or [0.0]))
+        found[f"host_{name}_us"] = float(np.median(times or [0.0]))
     found["host_layers_a_step"] = len(timed["layer"]) / max(1, len(timed["build"]))
-
-
-@contextmanager
-def _timing(owner: Any, name: str, times_s: list[float]) -> Iterator[None]:
-    inner = getattr(owner, name, None)
-    if inner is None:
-        yield
-        return
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        began_s = time.perf_counter()
-        result = inner(*args, **kwargs)
-        times_s.append(time.perf_counter() - began_s)
-        return result
-
-    own = name in vars(owner)
-    setattr(owner, name, timed)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, inner)
-        else:
-            delattr(owner, name)
 
 
 @contextmanager

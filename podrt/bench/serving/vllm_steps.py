@@ -1,4 +1,4 @@
-"""Requests served step by step by vLLM's engine, and the times at which their tokens came."""
+"""Requests served step by step by vLLM's engine."""
 
 from __future__ import annotations
 
@@ -8,44 +8,7 @@ from typing import Any
 
 import numpy as np
 
-
-class Run:
-    """Times at which tokens came.
-
-    Attributes
-    ----------
-    tokens : list of list of int
-        Of every request.
-    times_s : list of list of float
-        When each of them came, since the run began.
-    arrivals_s : list of float
-        When requests came.
-    steps : int
-        Of the engine.
-    """
-
-    def __init__(self, num_requests: int) -> None:
-        self.tokens: list[list[int]] = [[] for _ in range(num_requests)]
-        self.times_s: list[list[float]] = [[] for _ in range(num_requests)]
-        self.arrivals_s = [0.0] * num_requests
-        self.prompt_tokens = self.steps = 0
-
-    def summary(self) -> dict[str, Any]:
-        """Return speed, and percentiles of the times to and between tokens."""
-        seconds = max(times[-1] for times in self.times_s)
-        first = [t[0] - a for t, a in zip(self.times_s, self.arrivals_s, strict=True)]
-        between = [gap for times in self.times_s for gap in np.diff(times).tolist()] or [0.0]
-        generated = sum(map(len, self.tokens))
-        return {
-            "seconds": seconds,
-            "steps": self.steps,
-            "generated_tokens_per_s": generated / seconds,
-            "all_tokens_per_s": (generated + self.prompt_tokens) / seconds,
-            "ttft_p50_s": float(np.percentile(first, 50)),
-            "ttft_p99_s": float(np.percentile(first, 99)),
-            "tbt_p50_ms": 1e3 * float(np.percentile(between, 50)),
-            "tbt_p99_ms": 1e3 * float(np.percentile(between, 99)),
-        }
+from podrt.bench.serving.run import Run
 
 
 def serve(

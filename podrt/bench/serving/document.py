@@ -1,0 +1,47 @@
+"""Results of a serving benchmark on disk: where they come from, and a row for each engine run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from podrt.bench.environment import describe
+from podrt.bench.peers import peer_versions
+from podrt.bench.results import write_whole
+from podrt.gpu.device import current_device
+
+
+def save(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    command: str,
+    packages: Sequence[str],
+    comparisons: Sequence[str] = (),
+) -> None:
+    """Write ``{"environment": ..., "comparisons": [...], "rows": [...]}``, a row on a line.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        ``"tokens"``, which other runs were compared with, are left out.
+    path : Path
+        Written whole.
+    command : str
+        What made the rows.
+    packages : sequence of str
+        Distributions whose versions are recorded.
+    comparisons : sequence of str
+        Sentences that set rows side by side.
+    """
+    environment = describe(current_device(), []) | {
+        "packages": peer_versions(list(packages)),
+        "command": command,
+    }
+    kept = [{name: row[name] for name in row if name != "tokens"} for row in rows]
+    lines = ",\n".join(map(json.dumps, kept))
+    head = json.dumps(environment, indent=1), json.dumps(list(comparisons), indent=1)
+    text = f'{{"environment": {head[0]},\n"comparisons": {head[1]},\n"rows": [\n{lines}\n]}}\n'
+    write_whole(text, path)

@@ -1,0 +1,30 @@
+"""``podrt bench serving ENGINE``: whole steps of an engine, podrt beside other attention."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import typer
+
+#: Engine, and the module that measures it, whose ``main`` takes a command line.
+ENGINES = {
+    "transformers": "podrt.bench.serving.transformers",
+    "vllm": "podrt.bench.serving.vllm",
+}
+
+
+def serving(context: typer.Context, engine: str) -> None:
+    """Serve requests with an engine, podrt beside other attention: transformers or vllm.
+
+    Everything behind the engine's name is the benchmark's own; `podrt bench serving vllm --help`
+    lists it. Models have random weights, so that nothing needs to be fetched.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
+    try:
+        module = import_module(ENGINES[engine])
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"podrt bench serving {engine}: {error.name} is not installed; see docs/{engine}.md"
+        ) from error
+    module.main(context.args)

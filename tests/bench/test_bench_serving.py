@@ -1,0 +1,89 @@
+"""What the serving benchmarks share: requests, times, results; without an engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_gpu import H100
+
+from podrt.bench import environment
+from podrt.bench.serving import document
+from podrt.bench.serving.clock import timing
+from podrt.bench.serving.requests import parse_batch, prompts_of
+from podrt.bench.serving.run import Run, agreement
+
+
+def test_a_batch_is_read() -> None:
+    assert parse_batch("32x4096+128") == (32, 4096, 128)
+
+
+@pytest.mark.parametrize("text", ["", "32", "32x4096", "32+4096x128", "x1+1", "3x-1+2"])
+def test_another_batch_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected REQUESTSxPROMPT\+OUTPUT, such as 32x4096\+128"):
+        parse_batch(text)
+
+
+def test_prompts_are_the_same_at_every_call() -> None:
+    prompts = prompts_of([5, 0, 7], 100)
+    assert [len(prompt) for prompt in prompts] == [5, 0, 7]
+    assert prompts == prompts_of([5, 0, 7], 100)
+    assert all(3 <= token < 100 for prompt in prompts for token in prompt)
+
+
+def test_stalls_and_latencies_are_counted() -> None:
+    run = Run(2)
+    run.tokens, run.arrivals_s = [[1, 2, 3], [4, 5]], [0.0, 1.0]
+    run.times_s = [[1.0, 1.1, 1.4], [2.0, 2.6]]
+    summary = run.summary()
+    assert (summary["stalls_over_200_ms"], summary["stalls_over_500_ms"]) == (2, 1)
+    assert summary["latency_p50_s"] == pytest.approx(1.5)
+    assert summary["requests_per_min"] == pytest.approx(60 * 2 / 2.6)
+
+
+def test_tokens_agree_up_to_the_first_that_differs() -> None:
+    found = agreement([[1, 2, 3], [4, 5, 6]], [[1, 2, 9], [0, 5, 6]])
+    assert found == "first tokens equal 1/2, all equal up to 1 on average"
+
+
+class Base:
+    def inherited(self, number: int) -> int:
+        return number + 1
+
+
+class Owner(Base):
+    def own(self) -> str:
+        return "own"
+
+
+def test_methods_are_timed_within_the_block_alone() -> None:
+    times: list[float] = []
+    own = vars(Owner)["own"]
+    with (
+        timing(Owner, "own", times),
+        timing(Owner, "inherited", times),
+        timing(Owner, "no such", times),
+    ):
+        assert (Owner().own(), Owner().inherited(1)) == ("own", 2)
+    assert len(times) == 2
+    assert all(each >= 0 for each in times)
+    assert vars(Owner)["own"] is own
+    assert "inherited" not in vars(Owner)
+
+
+def test_results_say_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def described(device: Any, _peers: list[str]) -> dict[str, Any]:
+        return {"gpu": device.name, "git_commit": environment.git_commit()}
+
+    monkeypatch.setattr(document, "describe", described)
+    monkeypatch.setattr(document, "current_device", lambda: H100)
+    path = tmp_path / "new" / "serving.json"
+    rows = [{"backend": "PODRT", "tokens": [[1]], "seconds": 2.0}]
+    document.save(rows, path, command="podrt bench serving vllm", packages=["numpy", "absent"])
+    found = json.loads(path.read_text())
+    assert found["environment"]["gpu"] == H100.name
+    assert found["environment"]["packages"]["numpy"]
+    assert found["environment"]["packages"]["absent"] is None
+    assert found["rows"] == [{"backend": "PODRT", "seconds": 2.0}]
