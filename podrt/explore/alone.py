@@ -17,6 +17,8 @@ from podrt.policy.schedule import Schedule, Scheduler
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
 
+#: Cap of the scores of layers for variants that have one.
+SOFT_CAP = 5.0
 #: Keys of a decode that is split on any GPU.
 _LONG = 6000
 _CHOICES = (None, True, False)
@@ -38,7 +40,7 @@ class Alone(NamedTuple):
 
 
 def layer_for(variant: Variant, num_qo_heads: int, num_kv_heads: int) -> AttentionSpec:
-    """Return a layer that a variant is compiled for."""
+    """Return a layer that a variant is compiled for; scores are capped at `SOFT_CAP`, if so."""
     return make_spec(
         num_qo_heads,
         num_kv_heads,
@@ -47,6 +49,7 @@ def layer_for(variant: Variant, num_qo_heads: int, num_kv_heads: int) -> Attenti
         "NHD",
         variant.dtype,
         variant.causal,
+        logits_soft_cap=SOFT_CAP if variant.soft_cap else None,
     )
 
 

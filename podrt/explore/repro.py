@@ -132,6 +132,7 @@ def launch_of(repro: Repro, source: KernelSource) -> dict[str, Any]:
         "group": layer.group,
         "sm_scale": layer.sm_scale,
         "causal": layer.mask.causal,
+        "soft_cap": layer.logits_soft_cap,
         "seed": repro.seed,
         "requests": [list(each) for each in repro.lengths],
         "inputs": {t.name: list(t.shape) for t in (tensors.q, tensors.k_cache, tensors.v_cache)},

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import Variant
-from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
+from podrt.kernels.hopper.config import HopperConfig, decode_rows_of
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan, most_decode_tokens
@@ -63,10 +63,11 @@ class HopperChoices:
         self.cuts = calibration.hopper_cuts
         self._spec, self._gpu = spec, gpu
         self._form = calibration.fused_form
-        self._fixed_rows = policy.decode_rows
+        self._all_rows = decode_rows_of(spec.head_dim)
+        self._fixed_rows = _fixed_rows(policy, spec.head_dim)
         self._tiles = _Fixed(policy.prefill_tile_keys, policy.prefill_ring, policy.decode_ring)
         self._rows_of_one = self.decode_rows_for(1)
-        self._large_tile = _large_tile(policy, spec.head_dim)
+        self._large_tile = _large_tile(policy, spec)
         self._may_part = policy.may_part and self._large_tile is not False
         self._fixed_shares = _shares(policy)
         self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
@@ -84,13 +85,13 @@ class HopperChoices:
         if held >= covered * (len(q_lens) - empty):  # of all requests, so of the decodes too
             return self._rows_of_one
         # A token may have more rows than the largest tile.
-        decodes = _num_within(q_lens, max(DECODE_ROWS[-1] // group, 1)) - empty
-        for rows in DECODE_ROWS[:-1]:
+        decodes = _num_within(q_lens, max(self._all_rows[-1] // group, 1)) - empty
+        for rows in self._all_rows[:-1]:
             if rows >= group:
                 held = _num_within(q_lens, rows // group) - empty
                 if held >= covered * decodes:
                     return rows
-        return DECODE_ROWS[-1]
+        return self._all_rows[-1]
 
     def decode_rows_for(self, tokens: int) -> int:
         """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
@@ -98,7 +99,7 @@ class HopperChoices:
         if self._fixed_rows is not None:
             self._require_held(tokens, self._fixed_rows)
             return self._fixed_rows
-        return next((rows for rows in DECODE_ROWS if rows >= needed), DECODE_ROWS[-1])
+        return next((rows for rows in self._all_rows if rows >= needed), self._all_rows[-1])
 
     def variants(self, decode_rows: int) -> tuple[HopperConfig, ...]:
         """Return the kernels of all forms and plans."""
@@ -127,6 +128,7 @@ class HopperChoices:
             large_tile=large_tile,
             page_size=spec.page_size,
             causal=spec.mask.causal,
+            soft_cap=spec.logits_soft_cap is not None,
         )
 
     def share(self, plan: Plan) -> Plan:
@@ -176,15 +178,28 @@ class HopperChoices:
         return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
 
 
-def _large_tile(policy: Policy, head_dim: int) -> bool | None:
+def _fixed_rows(policy: Policy, head_dim: int) -> int | None:
+    """Return the rows of decode tiles that the policy fixes, if any."""
+    rows, allowed = policy.decode_rows, decode_rows_of(head_dim)
+    if rows is not None and rows not in allowed:
+        raise UnsupportedConfigError(
+            f"decode_rows={rows}: with head_dim={head_dim} allowed are {allowed}; fix one of them, "
+            "or leave it at None"
+        )
+    return rows
+
+
+def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
     """Return whether prefill alone has the large tiles; None where that is for units to say."""
     if policy.prefill_tile_keys is not None:
         return False
-    if has_large_tile(head_dim):
+    soft_cap = spec.logits_soft_cap is not None
+    if has_large_tile(spec.head_dim, soft_cap=soft_cap):
         return policy.large_prefill_tile
     if policy.large_prefill_tile:
+        layer = f"head_dim={spec.head_dim}" + " with logits_soft_cap" * soft_cap
         raise UnsupportedConfigError(
-            f"large_prefill_tile=True: head_dim={head_dim} has no large tiles; leave it at None"
+            f"large_prefill_tile=True: {layer} has no large tiles; leave it at None"
         )
     return False
 

@@ -74,7 +74,9 @@ def reference(inputs, launch):
         keys, values = (_cache(inputs[f"{n}_cache"], number, kv_len, table) for n in ("k", "v"))
         keys, values = (np.repeat(each, group, axis=1) for each in (keys, values))
         rows = slice(begin, begin + q_len)
-        scores = launch["sm_scale"] * np.einsum("thd,khd->htk", q[rows], keys)
+        scores, cap = np.einsum("thd,khd->htk", q[rows], keys), launch["soft_cap"]
+        scores *= launch["sm_scale"]
+        scores = cap * np.tanh(scores / cap) if cap else scores
         last = kv_len - q_len + np.arange(q_len) if launch["causal"] else np.full(q_len, kv_len)
         scores = np.where(np.arange(kv_len) > last[:, None], -np.inf, scores)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))

@@ -153,3 +153,11 @@ def test_the_example_is_of_this_format():
     assert json.loads(EXAMPLE.read_text().splitlines()[0]) == {"kind": "sweep", "format": FORMAT}
     assert {each.status for each in found.results} == {"ok", "wrong", "failed"}
     assert any(skip.case is None for skip in found.skips)
+
+
+def test_committed_sweeps_can_be_replayed():
+    results = Path(__file__).resolve().parents[2] / "bench" / "results"
+    for committed in (EXAMPLE, *sorted(results.glob("*/sweep/*.jsonl"))):
+        found = load(committed)
+        assert found.results, committed
+        assert found.environment["ceilings"], committed

@@ -31,7 +31,7 @@ FEW = [
     HOPPER,
     ["decode-hopper-f16-d64-contiguous-r16"],
     ["pod-portable-sm_80-f16-d64-page16-c4", "--arch", "sm_80"],
-    ["prefill-portable-sm_90a-bf16-d128-contiguous-c2"],
+    ["prefill-portable-sm_90a-bf16-d128-contiguous-c2-softcap"],
 ]
 
 
@@ -151,8 +151,8 @@ def test_the_plan_computes_what_the_reference_of_the_folder_does(folder):
     np.testing.assert_allclose(out, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_reference_of_the_folder_is_right(folder, causal):
+@pytest.mark.parametrize(("causal", "cap"), [(True, None), (False, None), (True, 0.7)])
+def test_the_reference_of_the_folder_is_right(folder, causal, cap):
     tools = tools_of(folder)
     rng = np.random.default_rng(0)
     q = rng.standard_normal((6, 4, 64))
@@ -160,10 +160,10 @@ def test_the_reference_of_the_folder_is_right(folder, causal):
     requests = [[2, 30], [4, 9]]
     launch = {"group": 2, "page_table": None, "requests": requests, "sm_scale": 0.125}
     inputs = {"q": q, "k_cache": keys, "v_cache": values}
-    got = tools.reference(inputs, {**launch, "causal": causal})
+    got = tools.reference(inputs, {**launch, "causal": causal, "soft_cap": cap})
     batch = HybridBatch.contiguous(np.array([0, 2, 6], np.int32), np.array([30, 9], np.int32))
     expected, _ = reference_attention(
-        q, keys, values, batch, causal=causal, sm_scale=launch["sm_scale"]
+        q, keys, values, batch, causal=causal, sm_scale=launch["sm_scale"], logits_soft_cap=cap
     )
     np.testing.assert_allclose(got, expected, atol=1e-12)
 

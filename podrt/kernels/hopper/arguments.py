@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +20,8 @@ from podrt.kernels.tensor_map import MapShape
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 
-#: Tensor maps, q, out and lse.
-_CHANGING = 8
+#: Tensor maps, q, out, lse and sinks.
+_CHANGING = 9
 #: Addresses whose maps are kept.
 _MOST_KNOWN = 4096
 
@@ -48,13 +47,15 @@ class HopperArguments:
         fixed = fixed_arguments(config, spec, tensors, buffers)
         self._block = ArgumentBlock(PARAMS, _CHANGING, **fixed)
 
-    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+    def point_to(
+        self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
+    ) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
         maps = self._maps.get((q, rows, k_cache, v_cache))
         if maps is None:
             maps = self._map(q, rows, k_cache, v_cache)
         block = self._block
-        block.change(block.view, 0, maps, q, out, lse)
+        block.change(block.view, 0, maps, q, out, lse, sinks)
         return block.address
 
     def _map(self, q: int, rows: int, k_cache: int, v_cache: int) -> bytes:
@@ -85,7 +86,6 @@ def fixed_arguments(
         "tile_tokens": tile_tokens(spec.group),
         "k_head_blocks": keys,
         "v_head_blocks": values,
-        "scale_log2": spec.sm_scale * math.log2(math.e),
     }
 
 

@@ -91,19 +91,24 @@ def cache_maps(cache: TensorView, config: HopperConfig) -> CacheMaps:
     ValueError
         No map can describe the strides.
     """
-    return _cache_maps(_Layout.of(cache), *_pieces(config), config.dtype)
+    return _cache_maps(
+        _Layout.of(cache), _pieces(config), config.page_size is not None, config.dtype
+    )
 
 
 def cache_map_shapes(cache: TensorView, config: HopperConfig) -> tuple[MapShape, MapShape, int]:
     """Return what `cache_maps` encodes for prefill and decode, and `CacheMaps.head_blocks`."""
     require_mappable(cache)
-    return _cache_map_shapes(_Layout.of(cache), *_pieces(config))
+    paged = config.page_size is not None
+    return _cache_map_shapes(_Layout.of(cache), _pieces(config), paged)
 
 
-def _pieces(config: HopperConfig) -> tuple[tuple[int, int], bool]:
-    """Return the tokens of a piece of both sides' tiles, and whether the cache is paged."""
-    pieces = config.piece_rows(config.kv_tile), config.piece_rows(DECODE_KEYS)
-    return pieces, config.page_size is not None
+def _pieces(config: HopperConfig) -> tuple[tuple[int, int], ...]:
+    """Return tokens and columns of a piece of prefill's tiles, and of decode's."""
+    return (
+        (config.piece_rows(config.kv_tile), config.head_dim),
+        (config.piece_rows(DECODE_KEYS), config.decode_columns),
+    )
 
 
 class _Layout(NamedTuple):
@@ -120,7 +125,9 @@ class _Layout(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _cache_maps(cache: _Layout, pieces: tuple[int, int], paged: bool, dtype: DType) -> CacheMaps:
+def _cache_maps(
+    cache: _Layout, pieces: tuple[tuple[int, int], ...], paged: bool, dtype: DType
+) -> CacheMaps:
     require_mappable(cache)
     if 0 in cache.shape:
         return CacheMaps(bytes(TENSOR_MAP_BYTES), bytes(TENSOR_MAP_BYTES), 0)
@@ -130,31 +137,33 @@ def _cache_maps(cache: _Layout, pieces: tuple[int, int], paged: bool, dtype: DTy
 
 
 def _cache_map_shapes(
-    cache: _Layout, pieces: tuple[int, int], paged: bool
+    cache: _Layout, pieces: tuple[tuple[int, int], ...], paged: bool
 ) -> tuple[MapShape, MapShape, int]:
     head_blocks = _head_blocks(cache)
     shape_of = _paged_shape if paged else _contiguous_shape
-    prefill, decode = (shape_of(cache, head_blocks, rows) for rows in pieces)
+    prefill, decode = (
+        shape_of(cache, head_blocks, rows, columns // _COLUMNS) for rows, columns in pieces
+    )
     return prefill, decode, head_blocks
 
 
-def _paged_shape(cache: _Layout, head_blocks: int, rows: int) -> MapShape:
+def _paged_shape(cache: _Layout, head_blocks: int, rows: int, piece_blocks: int) -> MapShape:
     pages, page_size, heads, head_dim = cache.shape
     page, token, _, _ = _valid_strides(cache)
     blocks = head_dim // _COLUMNS
     all_blocks = (heads - 1) * head_blocks + blocks
     shape = (_COLUMNS, _GROUP, all_blocks, page_size // _GROUP, pages)
     strides = (1, token, _COLUMNS, _GROUP * token, page)
-    return MapShape(shape, strides, (_COLUMNS, _GROUP, blocks, rows // _GROUP, 1))
+    return MapShape(shape, strides, (_COLUMNS, _GROUP, piece_blocks, rows // _GROUP, 1))
 
 
-def _contiguous_shape(cache: _Layout, head_blocks: int, rows: int) -> MapShape:
+def _contiguous_shape(cache: _Layout, head_blocks: int, rows: int, piece_blocks: int) -> MapShape:
     requests, length, heads, head_dim = cache.shape
     request, token, _, _ = _valid_strides(cache)
     blocks = head_dim // _COLUMNS
     shape = (_COLUMNS, length, (heads - 1) * head_blocks + blocks, requests)
     strides = (1, token, _COLUMNS, request)
-    return MapShape(shape, strides, (_COLUMNS, rows, blocks, 1))
+    return MapShape(shape, strides, (_COLUMNS, rows, piece_blocks, 1))
 
 
 def _head_blocks(cache: _Layout) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from podrt.kernels.argument_block import ArgumentBlock
@@ -12,8 +11,8 @@ from podrt.kernels.portable.host import PARAMS
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 
-#: q, k, v, out and lse.
-_CHANGING = 5
+#: q, k, v, out, lse and sinks.
+_CHANGING = 6
 
 
 class PortableArguments:
@@ -25,10 +24,12 @@ class PortableArguments:
         fixed = fixed_arguments(spec, tensors, buffers)
         self._block = ArgumentBlock(PARAMS, _CHANGING, **fixed)
 
-    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+    def point_to(
+        self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
+    ) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
         block = self._block
-        block.change(block.view, 0, q, k_cache, v_cache, out, lse)
+        block.change(block.view, 0, q, k_cache, v_cache, out, lse, sinks)
         return block.address
 
     def __bytes__(self) -> bytes:
@@ -46,5 +47,4 @@ def fixed_arguments(spec: AttentionSpec, tensors: RunTensors, buffers: Buffers) 
         **shared_arguments(spec, tensors, buffers),
         **strides,
         "num_pages": tensors.k_cache.shape[0],
-        "scale_log2": spec.sm_scale * math.log2(math.e),
     }
