@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -207,6 +207,11 @@ def test_large_prefill_tile() -> None:
     assert scheduled([512], layer=small, policy=Policy(family="hopper", large_prefill_tile=False))
     with pytest.raises(UnsupportedConfigError, match="large_prefill_tile=True: head_dim=64 has no"):
         scheduled([512], layer=small, policy=Policy(family="hopper", large_prefill_tile=True))
+    capped = replace(layer_of(), logits_soft_cap=30.0)
+    (variant,) = scheduled([512], [4096], layer=capped, policy="hopper").variants
+    assert variant.kv_tile == 128  # type: ignore[union-attr]
+    with pytest.raises(UnsupportedConfigError, match="head_dim=128 with logits_soft_cap has no"):
+        scheduled([512], layer=capped, policy=Policy(family="hopper", large_prefill_tile=True))
 
 
 @pytest.mark.parametrize("keys", [128, 640, 2048, 16384])
