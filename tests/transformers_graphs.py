@@ -17,9 +17,11 @@ _run = Engine.run
 
 
 @torch.library.custom_op("podrt_test::attend", mutates_args=())
-def _attend(which: int, layer_idx: int, q: torch.Tensor) -> torch.Tensor:
+def _attend(
+    which: int, layer_idx: int, q: torch.Tensor, sinks: torch.Tensor | None
+) -> torch.Tensor:
     """A launch, as a graph holds it: tensors are baked in, the plan is looked up."""
-    return _run(_engines[which], layer_idx, q)
+    return _run(_engines[which], layer_idx, q, sinks)
 
 
 class RecordedGraph(TorchDispatchMode):
@@ -64,10 +66,10 @@ def record_graphs(monkeypatch: Any, processor: Any) -> list[RecordedGraph]:
         with graph:
             yield
 
-    def run(self: Engine, layer_idx: int, q: Any) -> Any:
+    def run(self: Engine, layer_idx: int, q: Any, sinks: Any = None) -> Any:
         if self not in _engines:
             _engines.append(self)
-        return _attend(_engines.index(self), layer_idx, q)
+        return _attend(_engines.index(self), layer_idx, q, sinks)
 
     monkeypatch.setattr(Engine, "run", run)
     monkeypatch.setattr(model_runner, "create_accelerator_graph", create)

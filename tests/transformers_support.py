@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GenerationConfig,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
 )
@@ -35,6 +39,14 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "granite": GraniteConfig(**SIZES, attention_multiplier=0.1),
+    # Windows of some layers or all, shorter than most requests; soft-caps, sinks.
+    "mistral with a window": MistralConfig(**SIZES, sliding_window=24),
+    "phi3 with a window": Phi3Config(**SIZES, sliding_window=33, pad_token_id=0),
+    "gemma2": Gemma2Config(**SIZES, sliding_window=20, attn_logit_softcapping=2.0),
+    "gemma3": Gemma3TextConfig(
+        **SIZES, sliding_window=17, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "gpt-oss": GptOssConfig(**SIZES, sliding_window=16, num_local_experts=2, num_experts_per_tok=1),
 }
 
 
@@ -43,9 +55,11 @@ def make_model(config: Any, dtype: Any = torch.bfloat16, device: str = "cpu", **
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, **kwargs)
     with torch.no_grad():
-        for weight in model.parameters():
+        for name, weight in model.named_parameters():
             if weight.ndim == 2:
                 weight.normal_(0, 1.5 * weight.shape[1] ** -0.5)
+            if name.endswith("sinks"):
+                weight.normal_(1, 2)
     return model.to(dtype).to(device).eval()
 
 

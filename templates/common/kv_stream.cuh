@@ -10,6 +10,23 @@
 #include "ptx/async_copy.cuh"
 #include "ptx/scalar.cuh"
 
+// An item as it lies in shared memory, with what else the loop over its keys needs: registers are few.
+struct TileItem : WorkItem {
+  const int* pages;          // of the request
+  int first_seen;            // first key that a row sees, of this split or another
+  int first_full, end_full;  // keys that every row sees
+
+  // Called by one thread once the item is there, for a tile of so many rows.
+  template <class Config>
+  __device__ __forceinline__ void prepare(const Params& p, const PlanHeader& plan, int tile_rows) {
+    const int last_row = min(row_begin + tile_rows, q_len * p.group) - 1;
+    pages = plan.page_table + page_begin;
+    first_seen = first_visible(p, *this, row_begin / p.group);
+    first_full = first_visible(p, *this, last_row / p.group);
+    end_full = visible_keys<Config>(*this, row_begin / p.group);
+  }
+};
+
 template <class Config, class Tile>
 struct KvStream {
   static constexpr int kChunks = Config::kHeadDim / kChunkElements;
@@ -23,18 +40,16 @@ struct KvStream {
   static_assert(kChunks <= kWarp && kWarpRows % kRowsAtOnce == 0 && kWarpRows <= kWarp, "");
 
   const Params& p;
-  const PlanHeader& plan;
-  const WorkItem& item;
+  const TileItem& item;
   const int kv_head, warp, lane;
   const u32 ring;
   int left;  // copies to issue, two for each tile: K when even, then V
   int next_slot = 0;
   int page;  // lane l: cache row of key l of this warp's share of the next tile, as it was read
 
-  __device__ __forceinline__ KvStream(const Params& p, const PlanHeader& plan,
-                                      const WorkItem& item, int kv_head, int warp, int lane,
-                                      u32 ring, int tiles)
-      : p(p), plan(plan), item(item), kv_head(kv_head), warp(warp), lane(lane), ring(ring), left(2 * tiles) {
+  __device__ __forceinline__ KvStream(const Params& p, const TileItem& item, int kv_head, int warp,
+                                      int lane, u32 ring, int tiles)
+      : p(p), item(item), kv_head(kv_head), warp(warp), lane(lane), ring(ring), left(2 * tiles) {
     find_pages(tiles - 1);
   }
 
@@ -48,7 +63,7 @@ struct KvStream {
     page = 0;
     if (tile < 0 || lane >= kWarpRows || key >= item.kv_end) return;
     if constexpr (Config::kPageSize > 0)
-      page = __ldg(plan.page_table + item.page_begin + u32(key) / Config::kPageSize);
+      page = __ldg(item.pages + u32(key) / Config::kPageSize);
     else
       page = item.request;
   }
@@ -79,9 +94,7 @@ struct KvStream {
     const u32 destination = ring + next_slot * kTileBytes +
                             swizzled_offset<Config::kHeadDim>(warp * kWarpRows + row, chunk);
     const int key = first_key(tile) + row, keys_left = item.kv_end - key;
-    int hidden = 0;  // rows before what the first token sees, which an item may begin with
-    if (tile * Tile::kKvTile < kWindowStep<Config>)
-      hidden = first_visible(p, item, item.row_begin / p.group) - key;
+    const int hidden = item.first_seen - key;
     const u16* source = base;
 #pragma unroll(kHeadDim256 ? 2 : 8)  // at head_dim 256 the accumulators leave few registers
     for (int i = 0; i < kWarpRows; i += kRowsAtOnce) {

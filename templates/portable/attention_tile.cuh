@@ -38,7 +38,7 @@ struct AttentionTile {
 
   const Params& p;
   const PlanHeader& plan;
-  const WorkItem& item;
+  const TileItem& item;
   const int kv_head, warp, lane;
   const u32 q_smem, ring;
 
@@ -47,28 +47,24 @@ struct AttentionTile {
   RowState state[Tile::kBlocks][2];
 
   __device__ __forceinline__ AttentionTile(const Params& p, const PlanHeader& plan,
-                                           const WorkItem& item, int kv_head, char* smem, int warp,
+                                           const TileItem& item, int kv_head, char* smem, int warp,
                                            int lane)
       : p(p), plan(plan), item(item), kv_head(kv_head), warp(warp), lane(lane),
         q_smem(shared_address(smem)), ring(q_smem + kQBytes) {}
 
   __device__ __forceinline__ void run() {
     const int tiles = ceil_div(item.kv_end - item.kv_begin, Tile::kKvTile);
-    Stream stream(p, plan, item, kv_head, warp, lane, ring, tiles);
+    Stream stream(p, item, kv_head, warp, lane, ring, tiles);
     if constexpr (!Tile::kQInRegisters) copy_q();  // completes with the first K tile
 #pragma unroll
     for (int i = 0; i < Tile::kSlots - 1; i++) stream.issue();
     if constexpr (Tile::kQInRegisters) load_q();
     clear();
 
-    // Seen by every row: keys before what the first token sees, from what the last one does on.
-    const int full_limit = visible_keys<Config>(item, item.row_begin / p.group);
-    const int full_begin =
-        first_visible(p, item, (item.row_begin + num_rows() - 1) / p.group);
     int first_key = item.kv_begin + (tiles - 1) * Tile::kKvTile;
     for (; first_key >= item.kv_begin; first_key -= Tile::kKvTile)
       step(stream, first_key,
-           first_key + Tile::kKvTile > full_limit || first_key < full_begin);
+           first_key + Tile::kKvTile > item.end_full || first_key < item.first_full);
 
     cp_async_wait<0>();
     finish();

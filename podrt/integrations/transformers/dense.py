@@ -21,9 +21,9 @@ _of_thread = threading.local()
 
 
 def dense_attention(
-    query: Any, key: Any, value: Any, mask: Any, scaling: float | None, policy: str | Policy
+    layer: Layer, query: Any, key: Any, value: Any, mask: Any, sinks: Any, policy: str | Policy
 ) -> Any:
-    """Return attention [batch, tokens, heads, head_dim]; the parameters are those of a layer."""
+    """Return attention [batch, tokens, heads, head_dim] of a layer's tensors."""
     if torch.is_grad_enabled() and query.requires_grad:
         raise UnsupportedConfigError(
             "query: requires a gradient, which podrt does not compute; run under torch.no_grad()"
@@ -33,20 +33,12 @@ def dense_attention(
             f"attention_mask: got {mask.ndim} dimensions, expected [batch, keys]: podrt serves "
             "causal attention with padding, no other masks"
         )
-    _, heads, _, head_dim = query.shape
-    layer = Layer(
-        heads,
-        key.shape[1],
-        head_dim,
-        str(query.dtype).removeprefix("torch."),
-        head_dim**-0.5 if scaling is None else scaling,
-    )
     planned = vars(_of_thread).setdefault("planned", {})
     owner = layer, query.device, policy
     dense = planned.get(owner)
     if dense is None:
         dense = planned[owner] = Dense(layer.attention(query.device, policy, kv_layout="HND"))
-    return dense.run(query, key, value, mask)
+    return dense.run(query, key, value, mask, sinks)
 
 
 class Padding(NamedTuple):
@@ -73,7 +65,7 @@ class Dense:
         self._mask: Any = None
         self._padding: Padding | None = None
 
-    def run(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
+    def run(self, query: Any, key: Any, value: Any, mask: Any, sinks: Any) -> Any:
         """Return attention [batch, tokens, heads, head_dim] of a layer."""
         batch, heads, tokens, head_dim = query.shape
         num_keys = key.shape[2] if mask is None else mask.shape[1]
@@ -83,12 +75,13 @@ class Dense:
             self._shape, self._mask = shape, mask
         rows = query.transpose(1, 2)
         if self._padding is None:
-            out = self._attention.run(rows.reshape(-1, heads, head_dim), key, value)
+            out = self._attention.run(rows.reshape(-1, heads, head_dim), key, value, sinks=sinks)
             return out.view(batch, tokens, heads, head_dim)
         keys, is_token = self._padding
         at = keys[:, None, :, None].expand(-1, key.shape[1], -1, head_dim)
         out = torch.zeros_like(rows)
-        out[is_token] = self._attention.run(rows[is_token], key.gather(2, at), value.gather(2, at))
+        keys, values = key.gather(2, at), value.gather(2, at)
+        out[is_token] = self._attention.run(rows[is_token], keys, values, sinks=sinks)
         return out
 
     def _plan(self, shape: tuple[int, int, int], mask: Any) -> Padding | None:

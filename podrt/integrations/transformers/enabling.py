@@ -11,7 +11,7 @@ from podrt.integrations.transformers import policies
 from podrt.integrations.transformers.engine import Engine, Record
 from podrt.integrations.transformers.functions import PAGED
 from podrt.integrations.transformers.hooks import attach
-from podrt.integrations.transformers.layers import Layer, layer_of
+from podrt.integrations.transformers.layers import Layer, layers_of
 from podrt.integrations.transformers.versions import require_supported
 from podrt.policy.policies import Policy, parse_policy
 
@@ -47,8 +47,8 @@ class Enabled:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-    layer : Layer or None
-        Its attention; None where the fallback runs it.
+    layers : dict of int to Layer, or None
+        Its attention layers; None where the fallback runs them.
     policy : str or Policy
         As `podrt.HybridAttention`.
     reason : str
@@ -56,15 +56,19 @@ class Enabled:
     """
 
     def __init__(
-        self, model: Any, layer: Layer | None, policy: str | Policy, reason: str = ""
+        self,
+        model: Any,
+        layers: dict[int, Layer] | None,
+        policy: str | Policy,
+        reason: str = "",
     ) -> None:
-        self._model, self._layer, self._policy, self._reason = model, layer, policy, reason
+        self._model, self._layers, self._policy, self._reason = model, layers, policy, reason
         self._record = Record()
         self._managers: weakref.WeakSet[Any] = weakref.WeakSet()
         configs = {id(c): c for c in (model.config, model.config.get_text_config())}
         self._configs = list(configs.values())
         self._names = [config._attn_implementation for config in self._configs]
-        if layer is None:
+        if layers is None:
             model.set_attn_implementation(FALLBACK)
         else:
             self._init = model.init_continuous_batching
@@ -97,7 +101,7 @@ class Enabled:
                 f"{type(self._model).__name__}: continuous batching is still running; stop its "
                 "manager before podrt is disabled"
             )
-        if self._layer is not None:
+        if self._layers is not None:
             self._model.destroy_cached_continuous_batching_manager()
             del self._model.init_continuous_batching
         for config, name in zip(self._configs, self._names, strict=True):
@@ -131,7 +135,7 @@ class Enabled:
 
     def status(self) -> Status:
         """Return what ran so far."""
-        if self._layer is None:
+        if self._layers is None:
             return Status(False, f"{FALLBACK} runs instead: {self._reason}")
         if not self._record.steps:
             return Status(True, "no step of continuous batching was planned so far")
@@ -154,14 +158,14 @@ class Enabled:
         self._managers.add(manager)
 
     def _engine(self, processor: Any) -> Engine:
-        assert self._layer is not None
-        return Engine(processor, self._layer, self._policy, self._record)
+        assert self._layers is not None
+        return Engine(processor, self._layers, self._policy, self._record)
 
     def _is_enabled(self) -> bool:
         return getattr(self._model, _ENABLED, None) is self
 
     def _require_enabled(self) -> None:
-        if self._layer is None or not self._is_enabled():
+        if self._layers is None or not self._is_enabled():
             raise RuntimeError(
                 f"{type(self._model).__name__}: does not run on podrt, it is disabled or sdpa "
                 "serves it; call enable(model) and make a new manager"
@@ -211,13 +215,13 @@ def enable(model: Any, *, policy: str | Policy = "auto", fallback: str | None = 
             "model.destroy_cached_continuous_batching_manager() first"
         )
     try:
-        layer = layer_of(model)
+        layers = layers_of(model)
     except UnsupportedConfigError as error:
         if fallback is None:
             raise
         _log.warning("podrt cannot serve this model, %s runs instead: %s", fallback, error)
         return Enabled(model, None, policy, str(error))
-    return Enabled(model, layer, policy)
+    return Enabled(model, layers, policy)
 
 
 def status(model: Any) -> Status:

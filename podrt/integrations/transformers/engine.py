@@ -44,8 +44,8 @@ class Engine:
     ----------
     processor : ContinuousBatchProcessor
         Whose cache is read where it lies.
-    layer : Layer
-        Its model's attention layer, of all ranks together.
+    layers : dict of int to Layer
+        Its model's attention layers, of all ranks together.
     policy : str or Policy
         As `podrt.HybridAttention`.
     record : Record
@@ -53,8 +53,10 @@ class Engine:
 
     Attributes
     ----------
-    attention : HybridAttention or HostAttention
-        Planned for the step under way; all layers share it.
+    layers : dict of int to Layer
+        Those of this rank.
+    attentions : dict of Layer to HybridAttention or HostAttention
+        Planned for the step under way; layers that are alike share one.
     num_steps : int
         Steps planned so far, those of warming up included.
 
@@ -64,7 +66,13 @@ class Engine:
         The cache holds more than full attention.
     """
 
-    def __init__(self, processor: Any, layer: Layer, policy: str | Policy, record: Record) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        layers: Mapping[int, Layer],
+        policy: str | Policy,
+        record: Record,
+    ) -> None:
         allocators = processor.cache.cache_allocators
         if list(allocators) != [_FULL_ATTENTION]:
             raise UnsupportedConfigError(
@@ -72,24 +80,22 @@ class Engine:
             )
         self._allocator = allocator = allocators[_FULL_ATTENTION]
         page_size = allocator.tokens_per_page
-        ranks = layer.num_kv_heads // allocator.num_key_value_heads  # of tensor parallelism
-        self.layer = layer._replace(
-            num_qo_heads=layer.num_qo_heads // ranks, num_kv_heads=layer.num_kv_heads // ranks
-        )
+        self.layers = {
+            index: _of_rank(layer, allocator.num_key_value_heads) for index, layer in layers.items()
+        }
         device = processor.model_device
-        self.attention = self.layer.attention(device, policy, page_size=page_size)
+        self.attentions = {
+            layer: layer.attention(device, policy, page_size=page_size)
+            for layer in dict.fromkeys(self.layers.values())
+        }
         self._tables = PageTables(page_size, allocator.block_physical_stride // page_size)
         self._pages = _alike(allocator._kv_page_views)
         self._record = record
         self._variants: tuple[Variant, ...] | None = None
+        self._of_layer = {index: self.attentions[layer] for index, layer in self.layers.items()}
         self._num_tokens = self.num_steps = 0
-        if isinstance(self.attention, HybridAttention) and processor.model_runner.pad_inputs:
-            self.attention.reserve(
-                processor.cb_config.max_requests_per_batch,
-                processor.cache.max_batch_tokens,
-                processor.cache.max_tokens_read,
-                stream=processor.inputs_and_outputs.compute_stream,
-            )
+        if processor.model_runner.pad_inputs:
+            self._reserve(processor)
 
     def plan(self, states: Sequence[Any], stream: Any) -> None:
         """Plan a step of some `FutureRequestState`, whose positions count their new tokens.
@@ -103,40 +109,68 @@ class Engine:
         qo_indptr = np.zeros(len(states) + 1, np.int32)
         np.cumsum(q_lens, out=qo_indptr[1:])
         on = {} if stream is None else {"stream": stream}
-        self.attention.plan(
-            qo_indptr,
-            np.array(kv_lens, np.int32),
-            kv_indptr=tables.kv_indptr,
-            kv_indices=tables.kv_indices,
-            **on,
-        )
+        for attention in self.attentions.values():
+            attention.plan(
+                qo_indptr,
+                np.array(kv_lens, np.int32),
+                kv_indptr=tables.kv_indptr,
+                kv_indices=tables.kv_indices,
+                **on,
+            )
         self._num_tokens = int(qo_indptr[-1])
         self._note()
         if not self.num_steps:
             _log.info("podrt runs attention of continuous batching: %s", self._record.kernels)
         self.num_steps += 1
 
-    def run(self, layer_idx: int, q: Any) -> Any:
+    def run(self, layer_idx: int, q: Any, sinks: Any = None) -> Any:
         """Return attention ``[tokens, heads, head_dim]`` of a layer's queries of that shape.
 
         Rows beyond the batch are padding, and hold anything.
         """
         k_pages, v_pages = self._pages[layer_idx]
-        if isinstance(self.attention, HybridAttention):
-            return self.attention.run(q, k_pages, v_pages)
+        attention = self._of_layer[layer_idx]
+        if isinstance(attention, HybridAttention):
+            return attention.run(q, k_pages, v_pages, sinks=sinks)
         out = torch.zeros_like(q)
         rows = slice(0, self._num_tokens)
-        self.attention.run(q[rows], k_pages, v_pages, out=out[rows])
+        attention.run(q[rows], k_pages, v_pages, out=out[rows], sinks=sinks)
         return out
+
+    def _reserve(self, processor: Any) -> None:
+        """Make ready for graphs; attentions take turns, so they share memory."""
+        limits = (
+            processor.cb_config.max_requests_per_batch,
+            processor.cache.max_batch_tokens,
+            processor.cache.max_tokens_read,
+        )
+        on_gpu = [a for a in self.attentions.values() if isinstance(a, HybridAttention)]
+        shared = None
+        if len(on_gpu) > 1:
+            nbytes = max(attention.workspace_bytes(*limits) for attention in on_gpu)
+            shared = torch.empty(nbytes, dtype=torch.uint8, device=processor.model_device)
+        for attention in on_gpu:
+            stream = processor.inputs_and_outputs.compute_stream
+            attention.reserve(*limits, workspace=shared, stream=stream)
 
     def _note(self) -> None:
         """Record the step; names are made where kernels are others than those of the last one."""
         self._record.steps += 1
-        if not isinstance(self.attention, HybridAttention):
-            self._record.kernels = ("reference in host memory",)
-        elif self.attention.variants != self._variants:
-            self._variants = self.attention.variants
-            self._record.kernels = tuple(variant.name for variant in self._variants)
+        variants: list[Variant] = []
+        for attention in self.attentions.values():
+            if not isinstance(attention, HybridAttention):
+                self._record.kernels = ("reference in host memory",)
+                return
+            variants += attention.variants
+        if tuple(variants) != self._variants:
+            self._variants = tuple(variants)
+            self._record.kernels = tuple(dict.fromkeys(variant.name for variant in variants))
+
+
+def _of_rank(layer: Layer, num_kv_heads: int) -> Layer:
+    """Return what one rank of tensor parallelism has of a layer, given its KV heads."""
+    ranks = layer.num_kv_heads // num_kv_heads
+    return layer._replace(num_qo_heads=layer.num_qo_heads // ranks, num_kv_heads=num_kv_heads)
 
 
 def _alike(views: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:

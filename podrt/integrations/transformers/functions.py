@@ -16,7 +16,7 @@ from podrt.integrations.transformers.dense import dense_attention
 from podrt.integrations.transformers.engine import Engine
 from podrt.integrations.transformers.failures import StepError
 from podrt.integrations.transformers.hooks import ENGINE
-from podrt.integrations.transformers.layers import require_plain
+from podrt.integrations.transformers.layers import layer_of_call, sinks_of
 from podrt.integrations.transformers.masks import seen_keys
 from podrt.integrations.transformers.policies import policy_of
 
@@ -81,9 +81,9 @@ def attention(
             "podrt.integrations.transformers.enable(model), or give one that was made by hand to "
             "attach() of what enable returned"
         )
-    require_plain(module, arguments)
-    policy = policy_of(getattr(module, "config", None))
-    return dense_attention(query, key, value, attention_mask, scaling, policy), None
+    layer = layer_of_call(module, query, key, scaling, arguments)
+    policy, sinks = policy_of(getattr(module, "config", None)), sinks_of(arguments)
+    return dense_attention(layer, query, key, value, attention_mask, sinks, policy), None
 
 
 def _paged_attention(
@@ -95,13 +95,17 @@ def _paged_attention(
     scaling: float | None,
     arguments: dict[str, Any],
 ) -> Any:
-    require_plain(module, arguments)
-    if scaling is not None and scaling != engine.layer.sm_scale:
+    called = layer_of_call(module, query, key, scaling, arguments)
+    planned = engine.layers[module.layer_idx]
+    if scaling is None:
+        called = called._replace(sm_scale=planned.sm_scale)
+    if called != planned:
         raise UnsupportedConfigError(
-            f"{type(module).__name__}: layer {module.layer_idx} scales by {scaling}, the first "
-            f"by {engine.layer.sm_scale}; podrt serves one scale for all layers"
+            f"{type(module).__name__}: layer {module.layer_idx} calls attention as {called}; by "
+            f"its config it was planned as {planned}"
         )
     cache = arguments.pop("cache", None)
     if isinstance(cache, PagedAttentionCache):  # before 5.24 the function writes the new keys
         cache.update(key, value, module.layer_idx, kwargs=arguments)
-    return engine.run(module.layer_idx, query[0].transpose(0, 1)).unsqueeze(0)
+    rows, sinks = query[0].transpose(0, 1), sinks_of(arguments)
+    return engine.run(module.layer_idx, rows, sinks).unsqueeze(0)

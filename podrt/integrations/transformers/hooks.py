@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from podrt.integrations.transformers.caches import all_layers_full
 from podrt.integrations.transformers.engine import Engine
 from podrt.integrations.transformers.failures import StepError, guard_steps
 from podrt.integrations.transformers.masks import without_masks
@@ -37,7 +38,8 @@ def attach(
 
     def create_batch_processor() -> Any:
         require_enabled()
-        processor = create()
+        with all_layers_full(manager):
+            processor = create()
         if not hasattr(processor, "_podrt_engine"):
             processor._podrt_engine = make_engine(processor)
             _hook(processor, processor._podrt_engine)

@@ -14,13 +14,7 @@ from podrt.policy.policies import Policy
 
 Attention = HybridAttention | HostAttention
 
-#: Arguments that layers pass where scores are more than a scaled product, and what each means.
-_FEATURES = {
-    "sliding_window": "a sliding window",
-    "softcap": "a soft-cap of its scores",
-    "s_aux": "attention sinks",
-    "position_bias": "a bias of its scores",
-}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 class Layer(NamedTuple):
@@ -32,6 +26,9 @@ class Layer(NamedTuple):
     dtype : str
         ``"bfloat16"`` or ``"float16"``.
     sm_scale : float
+    window_left : int or None
+        Keys before its own that a token sees; one less than transformers' `sliding_window`.
+    logits_soft_cap : float or None
     """
 
     num_qo_heads: int
@@ -39,6 +36,8 @@ class Layer(NamedTuple):
     head_dim: int
     dtype: str
     sm_scale: float
+    window_left: int | None = None
+    logits_soft_cap: float | None = None
 
     def attention(
         self,
@@ -50,7 +49,13 @@ class Layer(NamedTuple):
     ) -> Attention:
         """Return attention of this layer on a GPU, or exact attention in host memory."""
         shape = self.num_qo_heads, self.num_kv_heads, self.head_dim
-        kinds = {"kv_layout": kv_layout, "dtype": self.dtype, "sm_scale": self.sm_scale}
+        kinds = {
+            "kv_layout": kv_layout,
+            "dtype": self.dtype,
+            "sm_scale": self.sm_scale,
+            "window_left": self.window_left,
+            "logits_soft_cap": self.logits_soft_cap,
+        }
         if device.type == "cpu":
             return HostAttention(*shape, page_size=page_size, **kinds)  # type: ignore[arg-type]
         return HybridAttention(
@@ -62,8 +67,8 @@ class Layer(NamedTuple):
         )
 
 
-def layer_of(model: Any) -> Layer:
-    """Return the layer that all attention of a model is.
+def layers_of(model: Any) -> dict[int, Layer]:
+    """Return the attention layers of a model by their index.
 
     Raises
     ------
@@ -71,79 +76,109 @@ def layer_of(model: Any) -> Layer:
         Names the model, what it asks for, and what podrt has.
     """
     name, config = type(model).__name__, model.config.get_text_config()
-    for feature, value in _features_of(config):
-        raise UnsupportedConfigError(f"{name}: config.{feature}={value!r}: {_NOT_YET}")
-    layers = list(_attention_layers(model))
-    if not layers:
+    kinds = set(getattr(config, "layer_types", None) or ()) - {_SLIDING, _FULL}
+    if kinds:
+        raise UnsupportedConfigError(
+            f"{name}: config.layer_types has {sorted(kinds)}; podrt serves {_FULL} and {_SLIDING}"
+        )
+    modules = list(_attention_layers(model))
+    if not modules:
         raise UnsupportedConfigError(
             f"{name}: has no attention layer with a `scaling` and a `layer_idx`; podrt serves "
             "models whose layers call transformers' attention interface"
         )
-    for layer in layers:
-        if not getattr(layer, "is_causal", True):
+    for module in modules:
+        if not getattr(module, "is_causal", True):
             raise UnsupportedConfigError(
-                f"{name}: layer {layer.layer_idx} is not causal; podrt serves decoders"
+                f"{name}: layer {module.layer_idx} is not causal; podrt serves decoders"
             )
-        for feature in ("sliding_window", "sinks"):
-            if getattr(layer, feature, None) is not None:
-                raise UnsupportedConfigError(
-                    f"{name}: layer {layer.layer_idx} has {feature}: {_NOT_YET}"
-                )
-    scales = sorted({float(layer.scaling) for layer in layers})
+    scales = sorted({float(module.scaling) for module in modules})
     if len(scales) > 1:
         raise UnsupportedConfigError(f"{name}: its layers scale by {scales}; one scale is served")
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    found = Layer(
+    layer = Layer(
         heads,
         getattr(config, "num_key_value_heads", None) or heads,
         head_dim,
         str(model.dtype).removeprefix("torch."),
         scales[0],
+        logits_soft_cap=getattr(config, "attn_logit_softcapping", None),
     )
+    found = {
+        module.layer_idx: layer._replace(window_left=_window_of(module, config))
+        for module in modules
+    }
     try:
-        found.attention(torch.device("cpu"), "auto")
+        for each in set(found.values()):
+            each.attention(torch.device("cpu"), "auto")
     except (UnsupportedConfigError, ValueError) as error:
         raise UnsupportedConfigError(f"{name}: {error}") from error
     return found
 
 
-def require_plain(module: Any, arguments: dict[str, Any]) -> None:
-    """Refuse a call that asks for more than a causal, scaled product.
+def layer_of_call(
+    module: Any, query: Any, key: Any, scaling: float | None, arguments: dict[str, Any]
+) -> Layer:
+    """Return the layer that a call of the attention interface asks for.
 
     Raises
     ------
     UnsupportedConfigError
-        Names the module and the argument.
+        Names the module and the argument that podrt cannot serve.
     """
     name = type(module).__name__
-    for argument, feature in _FEATURES.items():
-        if arguments.get(argument) is not None:
-            raise UnsupportedConfigError(
-                f"{name}: {argument}={arguments[argument]!r} asks for {feature}: {_NOT_YET}"
-            )
+    if arguments.get("position_bias") is not None:
+        raise UnsupportedConfigError(
+            f"{name}: position_bias asks for a bias of its scores, which podrt has not; use "
+            'another attn_implementation, or fallback="sdpa"'
+        )
     if arguments.get("dropout"):
         raise UnsupportedConfigError(
             f"{name}: dropout={arguments['dropout']}: podrt is for inference; call model.eval()"
         )
     if not (arguments.get("is_causal", True) and getattr(module, "is_causal", True)):
         raise UnsupportedConfigError(f"{name}: is not causal; podrt serves decoders")
+    window = arguments.get("sliding_window")
+    config = getattr(module, "config", None)
+    if window is None and config is not None and _window_of(module, config) is not None:
+        raise UnsupportedConfigError(
+            f"{name}: layer {module.layer_idx} has a sliding window in its config and none in its "
+            "call, so it lies in its mask alone, which podrt does not look at"
+        )
+    head_dim = query.shape[-1]
+    return Layer(
+        query.shape[1],
+        key.shape[1],
+        head_dim,
+        str(query.dtype).removeprefix("torch."),
+        head_dim**-0.5 if scaling is None else scaling,
+        None if window is None else window - 1,
+        arguments.get("softcap"),
+    )
 
 
-_NOT_YET = (
-    "podrt has no sliding windows, soft-caps, sinks or biases yet; use another "
-    'attn_implementation, or fallback="sdpa"'
-)
+def sinks_of(arguments: dict[str, Any]) -> Any:
+    """Return the sinks of a call as podrt takes them, or None.
+
+    Converted anew at every call: weights may change in place.
+    """
+    sinks = arguments.get("s_aux")
+    return None if sinks is None else sinks.detach().to(torch.float32)
 
 
-def _features_of(config: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a config asks for that podrt has not."""
-    for feature in ("attn_logit_softcapping", "sliding_window"):
-        if getattr(config, feature, None) is not None:
-            yield feature, getattr(config, feature)
-    kinds = getattr(config, "layer_types", None) or []
-    if any(kind != "full_attention" for kind in kinds):
-        yield "layer_types", sorted(set(kinds))
+def _window_of(module: Any, config: Any) -> int | None:
+    """Return the keys before its own that a layer's tokens see, as models say it.
+
+    Layers have a `sliding_window` of their own, or all of those that are sliding the config's.
+    """
+    if hasattr(module, "sliding_window"):
+        window = module.sliding_window
+    else:
+        kinds = getattr(config, "layer_types", None)
+        is_sliding = kinds is None or kinds[module.layer_idx] == _SLIDING
+        window = getattr(config, "sliding_window", None) if is_sliding else None
+    return None if window is None else window - 1
 
 
 def _attention_layers(model: Any) -> Iterator[Any]:

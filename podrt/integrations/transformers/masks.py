@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers.masking_utils import causal_mask_function, flash_attention_mask
+from transformers.masking_utils import (
+    causal_mask_function,
+    flash_attention_mask,
+    sliding_window_causal_mask_function,
+    sliding_window_overlay,
+)
 
 from podrt.errors import UnsupportedConfigError
 
@@ -45,20 +51,22 @@ def seen_keys(
 ) -> Any:
     """Return which keys are no padding, as transformers' mask interface has it.
 
-    None where all are keys. A static cache has more rows than keys so far, which the mask of
-    FlashAttention tells only of padded batches.
+    None where all are keys. Windows are arguments of the layers. A static cache has more rows than
+    keys so far, which the mask of FlashAttention tells only of padded batches.
 
     Raises
     ------
     UnsupportedConfigError
-        The mask is another than the causal one, as of windows, chunks and packed sequences.
+        The mask is another than the causal one and that of windows, as of chunks and packed
+        sequences.
     """
     if not _of_thread.needs_masks:
         return None
-    if mask_function is not causal_mask_function or kv_offset:
+    is_sliding = _is_sliding(mask_function)
+    if not is_sliding and (mask_function is not causal_mask_function or kv_offset):
         raise UnsupportedConfigError(
-            "attention_mask: is more than causal attention with padding (a window, chunks, packed "
-            "sequences or a function of its own), which is all that podrt serves"
+            "attention_mask: is more than causal attention with a window and padding (chunks, "
+            "packed sequences or a function of its own), which is all that podrt serves"
         )
     found = flash_attention_mask(
         batch_size, q_length, kv_length, q_offset, attention_mask=attention_mask, **arguments
@@ -67,3 +75,20 @@ def seen_keys(
     if found is None and num_keys < kv_length:
         found = torch.ones(batch_size, num_keys, dtype=torch.bool, device=arguments.get("device"))
     return found
+
+
+def _is_sliding(mask_function: Callable[..., Any]) -> bool:
+    """Tell whether a function is a causal mask with a window, and nothing else."""
+    if _code_of(mask_function) is not _SLIDING_MASK:
+        return False
+    parts = inspect.getclosurevars(mask_function).nonlocals.get("mask_functions", ())
+    return len(parts) == 2 and (_code_of(parts[0]) is _WINDOW and parts[1] is causal_mask_function)
+
+
+def _code_of(function: Callable[..., Any]) -> Any:
+    return getattr(function, "__code__", None)
+
+
+#: What transformers' functions are known by: they are made anew for every mask.
+_SLIDING_MASK = _code_of(sliding_window_causal_mask_function(1))
+_WINDOW = _code_of(sliding_window_overlay(1))

@@ -18,6 +18,8 @@ def make_attention(shape: LayerShape, page_size: int, config: Any, device: Any) 
         page_size=page_size,
         dtype=dtype_of(config),
         sm_scale=shape.scale,
+        window_left=shape.window_left,
+        logits_soft_cap=shape.logits_soft_cap,
         policy=policy_of(config),
         device=device.index,
     )

@@ -86,6 +86,16 @@ class PodrtBackend(AttentionBackend):  # type: ignore[misc]
         return (capability.major, capability.minor) >= _LEAST_CAPABILITY
 
     @classmethod
+    def supports_sliding_window(cls) -> bool:
+        """Return True: tokens of a layer may see the last keys alone."""
+        return True
+
+    @classmethod
+    def supports_sink(cls) -> bool:
+        """Return True: softmax may have one more term for each head."""
+        return True
+
+    @classmethod
     def supports_device_cpu_query_lens_mismatch(cls) -> bool:
         """Return False: plans are made from the host's query lengths."""
         return False
@@ -101,8 +111,7 @@ class PodrtBackend(AttentionBackend):  # type: ignore[misc]
             reasons.append(
                 f"model {model!r} asks for {asked}; podrt serves head sizes {HEAD_DIMS}, "
                 f"{' and '.join(get_args(DType))}, caches of the same type in blocks that are "
-                f"multiples of {PAGE_SIZES[0]}, causal decoders without sliding window or sinks, "
-                "compute capability 8.0 and above"
+                f"multiples of {PAGE_SIZES[0]}, causal decoders, compute capability 8.0 and above"
             )
         return reasons
 
@@ -114,7 +123,5 @@ _ASKED = (
     "kv_cache_dtype",
     "block_size",
     "attn_type",
-    "has_sliding_window",
-    "has_sink",
     "device_capability",
 )

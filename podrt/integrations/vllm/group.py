@@ -22,6 +22,8 @@ class LayerShape(NamedTuple):
     num_kv_heads: int
     head_size: int
     scale: float
+    window_left: int | None = None
+    logits_soft_cap: float | None = None
 
 
 class Limits(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 import vllm.envs as envs
 from vllm.config import get_current_vllm_config_or_none
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
@@ -48,16 +49,11 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
         logits_soft_cap: float | None = None,
         attn_type: str = AttentionType.DECODER,
         kv_sharing_target_layer_name: str | None = None,
+        sinks: Any = None,
         **others: Any,
     ) -> None:
         self._config = get_current_vllm_config_or_none()
-        refused = {
-            "alibi_slopes": alibi_slopes,
-            "sliding_window": sliding_window,
-            "logits_soft_cap": logits_soft_cap or None,
-            **others,
-        }
-        for name, value in refused.items():
+        for name, value in {"alibi_slopes": alibi_slopes, **others}.items():
             if value is not None:
                 raise self._refusal(name, value, "None")
         self._require("attn_type", attn_type, (AttentionType.DECODER,))
@@ -66,7 +62,17 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
         self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
         self.num_kv_heads = num_kv_heads or num_heads
         self.kv_cache_dtype = kv_cache_dtype
-        self.shape = LayerShape(num_heads, self.num_kv_heads, head_size, self.scale)
+        self.shape = LayerShape(
+            num_heads,
+            self.num_kv_heads,
+            head_size,
+            self.scale,
+            None if sliding_window is None else sliding_window - 1,  # which counts a token's own
+            logits_soft_cap or None,
+        )
+        if sinks is not None and tuple(sinks.shape) != (num_heads,):
+            raise self._refusal("sinks.shape", tuple(sinks.shape), f"({num_heads},), one per head")
+        self._loaded_sinks, self._sinks = sinks, None  # empty before weights are loaded
         # A layer that shares the cache of another one only reads it.
         self._writes = self.writes_in_forward and kv_sharing_target_layer_name is None
         self._kv_cache: Any = None
@@ -115,14 +121,35 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
         attention = attn_metadata.attention_of(self.shape)
         if self._writes and key is not None:
             write_cache(key, value, keys, values, attn_metadata.slot_mapping)
-        only = attn_metadata.decodes_only
-        return attention.run(query, keys, values, out=output, decodes_only=only)
+        return attention.run(
+            query,
+            keys,
+            values,
+            out=output,
+            sinks=self._sinks_of_weights(),
+            decodes_only=attn_metadata.decodes_only,
+        )
+
+    def process_weights_after_loading(self, act_dtype: Any) -> None:
+        """Take the sinks that were loaded, as float32, where graphs have read them before."""
+        if self._loaded_sinks is None:
+            return
+        sinks = self._loaded_sinks.detach().to(torch.float32)
+        if self._sinks is None:
+            self._sinks = sinks
+        else:
+            self._sinks.copy_(sinks)
 
     def do_kv_cache_update(
         self, layer: Any, key: Any, value: Any, kv_cache: Any, slot_mapping: Any
     ) -> None:
         """Write new keys and values to the cache, where `forward` does not; arguments as there."""
         write_cache(key, value, *self._views(kv_cache), slot_mapping)
+
+    def _sinks_of_weights(self) -> Any:
+        if self._loaded_sinks is not None and self._sinks is None:
+            self.process_weights_after_loading(None)
+        return self._sinks
 
     def _views(self, kv_cache: Any) -> tuple[Any, Any]:
         """View the cache as keys and values, each ``[blocks, block_size, num_kv_heads, D]``.

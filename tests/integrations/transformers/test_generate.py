@@ -45,6 +45,17 @@ def test_tokens_are_the_likeliest_ones(model: Any, lengths: list[int], cache: st
     require_greedy(model, prompts, found)
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("llama", "granite")])
+@pytest.mark.parametrize("lengths", [[40], [40, 3, 17]])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_windows_caps_and_sinks(name: str, lengths: list[int], cache: str) -> None:
+    """Requests outgrow their windows while they generate, and before."""
+    model = make_model(CONFIGS[name], attn_implementation="podrt")
+    prompts = make_prompts(lengths)
+    found = generate(model, prompts, 10, cache_implementation=cache, disable_compile=True)
+    require_greedy(model, prompts, found)
+
+
 def test_padding_on_the_right(model: Any) -> None:
     prompts = make_prompts([12, 30, 7])
     ids = torch.tensor([prompt + [0] * (30 - len(prompt)) for prompt in prompts])

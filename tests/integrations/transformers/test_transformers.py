@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
-from transformers import Gemma2Config, GptOssConfig, MistralConfig  # noqa: E402
+from transformers import LlamaConfig  # noqa: E402
 from transformers.generation.continuous_batching import ContinuousBatchingManager  # noqa: E402
 from transformers_support import (  # noqa: E402
     CONFIGS,
@@ -27,7 +27,7 @@ from transformers_support import (  # noqa: E402
 import podrt.integrations.transformers as integration  # noqa: E402
 from podrt.errors import UnsupportedConfigError  # noqa: E402
 from podrt.integrations.transformers.engine import Engine  # noqa: E402
-from podrt.integrations.transformers.layers import Layer  # noqa: E402
+from podrt.integrations.transformers.layers import Layer, layer_of_call, layers_of  # noqa: E402
 from podrt.integrations.transformers.tables import PageTables  # noqa: E402
 
 LENGTHS = [5, 40, 17, 70, 1]
@@ -263,12 +263,10 @@ def test_continuous_batching_without_enable_is_refused(llama: Any) -> None:
 
 REFUSED = {
     "float32": (CONFIGS["llama"], torch.float32, "float32"),
-    "window": (MistralConfig(**SIZES, sliding_window=32), torch.bfloat16, "sliding_window=32"),
-    "soft-cap": (Gemma2Config(**SIZES), torch.bfloat16, "attn_logit_softcapping"),
-    "sinks": (
-        GptOssConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1),
+    "chunks": (
+        LlamaConfig(**SIZES, layer_types=["full_attention", "chunked_attention"]),
         torch.bfloat16,
-        "sliding_window|layer_types",
+        "layer_types has .'chunked_attention'",
     ),
 }
 
@@ -284,8 +282,42 @@ def test_what_podrt_has_not_is_refused_by_name(case: str) -> None:
     assert model.config._attn_implementation == before
 
 
+def test_a_call_unlike_the_config_is_refused() -> None:
+    """A window that a layer does not pass on would lie in its mask alone; nothing is guessed."""
+    model = make_model(CONFIGS["gemma2"])
+    sliding, full = (layer.self_attn for layer in model.model.layers)
+    q, k = torch.zeros(1, 4, 1, 64), torch.zeros(1, 2, 1, 64)
+    found = layer_of_call(sliding, q, k, None, {"sliding_window": 20, "softcap": 2.0})
+    assert (found.window_left, found.logits_soft_cap) == (19, 2.0)
+    assert layer_of_call(full, q, k, None, {"sliding_window": None}).window_left is None
+    with pytest.raises(UnsupportedConfigError, match="lies in its mask alone"):
+        layer_of_call(sliding, q, k, None, {})
+    with pytest.raises(UnsupportedConfigError, match="position_bias asks for a bias"):
+        layer_of_call(full, q, k, None, {"position_bias": q})
+
+
+def test_layers_that_call_otherwise_than_planned_fail_their_requests() -> None:
+    model = make_model(CONFIGS["gemma2"])
+    with integration.enable(model):
+        model.model.layers[1].self_attn.attn_logit_softcapping = 30.0
+        results = model.generate_batch(
+            make_prompts([20]),
+            generation_config=greedy(2),
+            continuous_batching_config=batching_config(),
+            progress_bar=False,
+        )
+    (result,) = results.values()
+    assert "by its config it was planned as" in str(result.error)
+
+
+def test_layers_that_are_alike_share_a_plan() -> None:
+    layers = layers_of(make_model(CONFIGS["gpt-oss"]))
+    assert {index: layer.window_left for index, layer in layers.items()} == {0: 15, 1: None}
+    assert len(set(layers_of(make_model(CONFIGS["mistral with a window"])).values())) == 1
+
+
 def test_a_fallback_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    model = make_model(REFUSED["window"][0], attn_implementation="eager")
+    model = make_model(CONFIGS["llama"], torch.float32, attn_implementation="eager")
     before = model.config._attn_implementation
     with caplog.at_level("WARNING", "podrt"):
         enabled = integration.enable(model, fallback="sdpa")
@@ -293,7 +325,7 @@ def test_a_fallback_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     with enabled:
         assert model.config._attn_implementation == "sdpa"
         assert not integration.status(model).enabled
-        assert "sliding_window=32" in integration.status(model).reason
+        assert "float32" in integration.status(model).reason
         with pytest.raises(RuntimeError, match="does not run on podrt"):
             enabled.attach(model.init_continuous_batching(greedy(3), batching_config()))
         generate_batch(model, make_prompts([9, 30]), 3)

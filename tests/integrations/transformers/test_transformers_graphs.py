@@ -40,8 +40,11 @@ def serve(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[int]],
     return [results[name].generated_tokens for name in names], graphs
 
 
-def test_replays_compute_the_batch_of_their_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model(CONFIGS["llama"])
+@pytest.mark.parametrize("name", ["llama", "gpt-oss"])
+def test_replays_compute_the_batch_of_their_step(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model = make_model(CONFIGS[name])
     with integration.enable(model) as enabled:
         tokens, graphs = serve(model, monkeypatch)
         steps = enabled.status().steps

@@ -186,10 +186,10 @@ def test_a_layer_that_fails_leaves_the_engine_and_the_other_requests_running(
 ) -> None:
     run = Engine.run
 
-    def failing(self: Engine, layer_idx: int, q: Any) -> Any:
+    def failing(self: Engine, layer_idx: int, *others: Any) -> Any:
         if self.num_steps == 3 and layer_idx == 1:
             raise ValueError("no kernel for this step")
-        return run(self, layer_idx, q)
+        return run(self, layer_idx, *others)
 
     monkeypatch.setattr(Engine, "run", failing)
     first, *others = make_prompts([40, 7, 19])
@@ -209,7 +209,7 @@ def test_a_layer_that_asks_for_more_fails_by_name() -> None:
     model = make_model(CONFIGS["llama"])
     layer = model.model.layers[1].self_attn
     forward = layer.forward
-    layer.forward = lambda *args, **kwargs: forward(*args, **kwargs, softcap=30.0)
+    layer.forward = lambda *args, **kwargs: forward(*args, **kwargs, position_bias=1)
     with integration.enable(model):
         results = model.generate_batch(
             make_prompts([40, 7]),
@@ -217,7 +217,7 @@ def test_a_layer_that_asks_for_more_fails_by_name() -> None:
             continuous_batching_config=batching_config(),
         )
     for result in results.values():
-        assert "layer 1: LlamaAttention: softcap=30.0" in result.error
+        assert "layer 1: LlamaAttention: position_bias asks for a bias" in result.error
 
 
 def test_pages_are_the_cache_itself(llama: Any) -> None:

@@ -41,11 +41,22 @@ class HostAttention:
         page_size: int,
         dtype: str,
         sm_scale: float,
+        window_left: int | None,
+        logits_soft_cap: float | None,
         policy: Any,
         device: Any,
     ) -> None:
         self.layer = make_spec(
-            num_qo_heads, num_kv_heads, head_dim, page_size, "NHD", dtype, True, sm_scale
+            num_qo_heads,
+            num_kv_heads,
+            head_dim,
+            page_size,
+            "NHD",
+            dtype,
+            True,
+            sm_scale,
+            window_left,
+            logits_soft_cap,
         )
         self._scheduler = Scheduler(self.layer, H100, parse_policy(policy))
         self._limits: Limits | None = None
@@ -77,15 +88,20 @@ class HostAttention:
         if self._planned is None or not self.keep_first_plan:
             self._planned = batch, schedule.plan, block_table, device_kv_lens
 
-    def run(self, q: Any, k_cache: Any, v_cache: Any, *, out: Any, decodes_only: bool) -> Any:
-        record(lambda captured: self._run(q, k_cache, v_cache, out, decodes_only and captured))
+    def run(
+        self, q: Any, k_cache: Any, v_cache: Any, *, out: Any, sinks: Any, decodes_only: bool
+    ) -> Any:
+        tensors = q, k_cache, v_cache, out, sinks
+        record(lambda captured: self._run(*tensors, decodes_only and captured))
         return out
 
-    def _run(self, q: Any, k_cache: Any, v_cache: Any, out: Any, decodes_only: bool) -> None:
+    def _run(
+        self, q: Any, k_cache: Any, v_cache: Any, out: Any, sinks: Any, decodes_only: bool
+    ) -> None:
         batch, plan, table, device_kv_lens = self._planned
         tensors = view_tensors(
             self.layer, batch, 0, q, k_cache, v_cache,
-            out=out, lse=None, return_lse=False, may_have_more_rows=True,
+            sinks=sinks, out=out, lse=None, return_lse=False, may_have_more_rows=True,
         )  # fmt: skip
         rows = batch.total_tokens
         if not rows:
@@ -101,6 +117,9 @@ class HostAttention:
             page_table=flat_page_table(to_numpy(view(table, "table"))),
             page_size=self.layer.page_size,
             sm_scale=self.layer.sm_scale,
+            window_left=self.layer.mask.window_left,
+            logits_soft_cap=self.layer.logits_soft_cap,
+            sinks=None if tensors.sinks is None else to_numpy(tensors.sinks),
         )
         if decodes_only and len(plan.prefill):
             result = np.full_like(result, np.nan)  # left out by the kernel for decodes

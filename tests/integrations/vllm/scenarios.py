@@ -68,12 +68,19 @@ CONFIG = {
 }
 
 
+#: Alternately a window, which is shorter than prompts, and none: cache groups of their own.
+WINDOWS = CONFIG | {
+    "sliding_window": 17,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
 def make_engine(backend: str, mode: str, workload: str) -> Any:
     """Return an engine for the tiny model, its weights random but always the same."""
     folder = os.path.join(tempfile.mkdtemp(), "model")
     os.makedirs(folder)
     with open(os.path.join(folder, "config.json"), "w") as file:
-        json.dump(CONFIG, file)
+        json.dump(WINDOWS if workload == "windows" else CONFIG, file)
     options: dict[str, Any] = {}
     if workload == "drafted":
         options["speculative_config"] = {

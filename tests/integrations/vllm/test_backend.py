@@ -106,6 +106,8 @@ def reasons(**changes: Any) -> str:
         {"block_size": 48},
         {"block_size": None},
         {"device_capability": DeviceCapability(8, 0)},
+        {"has_sliding_window": True},
+        {"has_sink": True},
     ],
 )
 def test_what_podrt_serves(changes: dict[str, Any]) -> None:
@@ -119,8 +121,6 @@ def test_what_podrt_serves(changes: dict[str, Any]) -> None:
         ({"dtype": torch.float32}, "'dtype': torch.float32"),
         ({"kv_cache_dtype": "fp8"}, "'kv_cache_dtype': 'fp8'"),
         ({"block_size": 8}, "'block_size': 8"),
-        ({"has_sliding_window": True}, "'has_sliding_window': True"),
-        ({"has_sink": True}, "'has_sink': True"),
         ({"attn_type": AttentionType.ENCODER_ONLY}, "encoder_only"),
         ({"use_mla": True}, "MLA"),
         ({"use_non_causal": True}, "non-causal"),
@@ -139,9 +139,7 @@ def test_what_podrt_does_not_serve_is_refused_by_name(changes: Any, words: str) 
     ("name", "value"),
     [
         ("alibi_slopes", [0.5] * 8),
-        ("sliding_window", 4096),
-        ("logits_soft_cap", 30.0),
-        ("sinks", "a tensor"),
+        ("sinks.shape", torch.zeros(2)),
         ("attn_type", AttentionType.ENCODER),
         ("kv_cache_dtype", "fp8"),
         ("head_size", 80),
@@ -149,7 +147,12 @@ def test_what_podrt_does_not_serve_is_refused_by_name(changes: Any, words: str) 
 )
 def test_layers_that_podrt_cannot_compute_are_refused(name: str, value: Any) -> None:
     with pytest.raises(UnsupportedConfigError, match=rf"{MODEL}.*{name}="):
-        impl_of(**{name: value})
+        impl_of(**{name.partition(".")[0]: value})
+
+
+def test_windows_and_soft_caps_are_of_the_shape() -> None:
+    shape = impl_of(sliding_window=4096, logits_soft_cap=30.0).shape
+    assert (shape.window_left, shape.logits_soft_cap) == (4095, 30.0)
 
 
 def test_a_soft_cap_of_zero_is_none() -> None:
@@ -232,11 +235,11 @@ class Recording:
 def make_builder(monkeypatch: pytest.MonkeyPatch, config: Any) -> Any:
     monkeypatch.setattr(glue, "HybridAttention", Recording)
 
-    def make(*scales: float) -> Any:
+    def make(*scales: float, windows: tuple[int | None, ...] = (None, None, None)) -> Any:
         names = []
         for number, scale in enumerate(scales or (0.125, 0.125)):
             layer = Attention.__new__(Attention)
-            layer.__dict__["impl"] = impl_of(scale=scale)
+            layer.__dict__["impl"] = impl_of(scale=scale, sliding_window=windows[number])
             names.append(f"layers.{number}")
             config.compilation_config.static_forward_context[names[-1]] = layer
         spec = SimpleNamespace(block_size=32)
@@ -271,6 +274,8 @@ def test_one_object_is_reserved_for_layers_that_are_alike(make_builder: Any) -> 
         "page_size": 32,
         "dtype": "float16",
         "sm_scale": 0.125,
+        "window_left": None,
+        "logits_soft_cap": None,
         "policy": "auto",
         "device": 3,
     }
@@ -284,6 +289,13 @@ def test_layers_of_another_scale_have_their_own(make_builder: Any) -> None:
     metadata = builder.build(0, common())
     found = metadata.attention_of(LayerShape(8, 2, 64, 0.25))
     assert found.options["sm_scale"] == 0.25
+    assert [len(attention.plans) for attention in builder.attentions.values()] == [1, 1]
+
+
+def test_layers_with_a_window_have_a_plan_of_their_own(make_builder: Any) -> None:
+    builder = make_builder(0.125, 0.125, 0.125, windows=(16, None, 16))
+    assert [a.options["window_left"] for a in builder.attentions.values()] == [15, None]
+    builder.build(0, common())
     assert [len(attention.plans) for attention in builder.attentions.values()] == [1, 1]
 
 
@@ -365,7 +377,27 @@ def test_a_layer_writes_its_keys_and_values_where_it_reads_them(make_builder: An
     assert keys.shape == values.shape == (4, 32, 2, 64)
     assert keys.data_ptr() == cache.data_ptr()
     assert values.data_ptr() == cache.data_ptr() + 128
-    assert options == {"out": out, "decodes_only": False}
+    assert options == {"out": out, "sinks": None, "decodes_only": False}
+
+
+def test_sinks_stay_where_graphs_read_them_when_weights_are_loaded_again(
+    make_builder: Any,
+) -> None:
+    builder, sinks = make_builder(), torch.ones(8, dtype=torch.bfloat16)
+    layer = impl_of(sinks=torch.nn.Parameter(sinks, requires_grad=False))
+    addresses = []
+    for value in (1.0, 2.0):
+        layer._loaded_sinks.fill_(value)
+        layer.process_weights_after_loading(torch.float16)
+        metadata = builder.build(0, common())
+        cache, q = torch.zeros((4, 2, 32, 128)).half(), torch.ones((8, 8, 64)).half()
+        layer.forward(None, q, None, None, cache, metadata, torch.zeros_like(q))
+        (attention,) = builder.attentions.values()
+        found = attention.runs[-1][1]["sinks"]
+        assert found.dtype == torch.float32
+        assert (found == value).all()
+        addresses.append(found.data_ptr())
+    assert len(set(addresses)) == 1
 
 
 def test_values_of_another_head_size_are_refused(make_builder: Any) -> None:

@@ -30,6 +30,9 @@ pytestmark = pytest.mark.timeout(900)
 STALE = ("FULL:plain:stale", "FULL_DECODE_ONLY:plain:stale")
 
 
+WINDOWS = ("EAGER:windows", "FULL:windows")
+
+
 def scenarios(*modes: str) -> tuple[str, ...]:
     return tuple(f"{mode}:{workload}" for mode in modes for workload in WORKLOADS)
 
@@ -38,7 +41,7 @@ def scenarios(*modes: str) -> tuple[str, ...]:
 PROCESSES = (
     *((runner, (*scenarios(*MODES), *STALE)) for runner in RUNNERS),
     *((runner, scenarios("BREAKABLE")) for runner in RUNNERS),
-    (2, ("TRITON:plain",)),
+    (2, ("TRITON:plain", "TRITON:windows", *WINDOWS)),
 )
 
 
@@ -114,6 +117,14 @@ def test_a_stale_plan_shows(runner: int, mode: str) -> None:
     stale = result_of(runner, mode, "plain:stale")
     assert stale["replayed"] > 0
     assert stale["tokens"] != expected_tokens()
+
+
+@pytest.mark.parametrize("scenario", WINDOWS)
+def test_windows_of_some_layers(scenario: str) -> None:
+    """Which are a cache group of their own, whose blocks before the windows are freed."""
+    result = results()[2, scenario]
+    assert result["tokens"] == results()[2, "TRITON:windows"]["tokens"]
+    assert {each["window_left"] for each in result["served"]} == {16, None}
 
 
 def test_drafts_count_as_decodes() -> None:
