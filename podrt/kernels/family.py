@@ -93,7 +93,9 @@ class Family(Protocol):
 class Arguments(Protocol):
     """What a kernel is given, in memory that stays where it is; `bytes` of it are the struct."""
 
-    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+    def point_to(
+        self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
+    ) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
 
     def __bytes__(self) -> bytes: ...

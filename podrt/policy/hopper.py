@@ -45,7 +45,7 @@ class HopperChoices:
         self._form = calibration.fused_form
         self._fixed_rows = policy.decode_rows
         self._rows_of_one = self.decode_rows_for(1)
-        self._large_tile = _large_tile(policy, spec.head_dim)
+        self._large_tile = _large_tile(policy, spec)
         self._may_part = policy.may_part and self._large_tile is not False
         self._fixed_shares = _shares(policy)
         self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
@@ -105,6 +105,7 @@ class HopperChoices:
             large_tile=large_tile,
             page_size=spec.page_size,
             causal=spec.mask.causal,
+            soft_cap=spec.logits_soft_cap is not None,
         )
 
     def share(self, plan: Plan) -> Plan:
@@ -154,13 +155,15 @@ class HopperChoices:
         return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
 
 
-def _large_tile(policy: Policy, head_dim: int) -> bool | None:
+def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
     """Return whether prefill alone has the large tiles; None where that is for units to say."""
-    if has_large_tile(head_dim):
+    soft_cap = spec.logits_soft_cap is not None
+    if has_large_tile(spec.head_dim, soft_cap=soft_cap):
         return policy.large_prefill_tile
     if policy.large_prefill_tile:
+        layer = f"head_dim={spec.head_dim}" + " with logits_soft_cap" * soft_cap
         raise UnsupportedConfigError(
-            f"large_prefill_tile=True: head_dim={head_dim} has no large tiles; leave it at None"
+            f"large_prefill_tile=True: {layer} has no large tiles; leave it at None"
         )
     return False
 

@@ -9,6 +9,7 @@
 // of prefill, softmax across warps, products again), which one step goes through once for all.
 #pragma once
 #include "common/descriptor.cuh"
+#include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
 #include "hopper/barriers.cuh"
 #include "hopper/producer.cuh"
@@ -103,13 +104,20 @@ struct DecodeConsumer {
       for (int i = 0; i < kScores; i++) out[block][i] = 0.f;
 
     const int steps = warp_uniform(ceil_div(item.kv_end - item.kv_begin, kKeys));
-    const int full_limit = visible_keys<Config>(item, item.row_begin / p.group);
+    // Keys that every row sees: from what the last one begins with to what the first one ends with.
+    const int seen_begin =
+        first_visible(p, item, (item.row_begin + num_rows(item) - 1) / p.group);
+    const int seen_end = visible_keys<Config>(item, item.row_begin / p.group);
     int first_key = item.kv_begin + (steps - 1) * kKeys;
     for (int step = 0; step < steps; step++, first_key -= kKeys) {
       multiply_kq();
-      if (step == 0) clear_beyond(item.kv_len - first_key);
-      const bool masked = first_key + kKeys > full_limit;
-      if (masked) mask(item, first_key);
+      if constexpr (Config::kSoftCap) soft_cap_scores();
+      const bool masked = first_key < seen_begin || first_key + kKeys > seen_end;
+      if (masked) {
+        mask(item, first_key);
+        clear_values(first_visible(p, item, item.row_begin / p.group) - first_key,
+                     item.kv_len - first_key);
+      }
       softmax(masked || step == 0);
       multiply_vp();
       flag_number ^= 1;
@@ -192,29 +200,41 @@ struct DecodeConsumer {
     for (int block = 0; block < kBlocks; block++) fence_operand(out[block]);
   }
 
-  // In the last step of a request, rows of V beyond its keys hold anything; see zero_rows.
-  // The caller synchronises before V is used.
-  __device__ __forceinline__ void clear_beyond(int rows) const {
-    if (rows >= kKeys) return;
+  // In the first and last step of what a tile sees, rows of V before `begin` or from `end` on may hold
+  // anything; see zero_rows. The caller synchronises before V is used.
+  __device__ __forceinline__ void clear_values(int begin, int end) const {
+    if (begin <= 0 && end >= kKeys) return;
     Ring position = ring;
 #pragma unroll
     for (int t = 0; t < kTiles; t++) {
       wait_for(position);
-      zero_rows<Tile>(smem.base + ring_tile(position), max(rows - t * kTileKeys, 0), thread);
+      zero_rows<Tile>(smem.base + ring_tile(position), begin - t * kTileKeys, end - t * kTileKeys,
+                      thread);
       position.advance();
     }
+  }
+
+  // Before masks, as what they hide may be NaN.
+  __device__ __forceinline__ void soft_cap_scores() {
+    const float to_exponent = p.soft_cap_exponent;
+#pragma unroll
+    for (int t = 0; t < kTiles; t++)
+#pragma unroll
+      for (int i = 0; i < kScores; i++) scores[t][i] = soft_capped(scores[t][i], to_exponent);
   }
 
   __device__ __forceinline__ void mask(const WorkItem& item, int first_key) {
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
       const int token = (item.row_begin + column_row(c, lane)) / p.group;
-      const int limit = visible_keys<Config>(item, token) - first_key - warp * 16 - lane / 4;
+      const int first = first_key + warp * 16 + lane / 4;
+      const int begin = first_visible(p, item, token) - first;
+      const int end = visible_keys<Config>(item, token) - first;
 #pragma unroll
       for (int t = 0; t < kTiles; t++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          if (t * kTileKeys + 8 * half >= limit)
+          if (t * kTileKeys + 8 * half < begin || t * kTileKeys + 8 * half >= end)
             scores[t][c / 2 * 4 + half * 2 + c % 2] = -infinity();
     }
   }
@@ -365,8 +385,11 @@ struct DecodeConsumer {
     float sum = 0.f;
 #pragma unroll
     for (int w = 0; w < 4; w++) sum += reduction()[w * kRows + row];
-    const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-    const float lse = row_lse_log2(reduction()[4 * kRows + row], sum);
+    const float reference = reduction()[4 * kRows + row];
+    const float lse = row_lse_log2(reference, sum);
+    // Splits are merged without sinks, and the merged row has one.
+    if (item.num_splits == 1) sum += sink_term(sink_log2(p, item, kv_head, row), reference);
+    const float inverse = inverse_of(sum);
     const bool stores_lse = first_block == 0 && lane == 0;
     float2 value[kStaged];
 #pragma unroll

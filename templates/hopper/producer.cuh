@@ -24,7 +24,7 @@ struct UnitQueue {
 
 // Draws units from a queue and hands them over through two slots, so that the next unit is known
 // before the current one is finished.
-template <Role kSide>
+template <class Config, Role kSide>
 struct WorkProducer {
   const Params& p;
   const PlanHeader& plan;
@@ -45,7 +45,7 @@ struct WorkProducer {
     if (any) {
       const Unit drawn = kSide == kPrefill ? prefill_unit_of(plan, unit, p.num_kv_heads, lane)
                                            : unit_of(unit, p.num_kv_heads);
-      load_item(slot.item, items + drawn.item, plan, lane);
+      load_item<Config>(slot.item, items + drawn.item, p, plan, lane);
       if (lane == 0) slot.kv_head = drawn.kv_head;
     } else if (lane == 0) {
       slot.kv_head = -1;
@@ -126,12 +126,12 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
                                                    const SharedMemory<Config>& smem,
                                                    const UnitQueue& queue, int lane) {
   using Smem = SharedMemory<Config>;
-  WorkProducer<kPrefill> work{p,
-                              smem.plan(),
-                              smem.barrier(Smem::kWorkFull),
-                              smem.barrier(Smem::kWorkEmpty),
-                              smem.base + Smem::kWork,
-                              queue};
+  WorkProducer<Config, kPrefill> work{p,
+                                      smem.plan(),
+                                      smem.barrier(Smem::kWorkFull),
+                                      smem.barrier(Smem::kWorkEmpty),
+                                      smem.base + Smem::kWork,
+                                      queue};
   PrefillTiles<Config, false> k{p, smem, lane};
   RingPosition<1> q;
   const auto copy_q = [&](const WorkSlot& slot) {
@@ -188,12 +188,12 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
   using Copy = KvCopy<Config, Tile>;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
   const u32 control = smem.address + to.control;
-  WorkProducer<kDecode> work{p,
-                             smem.plan(),
-                             control + Smem::kLaneWorkFull,
-                             control + Smem::kLaneWorkEmpty,
-                             smem.base + to.control + Smem::kLaneWork,
-                             queue};
+  WorkProducer<Config, kDecode> work{p,
+                                     smem.plan(),
+                                     control + Smem::kLaneWorkFull,
+                                     control + Smem::kLaneWorkEmpty,
+                                     smem.base + to.control + Smem::kLaneWork,
+                                     queue};
   Ring ring{to.slots};
   for (;;) {
     const WorkSlot& slot = work.next(lane);

@@ -137,6 +137,7 @@ def test_names_are_unique_and_safe_for_files() -> None:
         {"prefill_registers": 128},
         {"page_size": None},
         {"causal": False},
+        {"soft_cap": True},
     ],
     ids=str,
 )

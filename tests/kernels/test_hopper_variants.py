@@ -19,6 +19,7 @@ from podrt.kernels.hopper.config import DECODE_ROWS, HEAD_DIMS, HopperConfig
 from podrt.kernels.hopper.host import source_of
 from podrt.kernels.hopper.presets import (
     default_hopper_variants,
+    has_large_tile,
     hopper_variant,
     why_unsupported,
 )
@@ -61,6 +62,20 @@ def test_every_variant_compiles_without_spills(
     prefills = 2 if head_dim == 128 else 1
     assert len(configs) == (prefills if form == "prefill" else len(DECODE_ROWS))
     build_clean(configs)
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("form", FORMS)
+def test_kernels_with_a_soft_cap_compile_without_spills(form: Form, head_dim: int) -> None:
+    rows = DECODE_ROWS if form != "prefill" else DECODE_ROWS[:1]
+    build_clean(
+        [
+            hopper_variant(
+                form, "bfloat16", head_dim, decode_rows=count, page_size=16, soft_cap=True
+            )
+            for count in rows
+        ]
+    )
 
 
 def of_other_values() -> list[HopperConfig]:
@@ -133,6 +148,10 @@ def test_large_tiles_are_of_prefill_alone_at_128() -> None:
         for large in (False, True)
     }
     assert {which for which, tile in tiles.items() if tile > 128} == {(128, True)}
+    capped = hopper_variant("prefill", "float16", 128, large_tile=True, soft_cap=True)
+    assert capped.kv_tile == 128
+    assert has_large_tile(128)
+    assert not has_large_tile(128, soft_cap=True)
     for form in ("pod", "decode"):
         small, large = (hopper_variant(form, "float16", 128, large_tile=t) for t in (False, True))
         assert small == large

@@ -55,6 +55,8 @@ class HopperConfig(VariantForm):
         Tokens of a page of the KV cache; None for a contiguous cache.
     causal : bool
         Bottom-right aligned causal mask.
+    soft_cap : bool
+        Scores are capped; without, the kernel has no instruction for it.
     """
 
     form: Form
@@ -69,6 +71,7 @@ class HopperConfig(VariantForm):
     prefill_registers: int = 208
     page_size: int | None = None
     causal: bool = True
+    soft_cap: bool = False
     arch: str = HOPPER_ARCH
 
     def __post_init__(self) -> None:
@@ -90,8 +93,10 @@ class HopperConfig(VariantForm):
             value = getattr(self, field)
             if type(value) is not int or value < 2:
                 raise UnsupportedConfigError(f"{field}={value!r}: must be an int of at least 2")
-        if not isinstance(self.causal, bool):
-            raise UnsupportedConfigError(f"causal={self.causal!r}: allowed are True, False")
+        for field in ("causal", "soft_cap"):
+            value = getattr(self, field)
+            if not isinstance(value, bool):
+                raise UnsupportedConfigError(f"{field}={value!r}: allowed are True, False")
         self._check_budgets()
 
     @property
@@ -131,7 +136,8 @@ class HopperConfig(VariantForm):
         """Return the tokens that one TMA load brings of a tile of `tile_rows`.
 
         A piece must not leave its page, and tiles begin at multiples of `DECODE_KEYS`, as splits
-        do. A contiguous cache's tile is one piece.
+        do, or where a window begins, of its greatest common divisor with a page. A contiguous
+        cache's tile is one piece.
         """
         if self.page_size is None:
             return tile_rows
@@ -185,6 +191,8 @@ class HopperConfig(VariantForm):
         parts.append("regs" + "x".join(map(str, registers)))
         parts.append("contiguous" if self.page_size is None else f"page{self.page_size}")
         parts.append("causal" if self.causal else "full")
+        if self.soft_cap:
+            parts.append("softcap")
         return "_".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

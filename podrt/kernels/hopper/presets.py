@@ -37,6 +37,11 @@ _PODS = {
     (128, 16): _Pod(112, 40, 80, 192),
     (128, 32): _Pod(96, 40, 120, 176),
 }
+#: The same where scores are capped, if other than that: prefill needs a few registers more.
+_SOFT_CAP_PODS = {
+    (64, 8): _Pod(128, 40, 120, 176),
+    (64, 16): _Pod(128, 40, 120, 176),
+}
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left.
 _DECODE_SLOTS = {
@@ -66,9 +71,12 @@ def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None)
     return None
 
 
-def has_large_tile(head_dim: int) -> bool:
-    """Tell whether prefill alone has a larger tile too, for units of many keys."""
-    return head_dim in _LARGE_PREFILL_TILES
+def has_large_tile(head_dim: int, *, soft_cap: bool = False) -> bool:
+    """Tell whether prefill alone has a larger tile too, for units of many keys.
+
+    Not with capped scores, for which registers do not suffice.
+    """
+    return head_dim in _LARGE_PREFILL_TILES and not soft_cap
 
 
 def hopper_variant(
@@ -80,16 +88,17 @@ def hopper_variant(
     large_tile: bool = False,
     page_size: int | None = None,
     causal: bool = True,
+    soft_cap: bool = False,
 ) -> HopperConfig:
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     if form == "pod":
-        budget = _PODS[head_dim, decode_rows]
+        pods = _PODS | _SOFT_CAP_PODS if soft_cap else _PODS
+        budget = pods[head_dim, decode_rows]
     elif form == "decode":
         budget = _Pod(128, 40, 216, 232)
     else:
-        tile = _PREFILL_TILES[head_dim]
-        if large_tile:
-            tile = _LARGE_PREFILL_TILES.get(head_dim, tile)
+        large = large_tile and has_large_tile(head_dim, soft_cap=soft_cap)
+        tile = (_LARGE_PREFILL_TILES if large else _PREFILL_TILES)[head_dim]
         budget = _Pod(tile, 40, 56, 232)
     return HopperConfig(
         form=form,
@@ -100,6 +109,7 @@ def hopper_variant(
         **budget._asdict(),
         page_size=page_size,
         causal=causal,
+        soft_cap=soft_cap,
     )
 
 

@@ -76,6 +76,7 @@ def variant(
     shape: Shape = "large",
     page_size: int | None = None,
     causal: bool = True,
+    soft_cap: bool = False,
 ) -> KernelConfig:
     """Return the default variant for a job."""
     prefill, decode, warps, ctas_per_sm = preset(arch, head_dim, shape)
@@ -90,6 +91,7 @@ def variant(
         ctas_per_sm=ctas_per_sm,
         page_size=page_size,
         causal=causal,
+        soft_cap=soft_cap,
     )
 
 
