@@ -45,6 +45,8 @@ class HopperChoices:
         self._form = calibration.fused_form
         self._fixed_rows = policy.decode_rows
         self._rows_of_one = self.decode_rows_for(1)
+        if policy.deterministic:  # neither batches nor limits decide
+            self._fixed_rows = self._rows_of_one
         self._large_tile = _large_tile(policy, spec)
         self._may_part = policy.may_part and self._large_tile is not False
         self._fixed_shares = _shares(policy)
@@ -148,7 +150,8 @@ class HopperChoices:
         if tokens > held:
             raise UnsupportedConfigError(
                 f"max_decode_tokens={tokens}: with {group} query heads per KV head, the policy's "
-                f"decode_rows={rows} hold at most {held}; fix more rows, or leave them at None"
+                f"decode_rows={rows} hold at most {held}; fix more rows, or leave them at None "
+                "(deterministic=True then takes as many as one token needs)"
             )
 
     def _has_long_units(self, plan: Plan) -> bool:
@@ -159,7 +162,8 @@ def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
     """Return whether prefill alone has the large tiles; None where that is for units to say."""
     soft_cap = spec.logits_soft_cap is not None
     if has_large_tile(spec.head_dim, soft_cap=soft_cap):
-        return policy.large_prefill_tile
+        is_fixed = policy.large_prefill_tile is not None or policy.deterministic
+        return bool(policy.large_prefill_tile) if is_fixed else None
     if policy.large_prefill_tile:
         layer = f"head_dim={spec.head_dim}" + " with logits_soft_cap" * soft_cap
         raise UnsupportedConfigError(
