@@ -7,12 +7,13 @@ import numpy.typing as npt
 
 from podrt.attention import HybridAttention
 from podrt.gpu.device import load_cupy
+from podrt.policy.policies import Policy
 from podrt.spec.attention import AttentionSpec
 
 
 def planned_attention(
     spec: AttentionSpec,
-    policy: str,
+    policy: str | Policy,
     qo_indptr: npt.NDArray[np.int32],
     kv_lens: npt.NDArray[np.int32],
     block_table: npt.NDArray[np.int32] | None,
@@ -25,7 +26,7 @@ def planned_attention(
     ----------
     spec : AttentionSpec
         The attention layer.
-    policy : str
+    policy : str or Policy
         As of `HybridAttention`.
     qo_indptr, kv_lens : int32 arrays
         Lengths of the batch.
@@ -41,6 +42,9 @@ def planned_attention(
         page_size=spec.page_size,
         dtype=spec.dtype,
         causal=spec.mask.causal,
+        sm_scale=spec.sm_scale,
+        window_left=spec.mask.window_left,
+        logits_soft_cap=spec.logits_soft_cap,
         policy=policy,
         num_sms=num_sms,
     )

@@ -11,12 +11,16 @@ import typer
 from podrt.bench import roofline as bench_roofline
 from podrt.bench.results import load, write_whole
 from podrt.bench.roofline import USUAL_POLICIES
+from podrt.bench.sweep.records import load as load_sweep
+from podrt.bench.sweep.roofline import roofline as sweep_roofline
 from podrt.cli._layer import (
     GpuOption,
     LayerDtype,
     LayerHeadDim,
     LayerHeads,
     LayerPageSize,
+    LayerSoftCap,
+    LayerWindow,
     PolicyOption,
     scheduler_of,
 )
@@ -28,12 +32,18 @@ from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
 def roofline(
     results: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="A results file of podrt bench.")
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            help="Results of podrt bench, or records of podrt explore sweep (.jsonl).",
+        ),
     ],
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Which of its policies; repeatable. Default: {' '.join(USUAL_POLICIES)}."
+            help=f"Which of its policies; repeatable. Default: {' '.join(USUAL_POLICIES)}; of a "
+            "sweep all variants."
         ),
     ] = None,
     plot: Annotated[
@@ -47,11 +57,15 @@ def roofline(
     hidden behind the longer one: 1 all of it, 0 nothing. Example:
     podrt explore roofline bench/results/h100/peers.json --plot roofline.png
     """
-    loaded = load(results)
-    points = bench_roofline.roofline(loaded, policy or USUAL_POLICIES)
+    if results.suffix == ".jsonl":
+        sweep = load_sweep(results)
+        points, gpu = sweep_roofline(sweep, policy), ", ".join(sweep.gpus)
+    else:
+        loaded = load(results)
+        points = bench_roofline.roofline(loaded, policy or USUAL_POLICIES)
+        gpu = loaded.environment["gpu"]
     if plot is not None:
-        title = f"{results.stem}, {loaded.environment['gpu']}"
-        bench_roofline.plot_roofline(points, title, plot)
+        bench_roofline.plot_roofline(points, f"{results.stem}, {gpu}", plot)
     if as_json:
         print_json([point.to_dict() for point in points])
     else:
@@ -64,6 +78,8 @@ def trace(
     head_dim: LayerHeadDim = 128,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
+    window_left: LayerWindow = None,
+    soft_cap: LayerSoftCap = None,
     policy: PolicyOption = "auto",
     gpu: GpuOption = None,
     plot: Annotated[
@@ -79,7 +95,7 @@ def trace(
 
     Example: podrt explore trace "2048@16384 + 64x16384" --gpu h100 --plot trace.svg
     """
-    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu)
+    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap)
     lengths = batch_of_lengths(parse_lengths(batch), page_size or None)
     timeline = simulate(scheduler.schedule(lengths), scheduler.gpu)
     if plot is not None:

@@ -26,6 +26,9 @@ struct DecodeConsumer {
   static constexpr int kTileKeys = 64;
   static constexpr int kTiles = Config::kDecodeTiles;
   static constexpr int kKeys = kTiles * kTileKeys;  // of a step
+  // Slots of the ring that a tile takes, each with some column blocks.
+  static constexpr int kParts = Config::kHeadDim / Tile::kColumns;
+  static constexpr int kPartBlocks = Tile::kColumnBlocks;
   static constexpr int kProbabilityBytes = kRows * 128;  // of a tile
   // Column blocks of results, as floats, that find room where Q and the probabilities were.
   static constexpr int kStaged = kBlocks * kRows * 256 <= Smem::kLaneRing ? kBlocks : 1;
@@ -129,7 +132,9 @@ struct DecodeConsumer {
   __device__ __forceinline__ void load_q(const WorkItem& item, int kv_head) const {
     constexpr int kChunks = Config::kHeadDim / 8;
     const int rows = num_rows(item);
-    for (int i = thread; i < kRows * kChunks; i += kWarpgroup) {
+    // At head_dim 256 registers do not suffice to keep addresses from one unit to the next.
+    const int first = Config::kHeadDim > 128 ? computed_here(thread) : thread;
+    for (int i = first; i < kRows * kChunks; i += kWarpgroup) {
       const int row = i / kChunks, chunk = i % kChunks;
       uint4 value = make_uint4(0, 0, 0, 0);
       if (row < rows)
@@ -143,20 +148,20 @@ struct DecodeConsumer {
     sync();
   }
 
-  // A product for every tile of the step: `issue` is given its number and its address in the ring.
-  // Waits for a tile to arrive, then for the tensor cores, one tile behind.
+  // A product for every part of the tiles of the step: `issue` is given the numbers of tile and part, and
+  // the address in the ring. Waits for a part to arrive, then for the tensor cores, one part behind.
   template <class Issue>
   __device__ __forceinline__ void multiply(Issue issue) {
     Ring done = ring;
 #pragma unroll
-    for (int t = 0; t < kTiles; t++) {
+    for (int i = 0; i < kTiles * kParts; i++) {
       wait_for(ring);
       const u32 tile = smem.address + ring_tile(ring);
       wgmma_fence();
-      issue(t, tile);
+      issue(i / kParts, i % kParts, tile);
       wgmma_commit();
       ring.advance();
-      if (t > 0) {
+      if (i > 0) {
         wgmma_wait<1>();
         release(done);
         done.advance();
@@ -168,13 +173,17 @@ struct DecodeConsumer {
 
   __device__ __forceinline__ void multiply_kq() {
     const u64 q_tile = descriptor(smem.address + at.tiles + Smem::kLaneQ);
-    multiply([&](int t, u32 address) {
+    multiply([&](int t, int part, u32 address) {
       const u64 k_tile = Tile::k_descriptor(address);
-      wgmma_kq_first(scores[t], k_tile, q_tile);
+      const int first = part * kPartBlocks * Smem::kDecodeQBlockBytes;
+      if (part == 0)
+        wgmma_kq_first(scores[t], k_tile, q_tile);
+      else
+        wgmma_kq(scores[t], k_tile, advance_here(q_tile, first));
 #pragma unroll
-      for (int i = 1; i < Config::kHeadDim / 16; i++)
+      for (int i = 1; i < Tile::kColumns / 16; i++)
         wgmma_kq(scores[t], advance_here(k_tile, Tile::columns(i)),
-                 advance_here(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
+                 advance_here(q_tile, first + i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
     });
 #pragma unroll
     for (int t = 0; t < kTiles; t++) fence_operand(scores[t]);
@@ -183,13 +192,13 @@ struct DecodeConsumer {
   __device__ __forceinline__ void multiply_vp() {
     const u64 p_tile = descriptor(smem.address + at.tiles + Smem::kLaneP);
     hold_out();
-    multiply([&](int t, u32 address) {
+    multiply([&](int t, int part, u32 address) {
       const u64 v_tile = Tile::v_descriptor(address);
 #pragma unroll
       for (int i = 0; i < kTileKeys / 16; i++)
 #pragma unroll
-        for (int block = 0; block < kBlocks; block++)
-          wgmma_vp(out[block], advance(v_tile, block * Tile::kBlockBytes + Tile::rows(i)),
+        for (int block = 0; block < kPartBlocks; block++)
+          wgmma_vp(out[part * kPartBlocks + block], advance(v_tile, block * Tile::kBlockBytes + Tile::rows(i)),
                    advance(p_tile, t * kProbabilityBytes + i * 32));
     });
     hold_out();
@@ -206,10 +215,10 @@ struct DecodeConsumer {
     if (begin <= 0 && end >= kKeys) return;
     Ring position = ring;
 #pragma unroll
-    for (int t = 0; t < kTiles; t++) {
+    for (int i = 0; i < kTiles * kParts; i++) {
+      const int first = i / kParts * kTileKeys;
       wait_for(position);
-      zero_rows<Tile>(smem.base + ring_tile(position), begin - t * kTileKeys, end - t * kTileKeys,
-                      thread);
+      zero_rows<Tile>(smem.base + ring_tile(position), begin - first, end - first, thread);
       position.advance();
     }
   }

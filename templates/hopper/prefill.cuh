@@ -19,6 +19,7 @@ struct PrefillConsumer {
   using Tile = typename Smem::PrefillTile;
   static constexpr int kScores = Config::kKvTile / 2;  // accumulators of a thread
   static constexpr int kOut = Config::kHeadDim / 2;
+  static constexpr int kValueColumns = Config::kValueColumns;
 
   const Params& p;
   const Smem& smem;
@@ -173,7 +174,11 @@ struct PrefillConsumer {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Config::kKvTile / 16; i++)
-      wgmma_pv(out, probabilities + 4 * i, advance(v_tile, Tile::rows(i)));
+#pragma unroll
+      for (int column = 0; column < Config::kHeadDim; column += kValueColumns)
+        wgmma_pv(reinterpret_cast<float(&)[kValueColumns / 2]>(out[column / 2]),
+                 probabilities + 4 * i,
+                 advance(v_tile, Tile::rows(i) + column / 64 * Tile::kBlockBytes));
     wgmma_commit();
   }
 

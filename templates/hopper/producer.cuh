@@ -187,6 +187,7 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
   using Tile = typename Smem::DecodeTile;
   using Copy = KvCopy<Config, Tile>;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
+  constexpr int kParts = Config::kHeadDim / Tile::kColumns;
   const u32 control = smem.address + to.control;
   WorkProducer<Config, kDecode> work{p,
                                      smem.plan(),
@@ -213,13 +214,16 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
 #pragma unroll
       for (int is_v = 0; is_v < 2; is_v++)
 #pragma unroll
-        for (int t = 0; t < kTiles; t++) {
+        for (int i = 0; i < kTiles * kParts; i++) {
+          const int t = i / kParts, part = i % kParts;
           mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
           Copy::issue(is_v ? &p.decode_v_map : &p.decode_k_map, pieces[t],
                       smem.address + to.tiles + Smem::kLaneRing + ring.slot * Tile::kBytes,
                       control + Smem::kRingFull + 8 * ring.slot,
                       Copy::bytes(item.kv_len, first_key + t * 64),
-                      kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks), lane);
+                      kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks) +
+                          part * Tile::kColumnBlocks,
+                      lane);
           ring.advance();
         }
 #pragma unroll

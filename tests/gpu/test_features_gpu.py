@@ -141,12 +141,15 @@ def test_caps_of_small_and_large_scores(family, cap, sm_scale):
         checked(Case(q_lens, kv_lens, has_sinks=True, **layer), policy)
 
 
-def test_caps_of_large_heads():
-    """As of Gemma 2; the portable family alone has them."""
+def test_caps_of_large_heads(family):
+    """As of Gemma 2."""
     layer = CAPPED | {"head_dim": 256}
     for window in (None, 200):
-        case = Case([1, 2, 70, 300], [3000, 129, 400, 900], window_left=window, **layer)
-        checked(case, "portable")
+        case = Case(
+            [1, 2, 70, 300], [3000, 129, 400, 900], window_left=window, has_sinks=True, **layer
+        )
+        for policy in (family, f"{family}-serial"):
+            checked(case, policy)
 
 
 def test_without_causal_mask(family):

@@ -28,7 +28,8 @@ def prefill_loops(
     sass: str, config: HopperConfig, *, tiles: int, exponentials: int
 ) -> list[list[str]]:
     """Return the loops over prefill tiles with the products of that many, and exponentials."""
-    products = config.head_dim // 16 + config.kv_tile // 16
+    parts = config.head_dim // config.value_columns  # of V
+    products = config.head_dim // 16 + config.kv_tile // 16 * parts
     return [
         loop
         for loop in loops(sass)

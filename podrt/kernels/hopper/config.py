@@ -13,17 +13,26 @@ from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantFo
 from podrt.spec.types import DType
 
 HOPPER_ARCH = "sm_90a"
-HEAD_DIMS = (64, 128)
-KV_TILES = (64, 80, 96, 112, 128, 176)
+HEAD_DIMS = (64, 128, 256)
+KV_TILES = (48, 64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
 #: Page sizes whose pages a TMA load can place in a swizzled tile.
 PAGE_SIZES = (16, 32, 64, 128, 256)
-#: Decode tiles of a step: more of them share the latency of its chain of products and softmax.
+#: Decode tiles of a step: more of them share the latency of its chain of products and softmax. At
+#: head_dim 256 one is as many bytes.
 DECODE_TILES = 2
+#: Most columns of a tile in one slot of a decode ring, and of one product of prefill beside decode,
+#: whose 512 threads are launched with too few registers for accumulators of more.
+_MOST_COLUMNS = 128
 
 _WARPGROUP = 128
 #: Registers that the warpgroups of one CTA share, in units of one thread of each (ISA limits).
 _REGISTER_POOL = {3: 504, 4: 512}
+
+
+def decode_rows_of(head_dim: int) -> tuple[int, ...]:
+    """Return the packed query rows that a decode tile may have; registers decide."""
+    return DECODE_ROWS if head_dim <= _MOST_COLUMNS else DECODE_ROWS[:-1]
 
 
 @dataclass(frozen=True)
@@ -39,16 +48,16 @@ class HopperConfig(VariantForm):
     dtype : {"bfloat16", "float16"}
         Element type of q, k, v and out.
     head_dim : int
-        64 or 128.
+        64, 128 or 256.
     decode_rows : int
-        Packed query rows of a decode tile: 8, 16 or 32.
+        Packed query rows of a decode tile: 8, 16 or, but for head_dim 256, 32.
     kv_tile : int
         Keys of a prefill tile.
     stages : int
         Depth of the prefill ring, for K and V each.
     decode_slots : int
-        Depth of a decode ring, in tiles of 64 keys or values; `next_slots` has those of the rings
-        that lie over the prefill tiles.
+        Depth of a decode ring, in tiles of 64 keys or values, or halves of them at head_dim 256;
+        `next_slots` has those of the rings that lie over the prefill tiles.
     producer_registers, decode_registers, prefill_registers : int
         Registers of a thread, by role.
     page_size : int or None
@@ -79,7 +88,7 @@ class HopperConfig(VariantForm):
             ("form", get_args(Form)),
             ("dtype", get_args(DType)),
             ("head_dim", HEAD_DIMS),
-            ("decode_rows", DECODE_ROWS),
+            ("decode_rows", decode_rows_of(self.head_dim)),
             ("kv_tile", KV_TILES),
             ("page_size", (None, *PAGE_SIZES)),
             ("arch", (HOPPER_ARCH,)),
@@ -102,7 +111,17 @@ class HopperConfig(VariantForm):
     @property
     def decode_tiles(self) -> int:
         """Tiles of `DECODE_KEYS` keys that a step of decode takes."""
-        return DECODE_TILES
+        return DECODE_TILES if self.head_dim <= _MOST_COLUMNS else 1
+
+    @property
+    def decode_columns(self) -> int:
+        """Columns of a decode tile in one slot of the ring; the others follow in the next slot."""
+        return min(self.head_dim, _MOST_COLUMNS)
+
+    @property
+    def value_columns(self) -> int:
+        """Columns of V in one product of prefill."""
+        return min(self.head_dim, _MOST_COLUMNS) if self.form == "pod" else self.head_dim
 
     @property
     def family(self) -> str:
@@ -213,6 +232,12 @@ class HopperConfig(VariantForm):
             raise UnsupportedConfigError(
                 f"registers of all roles add up to {sum(roles)}; {self.warpgroups} warpgroups "
                 f"have {pool}"
+            )
+        step_slots = self.decode_tiles * self.head_dim // self.decode_columns
+        if self.has_decode and self.next_slots < step_slots:
+            raise UnsupportedConfigError(
+                f"{self.name}: the prefill tiles have room for {self.next_slots} slots of decode "
+                f"in each of lanes 1 and 2; a step takes {step_slots} at once"
             )
         smem_bytes = self.smem_bytes + STATIC_SMEM_BYTES
         if smem_bytes > self.limits.smem_per_cta_bytes:

@@ -10,6 +10,7 @@ from podrt.kernels.hopper.config import (
     HEAD_DIMS,
     HOPPER_ARCH,
     HopperConfig,
+    decode_rows_of,
 )
 from podrt.kernels.hopper.config import PAGE_SIZES as TMA_PAGE_SIZES
 from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
@@ -36,6 +37,8 @@ _PODS = {
     (128, 8): _Pod(112, 40, 104, 184),
     (128, 16): _Pod(112, 40, 80, 192),
     (128, 32): _Pod(96, 40, 120, 176),
+    (256, 8): _Pod(48, 40, 72, 200),
+    (256, 16): _Pod(48, 32, 80, 200),
 }
 #: The same where scores are capped, if other than that: prefill needs a few registers more.
 _SOFT_CAP_PODS = {
@@ -50,11 +53,13 @@ _DECODE_SLOTS = {
     ("pod", 128, 96): 4,
     ("decode", 64, 128): 8,
     ("decode", 128, 128): 4,
+    ("pod", 256, 48): 3,
+    ("decode", 256, 128): 6,
 }
 #: Keys of a prefill tile without decode, by head_dim, and the larger one if there is any. With
 #: larger tiles queries are read from shared memory less often, and a unit takes longer to begin and
 #: to end (`bench/results/h200/NOTES.md`).
-_PREFILL_TILES = {64: 128, 128: 128}
+_PREFILL_TILES = {64: 128, 128: 128, 256: 80}
 _LARGE_PREFILL_TILES = {128: 176}
 
 
@@ -120,14 +125,22 @@ def default_hopper_variants(
     head_dims: Iterable[int] = HEAD_DIMS,
     decode_rows: Iterable[int] = DECODE_ROWS,
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
+    soft_caps: Iterable[bool] = (False,),
 ) -> list[HopperConfig]:
     """Return the causal variants that a schedule may pick, as the filters allow."""
-    forms, decode_rows = tuple(forms), tuple(decode_rows)
+    forms, decode_rows, head_dims = tuple(forms), tuple(decode_rows), tuple(head_dims)
     page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
     found = [
         hopper_variant(
-            form, dtype, head_dim, decode_rows=rows, large_tile=large, page_size=page_size
+            form,
+            dtype,
+            head_dim,
+            decode_rows=rows,
+            large_tile=large,
+            page_size=page_size,
+            soft_cap=soft_cap,
         )
+        for soft_cap in soft_caps
         for head_dim in head_dims
         if head_dim in HEAD_DIMS
         for dtype in dtypes
@@ -135,6 +148,7 @@ def default_hopper_variants(
         if page_size is None or page_size in TMA_PAGE_SIZES
         for form in forms
         for rows in (decode_rows if form != "prefill" else DECODE_ROWS[:1])
+        if rows in decode_rows_of(head_dim)
         for large in (False, True)
     ]
     return list(dict.fromkeys(found))  # most have no larger tile
