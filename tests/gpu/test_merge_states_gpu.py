@@ -63,6 +63,9 @@ def test_stacked_states_and_lists(head_dim, dtype, out_dtype):
         check((out, lse), outs, lses, out_dtype)
         again = podrt.merge_states(list(given[0]), list(given[1]), dtype=out_dtype)
         assert again[0].tobytes() == out.tobytes() and again[1].tobytes() == lse.tobytes()
+        some = podrt.merge_states(given[0][:, 7:19], given[1][:, 7:19], dtype=out_dtype)
+        assert some[0].tobytes() == out[7:19].tobytes()  # whatever the other rows are
+        assert some[1].tobytes() == lse[7:19].tobytes()
         if count == 1:
             seen = np.isfinite(lses[0])
             np.testing.assert_array_equal(lse.get()[seen], lses[0][seen])
