@@ -45,7 +45,7 @@ layers = pytest.mark.parametrize(("policy", "head_dim", "page_size", "group"), L
 
 
 @cache
-def case_of(head_dim, page_size, group, sm_scale=FAR_APART):
+def case_of(head_dim, page_size, group, sm_scale=FAR_APART, **others):
     return Case(
         *map(list, zip(*REQUESTS, strict=True)),
         num_kv_heads=2,
@@ -53,16 +53,17 @@ def case_of(head_dim, page_size, group, sm_scale=FAR_APART):
         head_dim=head_dim,
         page_size=page_size,
         sm_scale=sm_scale,
+        **others,
     )
 
 
 class Batches:
     """Batches of some requests of one case, in any order, over the same caches."""
 
-    def __init__(self, policy, head_dim, page_size, group, **options):
+    def __init__(self, policy, head_dim, page_size, group, others=None, **options):
         if policy.startswith("hopper"):
             skip_without_hopper()
-        self.case = case = case_of(head_dim, page_size, group)
+        self.case = case = case_of(head_dim, page_size, group, **(others or {}))
         self.attention = podrt.HybridAttention(**case.layer_arguments, policy=policy, **options)
         self.k, self.v = (to_gpu(cache) for cache in (case.k_cache, case.v_cache))
 
@@ -85,7 +86,8 @@ class Batches:
         """Return the bits of out and LSE of each request."""
         q, k, v = self.plan(requests)
         out, lse = poisoned(q.shape, q.dtype), poisoned(q.shape[:2], np.float32)
-        self.attention.run(q, k, v, out=out, lse=lse)
+        sinks = None if self.case.sinks is None else cupy.asarray(self.case.sinks)
+        self.attention.run(q, k, v, out=out, lse=lse, sinks=sinks)
         return self.by_request(requests, out, lse)
 
     def by_request(self, requests, out, lse):
@@ -111,7 +113,16 @@ def random_batches(count):
 
 @layers
 def test_a_request_has_the_same_bits_alone_and_in_any_batch(policy, head_dim, page_size, group):
-    batches = Batches(policy, head_dim, page_size, group, deterministic=True)
+    check_batches(Batches(policy, head_dim, page_size, group, deterministic=True))
+
+
+@pytest.mark.parametrize("policy", ["hopper", "portable"])
+def test_windows_soft_caps_and_sinks_change_nothing_of_that(policy):
+    others = {"window_left": 700, "logits_soft_cap": 90.0, "has_sinks": True}
+    check_batches(Batches(policy, 128, 16, 4, others, deterministic=True))
+
+
+def check_batches(batches):
     alone = {}
     for request, (q_len, _) in enumerate(REQUESTS):
         if q_len:
