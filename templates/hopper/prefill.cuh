@@ -55,8 +55,17 @@ struct PrefillConsumer {
     return warpgroup * 64 + warp * 16 + lane / 4 + half * 8;
   }
 
+  // Rows of the tile that exist.
+  __device__ __forceinline__ int existing_rows(const WorkItem& item) const {
+    return min(p.group * p.tile_tokens, item.q_len * p.group - item.row_begin);
+  }
+
   __device__ __forceinline__ void run_unit(const WorkItem& item, int kv_head) {
-    row_max[0] = row_max[1] = kNothingSeen;
+    // Rows of Q behind the request's last are those of other requests, or anything at all. As a warp's
+    // rows decide together on how to go on (softmax_lagging), no score of those may count.
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      row_max[half] = tile_row(half) < existing_rows(item) ? kNothingSeen : -kNothingSeen;
     row_sum[0] = row_sum[1] = 0.f;
     clear_registers(out);
     const int tiles = warp_uniform(ceil_div(item.kv_end - item.kv_begin, Config::kKvTile));
@@ -283,7 +292,7 @@ struct PrefillConsumer {
 
   __device__ __forceinline__ void finish(const WorkItem& item, int kv_head) {
     const int tile_rows = p.group * p.tile_tokens;
-    const int num_rows = min(tile_rows, item.q_len * p.group - item.row_begin);
+    const int num_rows = existing_rows(item);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       float sum = quad_sum(row_sum[half]);

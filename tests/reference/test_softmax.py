@@ -331,6 +331,32 @@ def test_the_rule_before_fails_where_a_row_sees_none_of_the_first_step(
     assert error_of(before, kind, dtype, 1, kv_len) <= 1  # every row sees some of every step
 
 
+@dataclass(frozen=True)
+class WithStrangers(LaggingSoftmax):
+    """A prefill tile whose last rows are not the request's, from a reference that none outgrows."""
+
+    existing: int = 5
+
+    def _begin(self, count: int, head_dim: int) -> Rows:
+        rows = super()._begin(count, head_dim)
+        rows.reference[self.existing :] = -model.NOTHING_SEEN
+        return rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_behind_the_last_of_a_request_change_none_of_it(kind: str) -> None:
+    usual, keys = hopper_prefill(112), 1000
+    role = WithStrangers(usual.step_keys, usual.rows_together, usual.share_of)
+    values = np.random.default_rng(0).standard_normal((keys, HEAD_DIM)).astype(np.float32)
+    scores, visible = scores_of(kind, 16, keys), np.full(16, keys)
+    wanted = usual.attend(scores[:5], values, visible[:5], np.float16)
+    for strangers in (0.0, np.nan, np.inf, -np.inf, scores_of("growing", 16, keys)[5:]):
+        scores[5:] = strangers
+        got = role.attend(scores, values, visible, np.float16)
+        for result, expected in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(result[:5], expected)
+
+
 def test_model_has_the_constants_of_the_kernels() -> None:
     header = (templates_dir() / "common" / "softmax.cuh").read_text(encoding="utf-8")
     for name, value in (
