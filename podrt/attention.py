@@ -47,9 +47,15 @@ class HybridAttention:
     dtype : {"bfloat16", "float16"}
         Element type of q, the caches and the output.
     causal : bool
-        Token t of a request sees keys 0 to ``kv_len - q_len + t``. Without it, all ``kv_len``.
+        Token t of a request stands at key ``kv_len - q_len + t`` and sees none behind that. Without
+        it, the last key that it sees is the last of the request.
     sm_scale : float, optional
         Factor on the scores before the softmax; ``head_dim ** -0.5`` if None.
+    window_left : int, optional
+        Keys before its own that a token sees (a sliding window of ``window_left + 1`` keys); 0
+        leaves its own alone. Pages before all windows are not read. All keys if None.
+    logits_soft_cap : float, optional
+        Scaled scores s become ``cap * tanh(s / cap)`` before they are masked; none do if None.
     policy : str or Policy
         Which kernels run and how they share the SMs: a name of `podrt.policy.policies`, or a
         `podrt.Policy` with what is to be fixed by hand.
@@ -81,12 +87,23 @@ class HybridAttention:
         dtype: Any = "bfloat16",
         causal: bool = True,
         sm_scale: float | None = None,
+        window_left: int | None = None,
+        logits_soft_cap: float | None = None,
         policy: str | Policy = "auto",
         device: int | None = None,
         num_sms: int | None = None,
     ) -> None:
         self.layer: AttentionSpec = make_spec(
-            num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
+            num_qo_heads,
+            num_kv_heads,
+            head_dim,
+            page_size,
+            kv_layout,
+            dtype,
+            causal,
+            sm_scale,
+            window_left,
+            logits_soft_cap,
         )
         self.policy = parse_policy(policy)
         self._device = None if device is None else checked_ordinal(device)
@@ -159,8 +176,9 @@ class HybridAttention:
             The page numbers as one list instead; kv_indices as block_table, kv_indptr as kv_lens.
         device_kv_lens : int32 [requests], optional
             Exact lengths on the GPU, read at every run, where `kv_lens` are upper bounds: a request
-            has ``min(kv_lens[i], device_kv_lens[i])`` keys. For speculative decoding, where the
-            host does not know yet how many tokens were accepted.
+            has ``min(kv_lens[i], device_kv_lens[i])`` keys, and windows end at the last of those.
+            For speculative decoding, where the host does not know yet how many tokens were
+            accepted.
         stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
             The stream of the runs, or of the replays, to come. If None, the current stream of the
             framework of the page table or `device_kv_lens`, where they lie on the GPU, else of the
@@ -200,6 +218,7 @@ class HybridAttention:
         v_cache: Any,
         *,
         out: Any = None,
+        sinks: Any = None,
         lse: Any = None,
         return_lse: bool = False,
         decodes_only: bool = False,
@@ -214,14 +233,19 @@ class HybridAttention:
             the batch has tokens; nothing is read or written for those.
         k_cache, v_cache : [B, L, Hkv, D] or [pages, page_size, Hkv, D]
             Caches (axes as `kv_layout` says), any strides but the last. What lies in slots that
-            hold no key of the batch, NaN included, makes no difference.
+            hold no key that a token sees, NaN included, makes no difference.
         out : as q, optional
             Where the result goes, apart from all inputs; allocated in the framework of `q` if None.
+        sinks : float32 [num_qo_heads], optional
+            Logits of one more key for each query head, whose value is 0 and which every token sees:
+            neither scaled nor capped, a term ``exp(sink)`` in the sum that divides the output. Any
+            stride; read on the GPU at every run and replay.
         lse : float32 [total_tokens, num_qo_heads], optional
             Where the log-sum-exp goes.
         return_lse : bool
-            Return ``(out, lse)``: natural log of the sum of exp of the scaled scores, -inf for a
-            row that sees no key (whose output is 0).
+            Return ``(out, lse)``: natural log of the sum of exp of the scores as the softmax has
+            them, -inf for a row that sees no key (whose output is 0). Sinks are left out, so that
+            results over parts of the keys can be merged.
         decodes_only : bool
             After `reserve`, under capture: the graph will only be replayed for batches of decodes
             (`are_decodes`), for which there is a faster kernel; it would leave out prefills.
@@ -245,14 +269,14 @@ class HybridAttention:
         with self._lock:
             session = self._session
             if session is not None and lse is None and not return_lse:
-                done = session.repeat(q, k_cache, v_cache, out, stream)
+                done = session.repeat(q, k_cache, v_cache, out, sinks, stream)
                 if done is not None:
                     return done
             planned, session = self._require_plan(), self._session_ready()
             with session.driver.current():
                 handle = resolve_stream(stream, like=q)
                 tensors = checked_tensors(
-                    session, planned, handle, (q, k_cache, v_cache), out, lse, return_lse
+                    session, planned, handle, (q, k_cache, v_cache), sinks, out, lse, return_lse
                 )
                 self._framework = tensors.q.framework
                 session.run(planned, tensors, handle, decodes_only=decodes_only)

@@ -29,8 +29,11 @@ def hybrid_attention(
     kv_layout: str = "NHD",
     causal: bool = True,
     sm_scale: float | None = None,
+    window_left: int | None = None,
+    logits_soft_cap: float | None = None,
     policy: str | Policy = "auto",
     out: Any = None,
+    sinks: Any = None,
     lse: Any = None,
     return_lse: bool = False,
     stream: Any = None,
@@ -43,12 +46,12 @@ def hybrid_attention(
 
     Parameters
     ----------
-    q, k_cache, v_cache, out, lse, return_lse, stream
+    q, k_cache, v_cache, out, sinks, lse, return_lse, stream
         As `HybridAttention.run`. The cache is paged if a page table is given; `stream` is for work
         on a GPU.
     qo_indptr, kv_lens, block_table, kv_indptr, kv_indices
         As `HybridAttention.plan`.
-    kv_layout, causal, sm_scale, policy
+    kv_layout, causal, sm_scale, window_left, logits_soft_cap, policy
         As `HybridAttention`.
     backend : {"auto", "cuda", "reference"}
         ``"cuda"`` runs the fused kernel, ``"reference"`` exact NumPy on tensors in host memory
@@ -81,9 +84,11 @@ def hybrid_attention(
         "dtype": q_view.dtype,
         "causal": causal,
         "sm_scale": sm_scale,
+        "window_left": window_left,
+        "logits_soft_cap": logits_soft_cap,
     }
     tables = {"block_table": block_table, "kv_indptr": kv_indptr, "kv_indices": kv_indices}
-    outputs = {"out": out, "lse": lse, "return_lse": return_lse}
+    others = {"out": out, "sinks": sinks, "lse": lse, "return_lse": return_lse}
     on_host = q_view.device is None
     if backend == "reference" or (backend == "auto" and on_host):
         parse_policy(policy)
@@ -94,7 +99,7 @@ def hybrid_attention(
             )
         reference = HostAttention(**layer_arguments)
         reference.plan(qo_indptr, kv_lens, **tables)
-        return reference.run(q, k_cache, v_cache, **outputs)
+        return reference.run(q, k_cache, v_cache, **others)
     if on_host:
         raise ValueError(
             "q: lies in host memory, expected a tensor on a CUDA GPU; move it there, "
@@ -104,4 +109,4 @@ def hybrid_attention(
     # On the stream of the run, so that a capture is refused: its graph would outlive `attention`.
     handle = resolve_stream(stream, like=q)
     attention.plan(qo_indptr, kv_lens, **tables, stream=handle)
-    return attention.run(q, k_cache, v_cache, **outputs, stream=handle)
+    return attention.run(q, k_cache, v_cache, **others, stream=handle)

@@ -20,7 +20,8 @@ class HostAttention:
 
     Parameters
     ----------
-    num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
+    num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale,
+    window_left, logits_soft_cap
         As `HybridAttention`.
 
     Raises
@@ -40,9 +41,20 @@ class HostAttention:
         dtype: Any = "bfloat16",
         causal: bool = True,
         sm_scale: float | None = None,
+        window_left: int | None = None,
+        logits_soft_cap: float | None = None,
     ) -> None:
         self.layer: AttentionSpec = make_spec(
-            num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale
+            num_qo_heads,
+            num_kv_heads,
+            head_dim,
+            page_size,
+            kv_layout,
+            dtype,
+            causal,
+            sm_scale,
+            window_left,
+            logits_soft_cap,
         )
         self._planned: tuple[HybridBatch, PageTable | None] | None = None
 
@@ -81,6 +93,7 @@ class HostAttention:
         v_cache: Any,
         *,
         out: Any = None,
+        sinks: Any = None,
         lse: Any = None,
         return_lse: bool = False,
     ) -> Any:
@@ -88,7 +101,7 @@ class HostAttention:
 
         Parameters
         ----------
-        q, k_cache, v_cache, out, lse, return_lse
+        q, k_cache, v_cache, out, sinks, lse, return_lse
             As `HybridAttention.run`, in host memory.
 
         Returns
@@ -108,14 +121,24 @@ class HostAttention:
             raise RuntimeError("no batch is planned: call plan() first")
         batch, table = self._planned
         tensors = view_tensors(
-            self.layer, batch, 0, q, k_cache, v_cache, out=out, lse=lse, return_lse=return_lse
+            self.layer,
+            batch,
+            0,
+            q,
+            k_cache,
+            v_cache,
+            sinks=sinks,
+            out=out,
+            lse=lse,
+            return_lse=return_lse,
         )
         if tensors.q.device is not None:
             raise ValueError(
                 f"q: lies on {tensors.q.place}, expected host memory, where the reference computes"
             )
         if table is not None:
-            require_pages_exist(table, batch, tensors.k_cache.shape[0])
+            window = self.layer.mask.window_left
+            require_pages_exist(table, batch, tensors.k_cache.shape[0], window)
         exact, exact_lse = reference_attention(
             to_numpy(tensors.q),
             to_numpy(tensors.k_cache),
@@ -125,6 +148,9 @@ class HostAttention:
             page_size=self.layer.page_size,
             causal=self.layer.mask.causal,
             sm_scale=self.layer.sm_scale,
+            window_left=self.layer.mask.window_left,
+            logits_soft_cap=self.layer.logits_soft_cap,
+            sinks=None if tensors.sinks is None else to_numpy(tensors.sinks),
         )
         to_numpy(tensors.out)[...] = exact
         if tensors.lse is not None:

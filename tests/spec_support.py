@@ -10,7 +10,21 @@ from podrt.spec.mask import Mask
 _SPEC = make_spec(8, 8, 128, None, "NHD", "bfloat16", True, None)
 
 
-def spec_of(num_kv_heads: int = 1, group: int = 1, causal: bool = True) -> AttentionSpec:
+def spec_of(
+    num_kv_heads: int = 1,
+    group: int = 1,
+    causal: bool = True,
+    *,
+    window_left: int | None = None,
+    logits_soft_cap: float | None = None,
+    page_size: int | None = None,
+) -> AttentionSpec:
     """Return a layer of so many heads."""
-    heads = {"num_qo_heads": num_kv_heads * group, "num_kv_heads": num_kv_heads}
-    return replace(_SPEC, **heads, mask=Mask(causal))
+    return replace(
+        _SPEC,
+        num_qo_heads=num_kv_heads * group,
+        num_kv_heads=num_kv_heads,
+        mask=Mask(causal, window_left),
+        logits_soft_cap=logits_soft_cap,
+        page_size=page_size,
+    )

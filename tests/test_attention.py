@@ -92,6 +92,20 @@ def test_scale(batch: Batch) -> None:
     require_close(call(batch, sm_scale=0.5), batch.expected(sm_scale=0.5)[0])
 
 
+@pytest.mark.parametrize("paged", [True, False])
+def test_window_cap_and_sinks(batch: Batch, paged: bool) -> None:
+    options: dict[str, Any] = {"window_left": 17, "logits_soft_cap": 1.5}
+    sinks = np.linspace(-2, 4, 16, dtype=np.float32)[::2]
+    options["sinks"] = sinks
+    run = call_paged if paged else call
+    table = {"block_table": batch.block_table} if paged else {}
+    out, lse = run(batch, **table, **options, return_lse=True)
+    expected, expected_lse = batch.expected(**options)
+    require_close(out, expected)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-6)
+    assert not np.allclose(expected, batch.expected()[0], atol=0.05)
+
+
 def test_lengths_may_be_plain_lists() -> None:
     batch = Batch()
     out = podrt.hybrid_attention(batch.q, batch.k, batch.v, QO_INDPTR.tolist(), KV_LENS)
@@ -285,9 +299,9 @@ def test_run_checks_host_page_numbers_once_for_each_cache_size(
     checks: list[int] = []
     real = planned_module.require_pages_exist
 
-    def counted(table: Any, batch: Any, num_pages: int) -> None:
+    def counted(table: Any, batch: Any, num_pages: int, *others: Any) -> None:
         checks.append(num_pages)
-        real(table, batch, num_pages)
+        real(table, batch, num_pages, *others)
 
     monkeypatch.setattr(planned_module, "require_pages_exist", counted)
 

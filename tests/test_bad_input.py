@@ -209,6 +209,8 @@ def test_bad_pages_name_the_argument(case: str) -> None:
         ({"kv_layout": "HDN"}, UnsupportedConfigError, "kv_layout='HDN'"),
         ({"dtype": "int8"}, UnsupportedConfigError, "dtype='int8'"),
         ({"sm_scale": math.nan}, ValueError, "sm_scale=nan"),
+        ({"window_left": -1}, ValueError, "window_left=-1: must be at least 0"),
+        ({"logits_soft_cap": 0.0}, ValueError, "logits_soft_cap=0.0: must be finite and greater"),
         ({"device": -1}, ValueError, "device=-1: must be at least 0"),
         (
             {"device": "cuda:0"},

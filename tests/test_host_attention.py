@@ -30,6 +30,15 @@ def test_a_plan_serves_every_layer(causal):
         np.testing.assert_allclose(lse, exact_lse, rtol=1e-6)
 
 
+def test_sinks_may_be_given_to_every_run():
+    attention = planned(window_left=9, logits_soft_cap=30.0)
+    options = {"window_left": 9, "logits_soft_cap": 30.0}
+    for sinks in (None, np.zeros(8, np.float32), np.full(8, 2, np.float32)):
+        out = attention.run(BATCH.q, BATCH.k_pages, BATCH.v_pages, sinks=sinks)
+        exact, _ = BATCH.expected(**options, sinks=sinks)
+        np.testing.assert_allclose(out.astype(float), exact, rtol=2e-3, atol=1e-4)
+
+
 def test_contiguous_caches_and_page_lists():
     contiguous = podrt.HostAttention(**LAYER)
     contiguous.plan(QO_INDPTR, KV_LENS)

@@ -41,6 +41,9 @@ def planned_attention(
         page_size=spec.page_size,
         dtype=spec.dtype,
         causal=spec.mask.causal,
+        sm_scale=spec.sm_scale,
+        window_left=spec.mask.window_left,
+        logits_soft_cap=spec.logits_soft_cap,
         policy=policy,
         num_sms=num_sms,
     )

@@ -24,6 +24,13 @@ LayerPageSize = Annotated[
     int, typer.Option("--page-size", min=0, help="Tokens of a page; 0: contiguous.")
 ]
 LayerDtype = Annotated[str, typer.Option("--dtype", help="bfloat16 or float16.")]
+LayerWindow = Annotated[
+    int | None,
+    typer.Option("--window-left", min=0, help="Keys before its own that a token sees; or all."),
+]
+LayerSoftCap = Annotated[
+    float | None, typer.Option("--soft-cap", metavar="CAP", help="Cap of the scores; or none.")
+]
 PolicyOption = Annotated[str, typer.Option("--policy", help="As of podrt.HybridAttention.")]
 GpuOption = Annotated[
     str | None, typer.Option("--gpu", help=f"{_GPU_NAMES}. Default: this GPU, else h100.")
@@ -38,7 +45,14 @@ MaxKvTokensOption = Annotated[
 ]
 
 
-def layer_of(heads: str, head_dim: int, page_size: int, dtype: str) -> AttentionSpec:
+def layer_of(
+    heads: str,
+    head_dim: int,
+    page_size: int,
+    dtype: str,
+    window_left: int | None = None,
+    soft_cap: float | None = None,
+) -> AttentionSpec:
     """Return the causal layer of some options; raises as `podrt.HybridAttention`.
 
     Parameters
@@ -49,14 +63,22 @@ def layer_of(heads: str, head_dim: int, page_size: int, dtype: str) -> Attention
         0 for a contiguous cache.
     """
     qo, kv = parse_heads(heads)
-    return make_spec(qo, kv, head_dim, page_size or None, "NHD", dtype, True, None)
+    pages = page_size or None
+    return make_spec(qo, kv, head_dim, pages, "NHD", dtype, True, None, window_left, soft_cap)
 
 
 def scheduler_of(
-    heads: str, head_dim: int, page_size: int, dtype: str, policy: str, gpu: str | None
+    heads: str,
+    head_dim: int,
+    page_size: int,
+    dtype: str,
+    policy: str,
+    gpu: str | None,
+    window_left: int | None = None,
+    soft_cap: float | None = None,
 ) -> Scheduler:
     """Return what schedules batches of a layer; `gpu_of` and `layer_of` have the parameters."""
-    layer = layer_of(heads, head_dim, page_size, dtype)
+    layer = layer_of(heads, head_dim, page_size, dtype, window_left, soft_cap)
     return Scheduler(layer, gpu_of(gpu), parse_policy(policy))
 
 

@@ -36,6 +36,10 @@ MaskOption = Annotated[
     list[str] | None,
     typer.Option("--mask", help="causal (the default) or full (causal=False); repeatable."),
 ]
+CappedOption = Annotated[
+    bool,
+    typer.Option("--capped", help="Variants that cap scores, in place of those that do not."),
+]
 FamilyOption = Annotated[
     list[str] | None,
     typer.Option("--family", help="portable, or hopper (sm_90a alone); repeatable."),

@@ -17,6 +17,8 @@ from podrt.cli._layer import (
     LayerHeadDim,
     LayerHeads,
     LayerPageSize,
+    LayerSoftCap,
+    LayerWindow,
     PolicyOption,
     scheduler_of,
 )
@@ -64,6 +66,8 @@ def trace(
     head_dim: LayerHeadDim = 128,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
+    window_left: LayerWindow = None,
+    soft_cap: LayerSoftCap = None,
     policy: PolicyOption = "auto",
     gpu: GpuOption = None,
     plot: Annotated[
@@ -79,7 +83,7 @@ def trace(
 
     Example: podrt explore trace "2048@16384 + 64x16384" --gpu h100 --plot trace.svg
     """
-    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu)
+    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap)
     lengths = batch_of_lengths(parse_lengths(batch), page_size or None)
     timeline = simulate(scheduler.schedule(lengths), scheduler.gpu)
     if plot is not None:

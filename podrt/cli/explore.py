@@ -18,11 +18,14 @@ from podrt.cli._layer import (
     LayerHeadDim,
     LayerHeads,
     LayerPageSize,
+    LayerSoftCap,
+    LayerWindow,
     PolicyOption,
     scheduler_of,
 )
 from podrt.cli._options import (
     ArchOption,
+    CappedOption,
     DecodeRowsOption,
     DtypeOption,
     FamilyOption,
@@ -67,6 +70,7 @@ def list_variants(
     page_size: PageSizeOption = None,
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
+    capped: CappedOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the names of the variants that pass every filter; a name states all parameters.
@@ -83,6 +87,7 @@ def list_variants(
         page_sizes=page_size,
         decode_rows=decode_rows,
         masks=mask,
+        soft_caps=[capped],
     )
     if as_json:
         print_json([_described(config) for config in configs])
@@ -125,6 +130,8 @@ def show(
     head_dim: LayerHeadDim = 128,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
+    window_left: LayerWindow = None,
+    soft_cap: LayerSoftCap = None,
     policy: PolicyOption = "auto",
     gpu: GpuOption = None,
 ) -> None:
@@ -140,7 +147,9 @@ def show(
     if batch is None:
         config = find(variant or [], arch)
     else:
-        scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu)
+        scheduler = scheduler_of(
+            heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap
+        )
         lengths = batch_of_lengths(parse_lengths(batch), page_size or None)
         running = narrow(scheduler.schedule(lengths).variants, variant or [])
         config = the_one(running, batch)
@@ -163,6 +172,7 @@ def stats(
     page_size: PageSizeOption = None,
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
+    capped: CappedOption = False,
     mix: Annotated[
         bool, typer.Option("--mix", help="Show kinds of instructions instead; needs nvdisasm.")
     ] = False,
@@ -185,6 +195,7 @@ def stats(
         page_sizes=page_size,
         decode_rows=decode_rows,
         masks=mask,
+        soft_caps=[capped],
     )
     builds = build_all(configs)
     rows = [stats_of(*pair) for pair in zip(configs, builds, strict=True)]

@@ -15,6 +15,8 @@ from podrt.cli._layer import (
     LayerHeadDim,
     LayerHeads,
     LayerPageSize,
+    LayerSoftCap,
+    LayerWindow,
     MaxKvTokensOption,
     PolicyOption,
     batches_of_trace,
@@ -41,6 +43,8 @@ def plan(
     head_dim: LayerHeadDim = 128,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
+    window_left: LayerWindow = None,
+    soft_cap: LayerSoftCap = None,
     policy: PolicyOption = "auto",
     gpu: GpuOption = None,
     as_json: JsonOption = False,
@@ -58,7 +62,7 @@ def plan(
     else:
         found = batches_of_trace(trace, budget=budget, batches=batches, max_kv_tokens=max_kv_tokens)
         named = [(f"{trace.stem} #{number}", lengths) for number, lengths in enumerate(found)]
-    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu)
+    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap)
     explained = [
         (name, explain(scheduler, batch_of_lengths(requests, page_size or None)))
         for name, requests in named

@@ -13,6 +13,7 @@ import typer
 from podrt.cli._building import build_all
 from podrt.cli._options import (
     ArchOption,
+    CappedOption,
     DecodeRowsOption,
     DtypeOption,
     FamilyOption,
@@ -50,6 +51,7 @@ def warmup(
     page_size: PageSizeOption = None,
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
+    capped: CappedOption = False,
     preset: Annotated[
         Preset,
         typer.Option(help="paged16: what a server with 16-token pages uses; all: every variant."),
@@ -73,6 +75,7 @@ def warmup(
         page_sizes=page_size or _PAGE_SIZES[preset],
         decode_rows=decode_rows,
         masks=mask,
+        soft_caps=[capped],
     )
     cache = disk_cache()
     _require_room(cache, configs)

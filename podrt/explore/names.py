@@ -18,7 +18,8 @@ def parts_of(variant: Variant) -> list[str]:
 
     Form, family, architecture where the family has several, element type, head_dim, pages; then
     the packed query rows of a Hopper decode tile (``r8``), the keys of a Hopper prefill tile
-    (``k176``) or the CTAs that share an SM (``c2``); ``full`` for the mask that is not causal.
+    (``k176``) or the CTAs that share an SM (``c2``); ``full`` for the mask that is not
+    causal, ``softcap`` for capped scores.
     """
     fields = variant.to_dict()
     is_hopper = variant.family == "hopper"
@@ -30,7 +31,9 @@ def parts_of(variant: Variant) -> list[str]:
         parts.append(f"k{fields['kv_tile']}")
     else:
         parts.append(f"r{fields['decode_rows']}")
-    return parts if variant.causal else [*parts, "full"]
+    if not variant.causal:
+        parts.append("full")
+    return [*parts, "softcap"] if variant.soft_cap else parts
 
 
 def alias_of(variant: Variant) -> str:
@@ -104,7 +107,8 @@ def pages_of(variant: Variant) -> str:
 def tiles_of(variant: Variant) -> str:
     """Return what a variant's full name has besides its alias: tiles, stages, registers, warps."""
     parts = variant.name.split("_")
-    return " ".join(parts[parts.index(f"d{variant.head_dim}") + 1 : -2])
+    end = -3 if variant.soft_cap else -2  # pages and mask
+    return " ".join(parts[parts.index(f"d{variant.head_dim}") + 1 : end])
 
 
 def _is_selected(variant: Variant, word: str) -> bool:

@@ -35,10 +35,12 @@ def select(
     decode_rows: Sequence[int] | None = None,
     families: Sequence[str] | None = None,
     masks: Sequence[str] | None = None,
+    soft_caps: Sequence[bool] = (False,),
 ) -> list[Variant]:
     """Return the default variants that pass every given filter; None lets everything pass.
 
-    Of the masks, None lets the causal one pass alone. Page sizes need not be among the default
+    Of the masks, None lets the causal one pass alone; of scores, those that are not capped pass
+    unless `soft_caps` says otherwise. Page sizes need not be among the default
     ones: variants are made for any that a family serves.
 
     Raises
@@ -49,7 +51,11 @@ def select(
     sizes = (
         DEFAULT_PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
     )
-    found = [v for arch in _archs(archs) for v in all_default_variants(arch, page_sizes=sizes)]
+    found = [
+        variant
+        for arch in _archs(archs)
+        for variant in all_default_variants(arch, page_sizes=sizes, soft_caps=soft_caps)
+    ]
     filters: dict[str, Sequence[Any] | None] = {
         "family": families,
         "form": forms,
@@ -64,10 +70,10 @@ def select(
 
 
 def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
-    """Return the one default variant, of either mask, that words select (`names.narrow`).
+    """Return the one default variant, of any mask and scores, that words select (`names.narrow`).
 
     Where they fit several, a full name means that one, then the causal ones are meant, then those
-    of the current GPU's architecture, unless `archs` says which.
+    that do not cap scores, then those of the current GPU's architecture, unless `archs` says which.
 
     Raises
     ------
@@ -75,10 +81,11 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
         No variant matches, or several do; the message says what would tell them apart.
     """
     asked = " ".join(words)
-    variants = select(archs=archs or ["all"], masks=["causal", "full"])
+    variants = select(archs=archs or ["all"], masks=["causal", "full"], soft_caps=[False, True])
     exact = [v for v in variants if asked in (v.name, alias_of(v))]
     found = exact or narrow(variants, words)
     found = [v for v in found if v.causal] or found
+    found = [v for v in found if not v.soft_cap] or found
     if not archs:
         found = [v for v in found if v.arch == detected_arch()] or found
     return the_one(found, asked)

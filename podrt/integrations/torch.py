@@ -68,6 +68,7 @@ class TorchAttention:
         v_cache: Any,
         *,
         out: Any = None,
+        sinks: Any = None,
         lse: Any = None,
         return_lse: bool = False,
         decodes_only: bool = False,
@@ -76,7 +77,7 @@ class TorchAttention:
 
         Parameters
         ----------
-        q, k_cache, v_cache, out, lse, return_lse, decodes_only
+        q, k_cache, v_cache, out, sinks, lse, return_lse, decodes_only
             As `HybridAttention.run`, torch tensors. `HostAttention` knows no `decodes_only`.
 
         Returns
@@ -93,9 +94,16 @@ class TorchAttention:
             captured into a CUDA graph: `HybridAttention.reserve` has not been called.
         """
         if not torch.compiler.is_compiling():
-            _refuse_training(q, k_cache, v_cache)
+            _refuse_training(q, k_cache, v_cache, sinks)
             return self.attention.run(
-                q, k_cache, v_cache, out=out, lse=lse, return_lse=return_lse, **_form(decodes_only)
+                q,
+                k_cache,
+                v_cache,
+                out=out,
+                sinks=sinks,
+                lse=lse,
+                return_lse=return_lse,
+                **_form(decodes_only),
             )
         # Memory that the graph owns: its compiler can plan it, and knows how it is aligned.
         if out is None:
@@ -103,7 +111,7 @@ class TorchAttention:
         if lse is None and return_lse:
             lse = _empty_lse(q)
         torch.ops.podrt.run_out(
-            q, k_cache, v_cache, self.handle, out, lse, decodes_only=decodes_only
+            q, k_cache, v_cache, self.handle, out, lse, decodes_only=decodes_only, sinks=sinks
         )
         return (out, lse) if return_lse else out
 
@@ -123,6 +131,9 @@ def hybrid_attention(
     sm_scale: float | None = None,
     policy: str = "auto",
     return_lse: bool = False,
+    sinks: Any = None,
+    window_left: int | None = None,
+    logits_soft_cap: float | None = None,
 ) -> Any:
     """`podrt.hybrid_attention`, which `torch.compile` can trace: plan and run in one call.
 
@@ -131,9 +142,9 @@ def hybrid_attention(
 
     Parameters
     ----------
-    q, k_cache, v_cache, qo_indptr, kv_lens, block_table, kv_indptr, kv_indices
+    q, k_cache, v_cache, qo_indptr, kv_lens, block_table, kv_indptr, kv_indices, sinks
         As `podrt.hybrid_attention`, all of them torch tensors.
-    kv_layout, causal, sm_scale, policy, return_lse
+    kv_layout, causal, sm_scale, policy, return_lse, window_left, logits_soft_cap
         As `podrt.hybrid_attention`; the policy by its name.
 
     Returns
@@ -148,7 +159,7 @@ def hybrid_attention(
         A tensor requires grad: there is no backward pass.
     """
     arguments = (q, k_cache, v_cache, qo_indptr, kv_lens, block_table, kv_indptr, kv_indices)
-    options = (kv_layout, causal, sm_scale, policy)
+    options = (kv_layout, causal, sm_scale, policy, sinks, window_left, logits_soft_cap)
     if not torch.compiler.is_compiling():
         return _attend(*arguments, *options, return_lse=return_lse)
     both = torch.ops.podrt.hybrid_attention(*arguments, *options)
@@ -185,8 +196,11 @@ def _is_reserved(attention: Attention) -> bool:
     return isinstance(attention, HybridAttention) and attention.is_reserved
 
 
-def _refuse_training(q: Any, k: Any, v: Any) -> None:
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+def _refuse_training(q: Any, k: Any, v: Any, sinks: Any = None) -> None:
+    if not torch.is_grad_enabled():
+        return
+    wants_gradient = q.requires_grad or k.requires_grad or v.requires_grad
+    if wants_gradient or (sinks is not None and sinks.requires_grad):
         raise RuntimeError(
             "podrt has no backward pass, and a tensor given to it requires grad; call the model "
             "under torch.inference_mode() or torch.no_grad(), or detach the tensor"
@@ -209,28 +223,44 @@ def _empty_lse(q: Any) -> Any:
 # The operations. Each runs on real tensors, and has a fake that says what traced ones give.
 
 
-def _run(q: Any, k: Any, v: Any, handle: int, decodes_only: bool = False) -> Any:
+def _run(q: Any, k: Any, v: Any, handle: int, decodes_only: bool = False, sinks: Any = None) -> Any:
     out = _empty_out(q)
-    _run_out(q, k, v, handle, out, None, decodes_only)
+    _run_out(q, k, v, handle, out, None, decodes_only, sinks)
     return out
 
 
 def _run_out(
-    q: Any, k: Any, v: Any, handle: int, out: Any, lse: Any = None, decodes_only: bool = False
+    q: Any,
+    k: Any,
+    v: Any,
+    handle: int,
+    out: Any,
+    lse: Any = None,
+    decodes_only: bool = False,
+    sinks: Any = None,
 ) -> None:
-    _refuse_training(q, k, v)
-    _attention_at(handle, q).run(q, k, v, out=out, lse=lse, **_form(decodes_only))
+    _refuse_training(q, k, v, sinks)
+    _attention_at(handle, q).run(q, k, v, out=out, sinks=sinks, lse=lse, **_form(decodes_only))
 
 
-def _fake_run(q: Any, k: Any, v: Any, handle: int, decodes_only: bool = False) -> Any:
-    _refuse_training(q, k, v)
+def _fake_run(
+    q: Any, k: Any, v: Any, handle: int, decodes_only: bool = False, sinks: Any = None
+) -> Any:
+    _refuse_training(q, k, v, sinks)
     return _empty_out(q)
 
 
 def _fake_run_out(
-    q: Any, k: Any, v: Any, handle: int, out: Any, lse: Any = None, decodes_only: bool = False
+    q: Any,
+    k: Any,
+    v: Any,
+    handle: int,
+    out: Any,
+    lse: Any = None,
+    decodes_only: bool = False,
+    sinks: Any = None,
 ) -> None:
-    _refuse_training(q, k, v)
+    _refuse_training(q, k, v, sinks)
 
 
 def _attend(
@@ -246,9 +276,12 @@ def _attend(
     causal: bool,
     sm_scale: float | None,
     policy: str,
+    sinks: Any = None,
+    window_left: int | None = None,
+    logits_soft_cap: float | None = None,
     return_lse: bool = True,
 ) -> Any:
-    _refuse_training(q, k, v)
+    _refuse_training(q, k, v, sinks)
     return podrt.hybrid_attention(
         q,
         k,
@@ -261,7 +294,10 @@ def _attend(
         kv_layout=kv_layout,
         causal=causal,
         sm_scale=sm_scale,
+        window_left=window_left,
+        logits_soft_cap=logits_soft_cap,
         policy=policy,
+        sinks=sinks,
         return_lse=return_lse,
     )
 
@@ -275,20 +311,17 @@ _PLANNED = "Tensor q, Tensor k_cache, Tensor v_cache, SymInt handle"
 _WHOLE = (
     "Tensor q, Tensor k_cache, Tensor v_cache, Tensor qo_indptr, Tensor kv_lens, "
     "Tensor? block_table, Tensor? kv_indptr, Tensor? kv_indices, "
-    "str kv_layout, bool causal, float? sm_scale, str policy"
+    "str kv_layout, bool causal, float? sm_scale, str policy, "
+    "Tensor? sinks=None, int? window_left=None, float? logits_soft_cap=None"
 )
 _OUTPUTS = "Tensor(a!) out, Tensor(b!)? lse=None"
+_OPTIONS = "bool decodes_only=False, Tensor? sinks=None"
 # Kernels read what they were traced with: an inner stride of one, and caches where they lie.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _PLANNING_TAGS = (*_TAGS, torch.Tag.cudagraph_unsafe)
 _OPERATIONS = (
-    (f"run({_PLANNED}, *, bool decodes_only=False) -> Tensor", _TAGS, _run, _fake_run),
-    (
-        f"run_out({_PLANNED}, {_OUTPUTS}, *, bool decodes_only=False) -> ()",
-        _TAGS,
-        _run_out,
-        _fake_run_out,
-    ),
+    (f"run({_PLANNED}, *, {_OPTIONS}) -> Tensor", _TAGS, _run, _fake_run),
+    (f"run_out({_PLANNED}, {_OUTPUTS}, *, {_OPTIONS}) -> ()", _TAGS, _run_out, _fake_run_out),
     (
         f"hybrid_attention({_WHOLE}) -> (Tensor out, Tensor lse)",
         _PLANNING_TAGS,

@@ -6,6 +6,7 @@ launch recorded in a CUDA graph serves any batch. Arguments hold only what `run`
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -52,10 +53,11 @@ PLAN_STRUCTS = "\n\n".join(
     )
 )
 
-#: Results, plan and buffers; `shared_arguments` has them.
+#: Results, sinks, plan and buffers; `shared_arguments` has them.
 BUFFERS = (
     Field("u16*", "out", "[tokens, num_qo_heads, head_dim]"),
     Field("float*", "lse", "[tokens, num_qo_heads] natural log, or null"),
+    Field("const float*", "sinks", "[num_qo_heads] logits of no key, natural base, or null"),
     Field("const PlanHeader*", "plan", "the work items lie behind it"),
     Field("float*", "partial_o", "[partial_rows * num_kv_heads, head_dim]"),
     Field("float*", "partial_lse", "[partial_rows * num_kv_heads], base 2"),
@@ -72,6 +74,15 @@ HEADS = (
     Field("int", "num_kv_heads", ""),
     Field("int", "group", "query heads per KV head"),
 )
+#: What becomes of a product of q and k before the softmax, in base 2.
+SCORES = (
+    Field("int", "window_left", "keys before its own that a token sees; 2^30 for all"),
+    Field("int", "sinks_stride", ""),
+    Field("float", "soft_cap_exponent", "2 log2(e) sm_scale / cap, or 0: common/soft_cap.cuh"),
+    Field("float", "scale_log2", "sm_scale * log2(e), or cap * log2(e): factor after tanh"),
+)
+#: More keys than any request has, and so few that positions less so many fit 32 bits.
+NO_WINDOW = 2**30
 
 
 def write_plan_header(to: npt.NDArray[np.uint8], plan: Plan, page_table: int, kv_lens: int) -> None:
@@ -124,6 +135,7 @@ def shared_arguments(spec: AttentionSpec, tensors: RunTensors, buffers: Buffers)
     """Return the arguments that do not change between launches and that every family has."""
     q, out = short_strides(tensors.q), short_strides(tensors.out)
     lse = short_strides(tensors.lse) if tensors.lse is not None else (0, 0)
+    (sinks,) = short_strides(tensors.sinks) if tensors.sinks is not None else (0,)
     return {
         **buffers._asdict(),
         "q_stride_token": q[0],
@@ -134,6 +146,17 @@ def shared_arguments(spec: AttentionSpec, tensors: RunTensors, buffers: Buffers)
         "lse_stride_head": lse[1],
         "num_kv_heads": spec.num_kv_heads,
         "group": spec.group,
+        "sinks_stride": sinks,
+        **_score_arguments(spec),
+    }
+
+
+def _score_arguments(spec: AttentionSpec) -> dict[str, Any]:
+    window, cap, log2_e = spec.mask.window_left, spec.logits_soft_cap, math.log2(math.e)
+    return {
+        "window_left": NO_WINDOW if window is None else min(window, NO_WINDOW),
+        "soft_cap_exponent": 0.0 if cap is None else 2 * log2_e * spec.sm_scale / cap,
+        "scale_log2": (spec.sm_scale if cap is None else cap) * log2_e,
     }
 
 

@@ -30,6 +30,8 @@ class Filters:
         cannot serve.
     decode_rows : tuple of int
         Rows of a decode tile, where the family has several.
+    soft_caps : tuple of bool
+        Whether scores are capped.
     """
 
     forms: tuple[Form, ...] = get_args(Form)
@@ -37,6 +39,7 @@ class Filters:
     head_dims: tuple[int, ...] = HEAD_DIMS
     page_sizes: tuple[int | None, ...] = DEFAULT_PAGE_SIZES
     decode_rows: tuple[int, ...] = (8, 16, 32)
+    soft_caps: tuple[bool, ...] = (False,)
 
     @classmethod
     def of(cls, **filters: Iterable[Any]) -> Filters:
@@ -93,7 +96,9 @@ class Family(Protocol):
 class Arguments(Protocol):
     """What a kernel is given, in memory that stays where it is; `bytes` of it are the struct."""
 
-    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+    def point_to(
+        self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
+    ) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
 
     def __bytes__(self) -> bytes: ...

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 from podrt.gpu.arch import KIB, Arch, get_arch
 from podrt.spec.attention import AttentionSpec, KernelSpec
-from podrt.spec.mask import Mask
 from podrt.spec.types import DType
 
 Form = Literal["pod", "prefill", "decode"]
@@ -52,11 +51,12 @@ class VariantForm:
     dtype: DType
     causal: bool
     page_size: int | None
+    soft_cap: bool
 
     @cached_property
     def spec(self) -> KernelSpec:
         """What the kernel is compiled for, to be compared with that of a layer."""
-        return KernelSpec(self.head_dim, self.dtype, Mask(self.causal), self.page_size)
+        return KernelSpec(self.head_dim, self.dtype, self.causal, self.page_size, self.soft_cap)
 
     def require_spec(self, spec: AttentionSpec) -> None:
         """Check that the kernel is compiled for a layer.

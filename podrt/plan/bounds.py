@@ -6,7 +6,11 @@ from typing import NamedTuple
 
 from podrt.plan.planner import most_decode_tokens
 from podrt.plan.split import MANY_WAVES, MAX_SPLITS, MOST_PIECES
+from podrt.plan.tiles import window_step
 from podrt.plan.tiling import Tiling
+from podrt.spec.mask import Mask
+
+_NO_WINDOW = Mask()
 
 
 class PlanBounds(NamedTuple):
@@ -33,6 +37,7 @@ def plan_bounds(
     max_requests: int,
     max_tokens: int,
     max_kv_len: int,
+    mask: Mask = _NO_WINDOW,
 ) -> PlanBounds:
     """Return what no plan of a batch within the limits exceeds.
 
@@ -48,10 +53,17 @@ def plan_bounds(
         Most query tokens of a batch, all requests together.
     max_kv_len : int
         Most keys of a request.
+    mask : Mask
+        Which of them a token sees.
     """
+    decode_tokens = most_decode_tokens(group, tiling.decode_rows)
+    prefill_tokens = tiling.prefill_rows // group + 2 if mask.causal else max_tokens
+    prefill_keys, decode_keys = (
+        _most_keys(mask, tokens, max_kv_len) for tokens in (prefill_tokens, decode_tokens)
+    )
     sides = (
-        _prefill_bounds(tiling, num_kv_heads, group, max_requests, max_tokens, max_kv_len),
-        _decode_bounds(tiling, group, max_requests, max_tokens, max_kv_len),
+        _prefill_bounds(tiling, num_kv_heads, group, max_requests, max_tokens, prefill_keys),
+        _decode_bounds(tiling, group, max_requests, max_tokens, decode_keys),
     )
     split = [side for side in sides if side.partials]
     partial_rows = sum(side.partials * side.tile_rows for side in split)
@@ -67,19 +79,26 @@ def plan_bounds(
     )
 
 
+def _most_keys(mask: Mask, tokens: int, max_kv_len: int) -> int:
+    """Return the most keys of a tile from the first to the last that one of so many tokens sees."""
+    if mask.window_left is None:
+        return max_kv_len
+    return min(mask.window_left + tokens + window_step(None) - 1, max_kv_len)
+
+
 def _prefill_bounds(
     tiling: Tiling,
     num_kv_heads: int,
     group: int,
     max_requests: int,
     max_tokens: int,
-    max_kv_len: int,
+    most_keys: int,
 ) -> _SideBounds:
     rows, slots = tiling.prefill_rows, tiling.prefill_slots
     requests = min(max_requests, max_tokens // (most_decode_tokens(group, tiling.decode_rows) + 1))
     # Each request has at most one tile that is not full.
     tiles = (max_tokens * group + requests * (rows - 1)) // rows if requests else 0
-    steps = -(-max_kv_len // tiling.prefill_kv_tile)
+    steps = -(-most_keys // tiling.prefill_kv_tile)
     if tiling.prefill_waves is None:
         return _SideBounds(tiles, rows, _partials(tiles, min(steps, MAX_SPLITS)))
     to_use_idle_slots = tiling.prefill_waves * slots // num_kv_heads
@@ -91,11 +110,11 @@ def _prefill_bounds(
 
 
 def _decode_bounds(
-    tiling: Tiling, group: int, max_requests: int, max_tokens: int, max_kv_len: int
+    tiling: Tiling, group: int, max_requests: int, max_tokens: int, most_keys: int
 ) -> _SideBounds:
     rows = tiling.decode_rows
     tiles = min(max_requests, max_tokens) * -(-group // rows)
-    steps = -(-max_kv_len // tiling.decode_kv_tile)
+    steps = -(-most_keys // tiling.decode_kv_tile)
     splits = _most_splits(steps, tiling.min_decode_keys // tiling.decode_kv_tile)
     return _SideBounds(tiles, rows, _partials(tiles, splits))
 

@@ -102,6 +102,9 @@ def _whole(rows: Rows, tiles: Tiles, first_merge: int, first_partial_row: int) -
     if tiles.row_begin is not None:
         items[:, _ROW_BEGIN] = tiles.row_begin[order]
         items[:, _KV_END] = tiles.falling_keys()
+    if tiles.key_begin is not None:
+        items[:, _KV_BEGIN] = begin = tiles.key_begin[order]
+        items[:, _KV_END] = begin + tiles.falling_keys()
     if first_merge:
         items[:, _PARTIAL_ROW] = first_partial_row
         items[:, _MERGE] = first_merge
@@ -119,6 +122,8 @@ def _pieces(of_tiles: Rows, tiles: Tiles, cut: Cut) -> WorkList:
     order = longest_first(keys, min(cut.longest, tiles.longest))
     items = of_tiles.take(tile, axis=0, mode="clip")
     items[:, _SPLIT] = split
+    if tiles.key_begin is not None:
+        begin += tiles.key_begin[tile]
     items[:, _KV_BEGIN] = begin
     begin += keys
     items[:, _KV_END] = begin

@@ -1,10 +1,11 @@
 """In which order the units of prefill are handed out: tiles that run at once are to share keys.
 
-All tiles of a request read the same keys, head by head. Longest first over all heads, a wave of
-tiles reads the keys of all heads; where those do not fit L2 together, each wave reads them from
-memory again. So requests go one after the other, by their longest tile, and each head by head,
-longest tile first. What would then end late, a last head with few long tiles, is made up for at the
-end: the shortest units are kept for it, longest first over all heads.
+All tiles of a request read the same keys, head by head; with a window those that follow one another
+do. Longest first over all heads, a wave of tiles reads the keys of all heads; where those do not
+fit L2 together, each wave reads them from memory again. So requests go one after the other, by
+their longest tile, and each head by head, longest tile first. What would then end late, a last head
+with few long tiles, is made up for at the end: the shortest units are kept for it, longest first
+over all heads.
 
 A *run* is some items that follow one another and whose units go head by head; units of items behind
 the last run go item by item. An item has all its heads in one run, so runs are known by where they
@@ -82,17 +83,26 @@ def order_to_share_keys(
     row_bytes = spec.head_dim * ELEMENT_BYTES[spec.dtype]
     resident_keys = sharing.resident_bytes // (2 * heads * row_bytes)
     if len(items) == len(tiles) and tiles.request[0] == tiles.request[-1]:
-        return items, _run_of_one_request(tiles, resident_keys)
+        tiles_at_once = -(-sharing.units_at_once // heads)
+        return items, _run_of_one_request(tiles, tiles_at_once, resident_keys)
     return _order_requests(items, tiles, resident_keys)
 
 
-def _run_of_one_request(tiles: Tiles, resident_keys: int) -> tuple[int, ...]:
+def _run_of_one_request(tiles: Tiles, tiles_at_once: int, resident_keys: int) -> tuple[int, ...]:
     """Return the one run of whole tiles, which are in order as they are: most batches have it."""
-    if tiles.longest <= resident_keys:
+    if _keys_at_once(tiles, tiles_at_once) <= resident_keys:
         return NO_RUNS
     most_keys = min(tiles.longest // _SHORT_PART, resident_keys)
     num_long = int(np.count_nonzero(tiles.keys > most_keys))
     return (num_long,) if num_long else NO_RUNS  # none is long where none sees a key
+
+
+def _keys_at_once(tiles: Tiles, tiles_at_once: int) -> int:
+    """Return the most keys of a request that so many of its tiles, one after the other, see."""
+    if tiles.key_begin is None:
+        return tiles.longest
+    last = np.minimum(np.arange(len(tiles)) + max(tiles_at_once - 1, 0), len(tiles) - 1)
+    return int(((tiles.key_begin + tiles.keys)[last] - tiles.key_begin).max())
 
 
 def _order_requests(
@@ -108,25 +118,29 @@ def _order_requests(
     turns = np.empty(int(tiles.request[-1]) + 1, np.intp)
     turns[by_length] = np.arange(len(by_length))
     turn = turns[items["request"]]
-    num_in_turn = len(items) - _num_last(items, resident_keys)
+    has_windows = tiles.key_begin is not None
+    num_in_turn = len(items) - _num_last(items, resident_keys, has_windows=has_windows)
     counts = np.bincount(turn[:num_in_turn])
     turn[num_in_turn:] = len(by_length)
     runs = np.add.accumulate(counts[counts > 0])[:MAX_RUNS]
     return taken(items, turn.argsort(kind="stable")), tuple(runs.tolist())
 
 
-def _num_last(items: WorkList, resident_keys: int) -> int:
+def _num_last(items: WorkList, resident_keys: int, *, has_windows: bool) -> int:
     """Return how many of the items, which are longest first, are kept for the end."""
     keys = keys_of(items)
     num_short = int(np.count_nonzero(keys <= keys[0] // _SHORT_PART))
     if num_short == 0:
         return 0
     short = items[: -num_short - 1 : -1]
-    touched = _keys_touched(short["request"].astype(np.int64), short["kv_end"].astype(np.int64))
+    begins = short["kv_begin"].astype(np.int64) if has_windows else None
+    touched = _keys_touched(
+        short["request"].astype(np.int64), short["kv_end"].astype(np.int64), begins
+    )
     return int(touched.searchsorted(resident_keys, "right"))
 
 
-def _keys_touched(request: Ints, ends: Ints) -> Ints:
+def _keys_touched(request: Ints, ends: Ints, begins: Ints | None = None) -> Ints:
     """Return how many keys the first 1, 2, 3, ... items need.
 
     Parameters
@@ -134,12 +148,18 @@ def _keys_touched(request: Ints, ends: Ints) -> Ints:
     request : int64 array [items]
         The request of each item.
     ends : int64 array [items]
-        One past the last key of each; all up to there are taken to be needed.
+        One past the last key of each.
+    begins : int64 array [items], optional
+        The first key of each, where windows hide others; all between the lowest and the highest of
+        a request are taken to be needed. None: from key 0 on.
     """
     by_request = request.argsort(kind="stable")
     request = request[by_request]
     # What comes before in the same request reaches so far, however far other requests do.
     reached = np.maximum.accumulate(request * _MANY_KEYS + ends[by_request]) - request * _MANY_KEYS
+    if begins is not None:
+        lowest = np.maximum.accumulate(request * _MANY_KEYS - begins[by_request])
+        reached += lowest - request * _MANY_KEYS
     added = reached.copy()
     added[1:] -= reached[:-1] * (request[1:] == request[:-1])
     in_order = np.empty_like(added)

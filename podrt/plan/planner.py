@@ -15,7 +15,6 @@ from podrt.plan.tiling import Tiling
 from podrt.plan.work import WORK_ITEM, Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
-from podrt.spec.mask import Mask
 
 _NOBODY = np.empty(0, np.intp)
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
@@ -33,7 +32,7 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     spec : AttentionSpec
         The attention layer: its heads and mask.
     """
-    prefill, decode = _tiles(batch, tiling, spec.group, spec.mask)
+    prefill, decode = _tiles(batch, tiling, spec)
     cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads)
     if tiling.max_partial_rows is not None:
         max_partials = _fair_shares(*cuts, tiling, tiling.max_partial_rows)
@@ -76,19 +75,21 @@ def most_decode_tokens(group: int, decode_rows: int) -> int:
 
 
 def _tiles(
-    batch: HybridBatch, tiling: Tiling, group: int, mask: Mask
+    batch: HybridBatch, tiling: Tiling, spec: AttentionSpec
 ) -> tuple[Tiles | None, Tiles | None]:
     """Return the tiles of prefill and decode, None for a side without any."""
-    q_lens = batch.q_lens
+    q_lens, kv_lens, group, mask = batch.q_lens, batch.kv_lens, spec.group, spec.mask
     large, small = _sides(batch, most_decode_tokens(group, tiling.decode_rows))
     prefill = decode = None
     if len(large):
         rows, kv_tile = tiling.prefill_rows, tiling.prefill_kv_tile
-        prefill = tiles_of(large, q_lens, batch.kv_lens, rows, kv_tile, group, mask, False)
+        prefill = tiles_of(
+            large, q_lens, kv_lens, rows, kv_tile, group, mask, False, batch.page_size
+        )
     if len(small):
         rows, kv_tile = tiling.decode_rows, tiling.decode_kv_tile
         fits = group <= rows
-        decode = tiles_of(small, q_lens, batch.kv_lens, rows, kv_tile, group, mask, fits)
+        decode = tiles_of(small, q_lens, kv_lens, rows, kv_tile, group, mask, fits, batch.page_size)
     return prefill, decode
 
 

@@ -6,6 +6,8 @@ several times faster than integers.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +23,19 @@ Indices = npt.NDArray[np.intp]
 RADIX_LIMIT = 2**16
 
 
+#: Tiles whose first keys are hidden begin at multiples of so many, or of less in smaller pages.
+_WINDOW_STEP = 64
+
+
+def window_step(page_size: int | None) -> int:
+    """Return what the first key of a tile is a multiple of: kernels copy whole runs of keys.
+
+    A divisor of the page size, so that no page is read of which no token sees a key; it may have
+    been given to somebody else.
+    """
+    return _WINDOW_STEP if page_size is None else math.gcd(page_size, _WINDOW_STEP)
+
+
 class Tiles:
     """At least one tile, in the order of the requests.
 
@@ -29,11 +44,13 @@ class Tiles:
     request : int array [tiles]
         The request that each tile is of.
     keys : float64 array [tiles]
-        Keys that each tile sees; 0 is fine.
+        Keys from the first to the last that each tile sees; 0 is fine.
     kv_tile : int
         Keys of one step.
     row_begin : float64 array [tiles] or None
         First packed row of each tile; None where all are 0.
+    key_begin : float64 array [tiles] or None
+        First key of each tile; None where all are 0.
     longest, total : int
         Keys of the longest tile, at least 1, and of all.
     longest_steps : int
@@ -44,6 +61,7 @@ class Tiles:
         "_falling_keys",
         "_order",
         "_steps",
+        "key_begin",
         "keys",
         "kv_tile",
         "longest",
@@ -59,8 +77,9 @@ class Tiles:
         keys: Floats,
         kv_tile: int,
         row_begin: Floats | None = None,
+        key_begin: Floats | None = None,
     ) -> None:
-        self.request, self.row_begin = request, row_begin
+        self.request, self.row_begin, self.key_begin = request, row_begin, key_begin
         self.keys, self.kv_tile = keys, kv_tile
         self.longest = int(keys[keys.argmax()]) or 1
         self.longest_steps = -(-self.longest // kv_tile)
@@ -110,6 +129,7 @@ def tiles_of(
     group: int,
     mask: Mask,
     one_each: bool,
+    page_size: int | None = None,
 ) -> Tiles:
     """Tile some requests of a batch.
 
@@ -129,7 +149,13 @@ def tiles_of(
         Which keys a token sees.
     one_each : bool
         Each request is known to fit into one tile.
+    page_size : int or None
+        Tokens of a page.
     """
+    if mask.window_left is not None:
+        unbounded = replace(mask, window_left=None)
+        tiles = tiles_of(requests, q_lens, kv_lens, tile_rows, kv_tile, group, unbounded, one_each)
+        return _behind_windows(tiles, q_lens, kv_lens, group, mask, window_step(page_size))
     if len(requests) == 1:
         return _tiles_of_one(requests, q_lens, kv_lens, tile_rows, kv_tile, group, mask)
     kv_len = kv_lens[requests].astype(np.float64)
@@ -151,6 +177,24 @@ def tiles_of(
     last_token = _last_token(row_begin, tile_rows, group)
     keys = mask.key_end(last_token, q_len.repeat(repeats), kv_len.repeat(repeats))
     return Tiles(requests.repeat(repeats), keys, kv_tile, row_begin)
+
+
+def _behind_windows(
+    tiles: Tiles,
+    q_lens: npt.NDArray[Any],
+    kv_lens: npt.NDArray[Any],
+    group: int,
+    mask: Mask,
+    step: int,
+) -> Tiles:
+    """Return tiles without the keys that their first token, and so every other, does not see."""
+    first_token = np.zeros(len(tiles))
+    if tiles.row_begin is not None:
+        np.floor(tiles.row_begin / group, first_token)
+    q_len, kv_len = (lengths[tiles.request].astype(np.float64) for lengths in (q_lens, kv_lens))
+    begin = np.minimum(mask.key_begin(first_token, q_len, kv_len), tiles.keys)
+    begin -= begin % step
+    return Tiles(tiles.request, tiles.keys - begin, tiles.kv_tile, tiles.row_begin, begin)
 
 
 def _tiles_of_one(

@@ -20,11 +20,11 @@ class Bucket(NamedTuple):
     Attributes
     ----------
     prefill_tokens, prefill_keys : int
-        Exponents of the query tokens of all prefills, and of the keys of their requests, in the
-        mean over those tokens.
+        Exponents of the query tokens of all prefills, and of the keys that those of a request see
+        together, in the mean over the tokens.
     decodes, decode_keys : int
-        Exponents of the number of decodes, which are requests of one token, and of their keys in
-        the mean.
+        Exponents of the number of decodes, which are requests of one token, and of the keys that
+        they see in the mean.
     """
 
     prefill_tokens: int
@@ -38,7 +38,7 @@ class Bucket(NamedTuple):
         return f"{tokens}@{keys} + {decodes}x{decode_keys}"
 
 
-def bucket_of(batch: HybridBatch) -> Bucket | None:
+def bucket_of(batch: HybridBatch, window_left: int | None = None) -> Bucket | None:
     """Return the bucket of a batch; None where it lacks a side, or keys."""
     if batch.max_q_len <= 1 or not batch.num_requests:
         return None
@@ -47,8 +47,11 @@ def bucket_of(batch: HybridBatch) -> Bucket | None:
     tokens = batch.total_tokens - decodes
     if not decodes:
         return None
-    decode_keys = int(batch.kv_lens[are_decodes].sum(dtype=np.int64))
-    token_keys = float(batch.q_lens.astype(np.float64) @ batch.kv_lens) - decode_keys
+    q_lens, keys = batch.q_lens.astype(np.float64), batch.kv_lens
+    if window_left is not None:
+        keys = np.minimum(keys, q_lens + window_left)
+    decode_keys = int(keys[are_decodes].sum(dtype=np.int64))
+    token_keys = float(q_lens @ keys) - decode_keys
     if not (decode_keys and token_keys):
         return None
     return Bucket(
@@ -63,8 +66,11 @@ def layer_name(spec: AttentionSpec, family: str) -> str:
     """Return what winners depend on beside the batch: ``"hopper 32/8 d128 bfloat16 page16"``."""
     pages = "contiguous" if spec.page_size is None else f"page{spec.page_size}"
     mask = "" if spec.mask.causal else " full"
+    if spec.mask.window_left is not None:
+        mask += f" window{spec.mask.window_left}"
+    cap = "" if spec.logits_soft_cap is None else " softcap"
     heads = f"{spec.num_qo_heads}/{spec.num_kv_heads}"
-    return f"{family} {heads} d{spec.head_dim} {spec.dtype} {pages}{mask}"
+    return f"{family} {heads} d{spec.head_dim} {spec.dtype} {pages}{mask}{cap}"
 
 
 def _exponent(value: float) -> int:

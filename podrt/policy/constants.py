@@ -149,7 +149,7 @@ class CoRun(Measured):
 class LaunchCosts(Measured):
     """What `podrt.policy.cost` predicts the Hopper family's launches from.
 
-    Pairs are for head_dim 64 and 128.
+    Pairs are for head_dim 64 and 128; 128's serve for 256, of which nothing was measured.
 
     Attributes
     ----------

@@ -197,8 +197,8 @@ def _tflops_per_sm(costs: LaunchCosts, variant: HopperConfig) -> float:
 
 
 def _of(variant: HopperConfig) -> int:
-    """Return where the constants of a head_dim stand."""
-    return int(variant.head_dim == 128)
+    """Return where the constants of a head_dim stand: 64's, then 128's, which serve for 256."""
+    return int(variant.head_dim > 64)
 
 
 class PlacedUnit(NamedTuple):

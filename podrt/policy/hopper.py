@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import cast
 
@@ -12,12 +13,13 @@ import numpy.typing as npt
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import Variant
-from podrt.kernels.hopper.config import DECODE_ROWS, HopperConfig
+from podrt.kernels.hopper.config import HopperConfig, decode_rows_of
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan, most_decode_tokens
 from podrt.policy import cost
 from podrt.policy.calibration import calibration_of
+from podrt.policy.constants import Cuts
 from podrt.policy.policies import Family, Policy
 from podrt.policy.sm_allocation import SmAllocation
 from podrt.spec.attention import AttentionSpec
@@ -25,6 +27,8 @@ from podrt.spec.batch import HybridBatch
 
 #: Building a variant checks it, which takes longer than planning a small batch.
 _variant = lru_cache(maxsize=1024)(hopper_variant)
+#: Of what the constants of `Cuts` were measured with.
+_MEASURED_HEAD_DIM = 128
 
 
 class HopperChoices:
@@ -40,12 +44,13 @@ class HopperChoices:
 
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self._calibration = calibration = calibration_of(gpu)
-        self.cuts = calibration.hopper_cuts
+        self.cuts = _cuts(calibration.hopper_cuts, spec.head_dim)
         self._spec, self._gpu = spec, gpu
         self._form = calibration.fused_form
-        self._fixed_rows = policy.decode_rows
+        self._all_rows = decode_rows_of(spec.head_dim)
+        self._fixed_rows = _fixed_rows(policy, spec.head_dim)
         self._rows_of_one = self.decode_rows_for(1)
-        self._large_tile = _large_tile(policy, spec.head_dim)
+        self._large_tile = _large_tile(policy, spec)
         self._may_part = policy.may_part and self._large_tile is not False
         self._fixed_shares = _shares(policy)
         self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
@@ -63,13 +68,13 @@ class HopperChoices:
         if held >= covered * (len(q_lens) - empty):  # of all requests, so of the decodes too
             return self._rows_of_one
         # A token may have more rows than the largest tile.
-        decodes = _num_within(q_lens, max(DECODE_ROWS[-1] // group, 1)) - empty
-        for rows in DECODE_ROWS[:-1]:
+        decodes = _num_within(q_lens, max(self._all_rows[-1] // group, 1)) - empty
+        for rows in self._all_rows[:-1]:
             if rows >= group:
                 held = _num_within(q_lens, rows // group) - empty
                 if held >= covered * decodes:
                     return rows
-        return DECODE_ROWS[-1]
+        return self._all_rows[-1]
 
     def decode_rows_for(self, tokens: int) -> int:
         """Return the rows of the smallest decode tile that holds so many tokens, or the largest."""
@@ -77,7 +82,7 @@ class HopperChoices:
         if self._fixed_rows is not None:
             self._require_held(tokens, self._fixed_rows)
             return self._fixed_rows
-        return next((rows for rows in DECODE_ROWS if rows >= needed), DECODE_ROWS[-1])
+        return next((rows for rows in self._all_rows if rows >= needed), self._all_rows[-1])
 
     def variants(self, decode_rows: int) -> tuple[HopperConfig, ...]:
         """Return the kernels of all forms and plans."""
@@ -105,6 +110,7 @@ class HopperChoices:
             large_tile=large_tile,
             page_size=spec.page_size,
             causal=spec.mask.causal,
+            soft_cap=spec.logits_soft_cap is not None,
         )
 
     def share(self, plan: Plan) -> Plan:
@@ -154,13 +160,36 @@ class HopperChoices:
         return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
 
 
-def _large_tile(policy: Policy, head_dim: int) -> bool | None:
+def _fixed_rows(policy: Policy, head_dim: int) -> int | None:
+    """Return the rows of decode tiles that the policy fixes, if any."""
+    rows, allowed = policy.decode_rows, decode_rows_of(head_dim)
+    if rows is not None and rows not in allowed:
+        raise UnsupportedConfigError(
+            f"decode_rows={rows}: with head_dim={head_dim} allowed are {allowed}; fix one of them, "
+            "or leave it at None"
+        )
+    return rows
+
+
+def _cuts(cuts: Cuts, head_dim: int) -> Cuts:
+    """Return cuts, measured at head_dim 128, with longer pieces of a decode where heads are narrow.
+
+    What starting and merging a piece costs is to be weighed against the bytes that it reads. Beside
+    prefill pieces are as short for another reason: slots are of unlike speed there.
+    """
+    longer = max(1, _MEASURED_HEAD_DIM // head_dim)
+    return replace(cuts, decode_piece_keys=longer * cuts.decode_piece_keys)
+
+
+def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
     """Return whether prefill alone has the large tiles; None where that is for units to say."""
-    if has_large_tile(head_dim):
+    soft_cap = spec.logits_soft_cap is not None
+    if has_large_tile(spec.head_dim, soft_cap=soft_cap):
         return policy.large_prefill_tile
     if policy.large_prefill_tile:
+        layer = f"head_dim={spec.head_dim}" + " with logits_soft_cap" * soft_cap
         raise UnsupportedConfigError(
-            f"large_prefill_tile=True: head_dim={head_dim} has no large tiles; leave it at None"
+            f"large_prefill_tile=True: {layer} has no large tiles; leave it at None"
         )
     return False
 

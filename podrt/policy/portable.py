@@ -65,6 +65,7 @@ class PortableChoices:
             shape=self._shape,
             page_size=spec.page_size,
             causal=spec.mask.causal,
+            soft_cap=spec.logits_soft_cap is not None,
         )
 
     def share(self, plan: Plan) -> Plan:

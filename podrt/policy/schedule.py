@@ -131,7 +131,7 @@ class Scheduler:
             batch.
         """
         if self._trials:
-            trial = self._trials.get(bucket_of(batch))
+            trial = self._trials.get(bucket_of(batch, self.spec.mask.window_left))
             if trial is not None:
                 return self._by_trial(trial, batch, decode_rows)
         return self._by_rules(batch, decode_rows)

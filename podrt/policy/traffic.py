@@ -10,6 +10,7 @@ import numpy.typing as npt
 from podrt.plan import Plan
 
 Indices = npt.NDArray[np.intp]
+Span = tuple[int, int]
 
 
 class KeysRead(NamedTuple):
@@ -45,22 +46,39 @@ def keys_read(plan: Plan, num_sms: int, resident_keys: int) -> KeysRead:
     item, head = units_in_turn(plan)
     request = plan.prefill["request"].astype(np.int64)[item] * plan.num_kv_heads + head
     ends = plan.prefill["kv_end"].astype(np.int64)[item]
-    unique = _longest(request, ends)
-    total_keys = sum(unique.values())
+    begins = np.zeros_like(ends)  # a piece of a tile shares keys with others of its request
+    if plan.mask.window_left is not None:
+        begins = plan.prefill["kv_begin"].astype(np.int64)[item]
+    total_keys = _num_keys(_spans(request, begins, ends))
     if total_keys <= resident_keys:
         return KeysRead(total_keys, 0)
-    read, before = 0, dict[int, int]()
+    read, before = 0, dict[int, Span]()
     for first in range(0, len(item), num_sms):
-        wave = _longest(request[first : first + num_sms], ends[first : first + num_sms])
-        stayed = before if sum(before.values()) <= resident_keys else {}
-        read += sum(max(keys - stayed.get(of, 0), 0) for of, keys in wave.items())
+        units = slice(first, first + num_sms)
+        wave = _spans(request[units], begins[units], ends[units])
+        stayed = before if _num_keys(before) <= resident_keys else {}
+        read += _num_keys(wave) - sum(_shared(keys, stayed.get(of)) for of, keys in wave.items())
         before = wave
     return KeysRead(total_keys, max(read - total_keys, 0))
 
 
-def _longest(request: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> dict[int, int]:
-    """Return the keys of each request and head."""
-    found: dict[int, int] = {}
-    for of, end in zip(request.tolist(), ends.tolist(), strict=True):
-        found[of] = max(found.get(of, 0), end)
+def _spans(
+    request: npt.NDArray[np.int64], begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+) -> dict[int, Span]:
+    """Return the first key of each request and head, and one past the last."""
+    found: dict[int, Span] = {}
+    for of, begin, end in zip(request.tolist(), begins.tolist(), ends.tolist(), strict=True):
+        known = found.get(of, (begin, end))
+        found[of] = min(known[0], begin), max(known[1], end)
     return found
+
+
+def _num_keys(spans: dict[int, Span]) -> int:
+    return sum(end - begin for begin, end in spans.values())
+
+
+def _shared(keys: Span, others: Span | None) -> int:
+    """Return how many keys are in both."""
+    if others is None:
+        return 0
+    return max(min(keys[1], others[1]) - max(keys[0], others[0]), 0)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.plan.order import MAX_RUNS, prefill_unit
+from podrt.plan.tiles import window_step
 from podrt.plan.work import Plan, WorkList
 from podrt.spec.batch import HybridBatch
 
@@ -65,9 +66,10 @@ def check_plan(plan: Plan, batch: HybridBatch) -> None:
     """Check everything that a kernel relies on in a plan.
 
     Every visible pair of query row and key is computed exactly once and no other; every row is
-    written by exactly one tile, rows that see no key included; items repeat the batch's lengths;
-    the splits of a tile agree, are complete, and have partial rows that nobody else has; every unit
-    of prefill is handed out once.
+    written by exactly one tile, rows that see no key included; items repeat the batch's lengths,
+    and have no keys that windows hide but for those that share a `window_step` with one that they
+    do not; the splits of a tile agree, are complete, and have partial rows that nobody else has;
+    every unit of prefill is handed out once.
 
     Raises
     ------
@@ -78,6 +80,7 @@ def check_plan(plan: Plan, batch: HybridBatch) -> None:
         for number, item in enumerate(items):
             _require_same_lengths(f"{side}[{number}]", item, batch)
             _require_inside(f"{side}[{number}]", item, batch, plan.group)
+            _require_no_hidden_keys(f"{side}[{number}]", item, plan)
     _require_units_once(plan)
     _require_complete_splits(plan)
     _require_own_partial_rows(plan)
@@ -136,6 +139,16 @@ def _require_same_lengths(where: str, item: Any, batch: HybridBatch) -> None:
             raise ValueError(
                 f"{where}: {field}={item[field]}; request {request} has {of_batch[request]}"
             )
+
+
+def _require_no_hidden_keys(where: str, item: Any, plan: Plan) -> None:
+    """Check that no page which lies before all windows is read: it may be somebody else's."""
+    token, step = int(item["row_begin"]) // plan.group, window_step(plan.spec.page_size)
+    first, _ = plan.mask.key_range(token, int(item["q_len"]), int(item["kv_len"]))
+    if item["kv_begin"] < first // step * step:
+        raise ValueError(
+            f"{where}: kv_begin={item['kv_begin']}; its tokens see keys from {first} on"
+        )
 
 
 def _require_units_once(plan: Plan) -> None:
@@ -213,22 +226,23 @@ def _require_cut_once(
 ) -> None:
     """Check that rectangles ``[row_begin, row_end, kv_begin, kv_end]`` cut what the rows see.
 
-    Between two ends of tiles all rows have the same rectangles. The last of them sees the most
-    keys, and what cuts those once does so for the rows above it.
+    Between two ends of tiles all rows have the same rectangles. The first of them sees from the
+    lowest key on and the last to the highest; what cuts all between these once does so for each.
     """
     edges = np.unique(rectangles[:, :2])
     first, last = np.searchsorted(edges, rectangles[:, :2]).T
     owner = np.repeat(np.arange(len(rectangles)), last - first)
     block = np.concatenate([np.arange(*span) for span in zip(first, last, strict=True)])
     last_rows = edges[1:] - 1
+    low, _ = plan.mask.key_range(edges[:-1] // plan.group, q_len, kv_len)
     _, seen = plan.mask.key_range(last_rows // plan.group, q_len, kv_len)
-    begin, end = np.minimum(rectangles[owner, 2:].T, seen[block])
+    begin, end = np.clip(rectangles[owner, 2:].T, low[block], seen[block])
     some = begin < end
     # Pieces by block and first key, with an empty one at the end of what the block sees.
     pieces = np.stack([block, begin, end])[:, some]
     pieces = np.hstack([pieces, [np.arange(len(seen)), seen, seen]])
     block, begin, end = pieces[:, np.lexsort((pieces[2], pieces[1], pieces[0]))]
-    reached = np.where(np.diff(block, prepend=-1) > 0, 0, np.roll(end, 1))
+    reached = np.where(np.diff(block, prepend=-1) > 0, low[block], np.roll(end, 1))
     for wrong in np.flatnonzero(begin != reached):
         key = min(begin[wrong], reached[wrong])
         times = ((block == block[wrong]) & (begin <= key) & (key < end)).sum()

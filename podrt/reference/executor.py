@@ -27,6 +27,7 @@ def execute_plan(
     page_table: npt.NDArray[np.int32] | None = None,
     page_size: int | None = None,
     sm_scale: float | None = None,
+    sinks: npt.NDArray[Any] | None = None,
     kv_tile: int = 64,
     order: npt.ArrayLike | None = None,
 ) -> tuple[Float64Array, Float64Array]:
@@ -38,7 +39,7 @@ def execute_plan(
     Parameters
     ----------
     plan : Plan
-        The work lists to walk.
+        The work lists to walk; mask and soft-cap are those of its layer.
     q : array [total_tokens, Hq, D]
         Any float dtype.
     k_cache, v_cache : arrays [B, L, Hkv, D] or [pages, page_size, Hkv, D]
@@ -49,6 +50,8 @@ def execute_plan(
         Tokens of a page, needed with `page_table`.
     sm_scale : float, optional
         Factor of the scores; ``1 / sqrt(D)`` when None.
+    sinks : float array [Hq], optional
+        Logits of one more key, whose value is 0, that every row sees.
     kv_tile : int
         Keys in one step of the online softmax.
     order : permutation of the plan's units, or int, optional
@@ -60,7 +63,7 @@ def execute_plan(
     out : float64 array [total_tokens, Hq, D]
         0 in rows that see no key.
     lse : float64 array [total_tokens, Hq]
-        Natural log; -inf in rows that see no key.
+        Natural log, sinks left out; -inf in rows that see no key.
 
     Raises
     ------
@@ -75,9 +78,11 @@ def execute_plan(
         raise ValueError(f"page_size is {page_size}; k_cache has pages of {k_cache.shape[1]}")
     if kv_tile < 1:
         raise ValueError(f"kv_tile is {kv_tile}; it must be at least 1")
-    scale = (1 / math.sqrt(q.shape[2]) if sm_scale is None else sm_scale) * _LOG2_E
+    scale = 1 / math.sqrt(q.shape[2]) if sm_scale is None else sm_scale
+    cap = plan.spec.logits_soft_cap
     cache = _Cache(k_cache, v_cache, page_table, page_size)
-    run = _Run.start(plan, q.astype(np.float64) * scale, cache, kv_tile)
+    scaled_q = q.astype(np.float64) * (scale * _LOG2_E if cap is None else scale / cap)
+    run = _Run.start(plan, scaled_q, cache, sinks, kv_tile)
     for unit in _finish_order(plan, order):
         run.do(unit)
     run.require_merged()
@@ -121,6 +126,7 @@ class _Run:
     plan: Plan
     scaled_q: Float64Array
     cache: _Cache
+    sinks2: Float64Array | None
     kv_tile: int
     out: Float64Array
     lse: Float64Array
@@ -129,12 +135,20 @@ class _Run:
     arrived: npt.NDArray[np.int64]
 
     @classmethod
-    def start(cls, plan: Plan, scaled_q: Float64Array, cache: _Cache, kv_tile: int) -> _Run:
+    def start(
+        cls,
+        plan: Plan,
+        scaled_q: Float64Array,
+        cache: _Cache,
+        sinks: npt.NDArray[Any] | None,
+        kv_tile: int,
+    ) -> _Run:
         partials = plan.partial_rows * plan.num_kv_heads
         return cls(
             plan,
             scaled_q,
             cache,
+            None if sinks is None else sinks.astype(np.float64) * _LOG2_E,
             kv_tile,
             out=np.full(scaled_q.shape, np.nan),
             lse=np.full(scaled_q.shape[:2], np.nan),
@@ -161,6 +175,8 @@ class _Run:
             if not self._is_last(item, kv_head):
                 return
             out, lse2 = self._merge(item, kv_head, tile_rows, len(token))
+        if self.sinks2 is not None:
+            out = out * _share_beside(self.sinks2[head], lse2)[:, None]
         self.out[item["q_begin"] + token, head] = out
         self.lse[item["q_begin"] + token, head] = lse2 / _LOG2_E
 
@@ -185,6 +201,7 @@ class _Run:
         """Online softmax over the item's keys, from the high end down, in the exp2 domain."""
         q = self.scaled_q[item["q_begin"] + token, head]
         lengths = int(item["q_len"]), int(item["kv_len"])
+        cap = self.plan.spec.logits_soft_cap
         top = np.full(len(token), -np.inf)
         total = np.zeros(len(token))
         acc = np.zeros(q.shape)
@@ -192,6 +209,8 @@ class _Run:
             keys = np.arange(begin, min(begin + self.kv_tile, item["kv_end"]))
             k, v = self.cache.read(item, kv_head, keys)
             scores = q @ k.T
+            if cap is not None:
+                scores = cap * _LOG2_E * np.tanh(scores)
             scores[~self.plan.mask.sees(token, keys, *lengths)] = -np.inf
             new_top = np.maximum(top, scores.max(axis=1))
             base = _finite_or_zero(new_top)
@@ -237,6 +256,12 @@ class _Run:
 def _finite_or_zero(top: Float64Array) -> Float64Array:
     """A base that can be subtracted: rows that saw no key yet have a maximum of -inf."""
     return np.where(np.isneginf(top), 0.0, top)
+
+
+def _share_beside(sinks2: Float64Array, lse2: Float64Array) -> Float64Array:
+    """Share that the keys of rows have in sums that a sink each belongs to."""
+    share: Float64Array = np.exp2(-np.logaddexp2(0.0, sinks2 - _finite_or_zero(lse2)))
+    return share
 
 
 def _normalise(

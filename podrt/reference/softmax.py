@@ -3,7 +3,8 @@
 The executor walks a plan with an exact softmax. What it cannot see is how a kernel gets by without
 finding the maxima of every step: a row's sum and output refer to a *reference*, a power of two that
 need only be near the largest score so far, and lags behind it (``templates/common/softmax.cuh``).
-Here that is done in float32, with probabilities packed to the kernel's dtype.
+Here that is done in float32, with probabilities packed to the kernel's dtype. Windows hide first
+keys of rows as a causal mask hides last ones; sinks join when a row is finished, or merged.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ IntArray = npt.NDArray[np.int64]
 
 #: As in ``templates/common/softmax.cuh``.
 SLACK, OUTGROWN_SUM = np.float32(8), np.float32(1024)
+MOST_SINK = np.float32(120)
 NOTHING_SEEN = np.float32(-(2.0**100))
 
 
@@ -70,6 +72,8 @@ class Softmax:
         visible: IntArray,
         dtype: npt.DTypeLike,
         *,
+        hidden: IntArray | None = None,
+        sinks: Float32Array | None = None,
         kv_begin: int = 0,
         kv_end: int | None = None,
     ) -> tuple[Float32Array, Float32Array]:
@@ -85,24 +89,33 @@ class Softmax:
             How many of the first keys a row sees; the first row sees fewest.
         dtype : dtype
             Of the probabilities as operands: bfloat16 or float16.
+        hidden : int array [rows], optional
+            How many of those keys come before a row's window; the first row's has fewest. None by
+            default.
+        sinks : float32 array [rows], optional
+            In base 2, of an item that is not split.
         kv_begin, kv_end : int
             Keys of the item; all by default.
         """
         kv_end = len(values) if kv_end is None else kv_end
         limit = np.minimum(visible, kv_end)
+        hidden = np.zeros_like(visible) if hidden is None else hidden
         behind = (0, self.step_keys)  # rows of the last step that hold no key are zeros
         scores, values = np.pad(scores, ((0, 0), behind)), np.pad(values, (behind, (0, 0)))
+        # And so are those of keys that no row sees, as they may hold anything.
+        values[: max(hidden[0], 0)] = values[max(visible[-1], 0) :] = 0
         rows = self._begin(len(scores), values.shape[1])
         num_steps = -(-(kv_end - kv_begin) // self.step_keys)
         for step in reversed(range(num_steps)):
             first = kv_begin + step * self.step_keys
             keys = np.arange(first, first + self.step_keys)
-            masked = bool(keys[-1] >= limit[0])
-            seen = np.where(keys[None] < limit[:, None], scores[:, keys], np.float32(-np.inf))
+            masked = bool(keys[-1] >= limit[0] or keys[0] < hidden[-1])
+            sees = (keys >= hidden[:, None]) & (keys < limit[:, None])
+            seen = np.where(sees, scores[:, keys], np.float32(-np.inf))
             powers = self.powers_of(rows, seen, exact=masked or step == num_steps - 1)
             rows.total = rows.total + powers.sum(1)
             rows.out = rows.out + powers.astype(dtype).astype(np.float32) @ values[keys]
-        return _finished(rows)
+        return _finished(rows, sinks)
 
     def _begin(self, count: int, head_dim: int) -> Rows:
         out, total = np.zeros((count, head_dim), np.float32), np.zeros(count, np.float32)
@@ -184,18 +197,49 @@ def portable(kv_tile: int, warp_rows: int = 16) -> SlackSoftmax:
 
 
 def merge_splits(
-    outs: list[Float32Array], lses: list[Float32Array]
+    outs: list[Float32Array], lses: list[Float32Array], sinks: Float32Array | None = None
 ) -> tuple[Float32Array, Float32Array]:
     """Merge the splits of a tile as ``templates/common/merge.cuh`` does; results as `attend`'s."""
     out, lse = np.stack(outs), np.stack(lses)
     reference = np.maximum(NOTHING_SEEN, lse.max(0))
     weights = np.exp2(lse - reference)
-    return _finished(Rows(reference, weights.sum(0), (weights[:, :, None] * out).sum(0)))
+    merged = Rows(reference, weights.sum(0), (weights[:, :, None] * out).sum(0))
+    return _finished(merged, sinks)
 
 
-def _finished(rows: Rows) -> tuple[Float32Array, Float32Array]:
+def soft_capped(scores: Float32Array, to_exponent: float) -> Float32Array:
+    """Return tanh as ``templates/common/soft_cap.cuh`` takes it, of one score by itself.
+
+    Parameters
+    ----------
+    scores : float32 array
+        Raw scores.
+    to_exponent : float
+        ``2 log2(e) sm_scale / cap``.
+    """
+    powers = np.exp2(scores * np.float32(to_exponent))
+    capped: Float32Array = np.float32(1) - np.float32(2) * (
+        np.float32(1) / (np.float32(1) + powers)
+    )
+    return capped
+
+
+def soft_capped_together(scores: Float32Array, to_exponent: float) -> Float32Array:
+    """Return the same of ``[..., 4]`` scores, each four with one reciprocal."""
+    powers = np.exp2(np.minimum(scores * np.float32(to_exponent), np.float32(30)))
+    d = np.float32(1) + powers
+    pairs = d[..., ::2] * d[..., 1::2]
+    of_pairs = (np.float32(1) / pairs.prod(-1, keepdims=True)) * pairs[..., ::-1]
+    inverse = np.repeat(of_pairs, 2, -1) * d[..., [1, 0, 3, 2]]
+    capped: Float32Array = np.float32(1) - np.float32(2) * inverse
+    return capped
+
+
+def _finished(rows: Rows, sinks: Float32Array | None) -> tuple[Float32Array, Float32Array]:
     seen = rows.total > 0
     total: Any = np.where(seen, rows.total, np.float32(1))
-    out = np.where(seen[:, None], rows.out / total[:, None], np.float32(0))
     lse = np.where(seen, rows.reference + np.log2(total), np.float32(-np.inf))
+    if sinks is not None:
+        total = total + np.exp2(np.minimum(sinks - rows.reference, MOST_SINK))
+    out = np.where(seen[:, None], rows.out / total[:, None], np.float32(0))
     return out, lse

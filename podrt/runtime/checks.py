@@ -15,11 +15,12 @@ def checked_tensors(
     planned: Planned,
     stream: int,
     inputs: tuple[Any, Any, Any],
+    sinks: Any,
     out: Any,
     lse: Any,
     return_lse: bool,
 ) -> RunTensors:
-    """View q and the caches, take or allocate the outputs, and check them against a plan.
+    """View q, caches and sinks, take or allocate the outputs, and check them against a plan.
 
     Raises
     ------
@@ -35,6 +36,7 @@ def checked_tensors(
         planned.batch,
         stream,
         *inputs,
+        sinks=sinks,
         out=out,
         lse=lse,
         return_lse=return_lse,

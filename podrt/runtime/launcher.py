@@ -28,6 +28,7 @@ class Layout(NamedTuple):
     v_cache: tuple[tuple[int, ...], tuple[int, ...]]
     out: tuple[int, ...]
     lse: tuple[int, ...] | None
+    sinks: tuple[int, ...] | None
 
     @classmethod
     def of(cls, tensors: RunTensors) -> Layout:
@@ -38,6 +39,7 @@ class Layout(NamedTuple):
             _shape_and_strides(tensors.v_cache),
             tensors.out.strides,
             tensors.lse.strides if tensors.lse else None,
+            tensors.sinks.strides if tensors.sinks else None,
         )
 
 
@@ -73,12 +75,16 @@ class Launcher:
         v_cache: int,
         out: int,
         lse: int,
+        sinks: int,
         rows: int,
         grid: int,
         stream: int,
     ) -> None:
-        """Enqueue the kernel for tensors at these addresses (`lse` 0 for none); q has `rows`."""
-        arguments = self._arguments.point_to(q, k_cache, v_cache, out, lse, rows)
+        """Enqueue the kernel for tensors at these addresses; q has `rows`.
+
+        `lse` and `sinks` are 0 where there are none.
+        """
+        arguments = self._arguments.point_to(q, k_cache, v_cache, out, lse, sinks, rows)
         self._launch(self._function, grid, self._threads, self._smem_bytes, stream, arguments)
 
 

@@ -15,7 +15,7 @@ from podrt.runtime.launcher import Launcher
 from podrt.runtime.planned import Planned
 from podrt.runtime.workspace import Workspace
 from podrt.tensors.frameworks import Framework
-from podrt.tensors.likeness import Addresses, addresses_if_like
+from podrt.tensors.likeness import Address, Addresses, address_if_like, addresses_if_like
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.streams import LEGACY_STREAMS, current_stream_getter, resolve_stream
 
@@ -46,10 +46,12 @@ class Repeat:
         tensors: RunTensors,
         prepared: dict[Variant, Launcher],
         addresses: Addresses,
+        sinks_address: Address | None,
     ) -> None:
         self.workspace, self.tensors = workspace, tensors.described()
         self.prepared = prepared
         self._driver, self._addresses = driver, addresses
+        self._sinks_address = sinks_address
         self._stream, self._stream_key = stream, driver.stream_key(stream)
         self._framework: Framework = tensors.q.framework
         self._current_stream = current_stream_getter(self._framework)
@@ -71,9 +73,11 @@ class Repeat:
         """Return what repeats a run; None for frameworks that have no short way."""
         views = tensors.q, tensors.k_cache, tensors.v_cache, tensors.out
         addresses = addresses_if_like(*(view.owner for view in views))
-        if addresses is None:
+        sinks = tensors.sinks
+        sinks_address = None if sinks is None else address_if_like(sinks.owner)
+        if addresses is None or (sinks is not None and sinks_address is None):
             return None
-        return cls(driver, workspace, stream, tensors, prepared, addresses)
+        return cls(driver, workspace, stream, tensors, prepared, addresses, sinks_address)
 
     def aim(self, planned: Planned, steps: Steps, least_rows: int, most_rows: int) -> None:
         """Launch these from now on, for queries of so many rows."""
@@ -83,10 +87,17 @@ class Repeat:
         self._least_rows, self._most_rows = least_rows, most_rows
         self._has_checked_pages = False
 
-    def run(self, q: Any, k_cache: Any, v_cache: Any, out: Any, stream: Any) -> Any:
+    def run(self, q: Any, k_cache: Any, v_cache: Any, out: Any, sinks: Any, stream: Any) -> Any:
         """Launch and return out, allocated if None; return None if anything is unlike."""
         planned = self._planned
         if planned is None or self.workspace.planned is not planned:
+            return None
+        at_sinks, sinks_address = 0, self._sinks_address
+        if sinks is not None:
+            at_sinks = 0 if sinks_address is None else sinks_address(sinks)
+            if not at_sinks:
+                return None
+        elif sinks_address is not None:
             return None
         handle = self._handle(stream)
         if handle < 0:
@@ -109,7 +120,7 @@ class Repeat:
             planned.require_pages_exist(self.tensors.k_cache.shape[0])
             self._has_checked_pages = True
         for launcher, grid in self._steps:
-            launcher.launch(at_q, at_k, at_v, at_out, 0, rows, grid, handle)
+            launcher.launch(at_q, at_k, at_v, at_out, 0, at_sinks, rows, grid, handle)
         return out
 
     def _handle(self, stream: Any) -> int:

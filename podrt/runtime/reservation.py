@@ -110,6 +110,7 @@ def room_for(limits: Limits, scheduler: Scheduler) -> Room:
         max_requests=limits.max_requests,
         max_tokens=limits.max_tokens,
         max_kv_len=limits.max_kv_len,
+        mask=spec.mask,
     )
     entries = limits.max_requests * limits.max_pages(spec.page_size)
     return Room(

@@ -110,11 +110,11 @@ class Session:
         self.planned, self._repeat, self._by_other_family = empty, None, None
         self.workspaces.release_streams()
 
-    def repeat(self, q: Any, k_cache: Any, v_cache: Any, out: Any, stream: Any) -> Any:
+    def repeat(self, q: Any, k_cache: Any, v_cache: Any, out: Any, sinks: Any, stream: Any) -> Any:
         """Run as the last time and return out; None where that cannot be."""
         if self._repeat is None:
             return None
-        return self._repeat.run(q, k_cache, v_cache, out, stream)
+        return self._repeat.run(q, k_cache, v_cache, out, sinks, stream)
 
     def run(
         self, planned: Planned, tensors: RunTensors, stream: int, *, decodes_only: bool

@@ -18,6 +18,7 @@ from podrt.spec.types import HEAD_DIMS, DType
 KvLayout = Literal["NHD", "HND"]
 
 _LEAST_SCALE, _LARGEST_SCALE = 1e-38, 1e8
+_LEAST_CAP = 1e-20
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,20 @@ class KernelSpec:
         Elements of a head.
     dtype : {"bfloat16", "float16"}
         Element type of q, the caches and the output.
-    mask : Mask
-        Which keys a token sees.
+    causal : bool
+        Tokens see no key behind their own. How many they see before it is an argument of every
+        kernel (`Mask.window_left`).
     page_size : int or None
         Tokens of a page; None is a contiguous cache.
+    soft_cap : bool
+        Scores are capped; by what is an argument (`AttentionSpec.logits_soft_cap`).
     """
 
     head_dim: int
     dtype: DType
-    mask: Mask
+    causal: bool
     page_size: int | None
+    soft_cap: bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class AttentionSpec:
         Tokens of a page; None is a contiguous cache.
     kv_layout : {"NHD", "HND"}
         Order of tokens and heads in the caches.
+    logits_soft_cap : float or None
+        Scaled scores s become ``cap * tanh(s / cap)`` before the mask; None leaves them.
     """
 
     num_qo_heads: int
@@ -70,6 +77,7 @@ class AttentionSpec:
     sm_scale: float
     page_size: int | None
     kv_layout: KvLayout
+    logits_soft_cap: float | None = None
 
     @property
     def group(self) -> int:
@@ -79,7 +87,8 @@ class AttentionSpec:
     @cached_property
     def kernel(self) -> KernelSpec:
         """What its kernels are compiled for."""
-        return KernelSpec(self.head_dim, self.dtype, self.mask, self.page_size)
+        soft_cap = self.logits_soft_cap is not None
+        return KernelSpec(self.head_dim, self.dtype, self.mask.causal, self.page_size, soft_cap)
 
 
 def make_spec(
@@ -91,6 +100,8 @@ def make_spec(
     dtype: Any,
     causal: bool = True,
     sm_scale: float | None = None,
+    window_left: int | None = None,
+    logits_soft_cap: float | None = None,
 ) -> AttentionSpec:
     """Check the arguments of `podrt.HybridAttention` and gather them; errors as there."""
     # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.
@@ -114,24 +125,39 @@ def make_spec(
         num_kv_heads,
         head_dim,
         _dtype_name(dtype),
-        Mask(bool(causal)),
+        Mask(bool(causal), None if window_left is None else _checked_window(window_left)),
         _checked_scale(sm_scale, head_dim),
         page_size,
         kv_layout,  # type: ignore[arg-type]
+        None if logits_soft_cap is None else _checked_cap(logits_soft_cap),
     )
 
 
 def positive_int(name: str, value: Any) -> int:
     """Return an int of Python, NumPy or whatever else counts as one; a bool does not."""
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r}: expected an int") from None
+    number = _int(name, value, "an int")
     if number < 1:
         raise ValueError(f"{name}={number}: must be at least 1")
     return number
+
+
+def _int(name: str, value: Any, expected: str) -> int:
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: expected {expected}") from None
+
+
+def _checked_window(window_left: Any) -> int:
+    keys = _int("window_left", window_left, "an int or None")
+    if keys < 0:
+        raise ValueError(
+            f"window_left={keys}: must be at least 0, the keys before its own that a token sees; "
+            "pass None for all"
+        )
+    return keys
 
 
 def _dtype_name(dtype: Any) -> DType:
@@ -146,11 +172,7 @@ def _dtype_name(dtype: Any) -> DType:
 def _checked_scale(sm_scale: float | None, head_dim: int) -> float:
     if sm_scale is None:
         return float(head_dim**-0.5)
-    if not isinstance(sm_scale, Real) or isinstance(sm_scale, bool):
-        raise TypeError(f"sm_scale={sm_scale!r}: expected a number or None")
-    scale = float(sm_scale)
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"sm_scale={sm_scale!r}: must be finite and greater than 0")
+    scale = _positive_number("sm_scale", sm_scale)
     # The kernels multiply by sm_scale * log2(e) in float32, -2^100 for a row that sees no key too.
     if not _LEAST_SCALE <= scale <= _LARGEST_SCALE:
         raise ValueError(
@@ -158,3 +180,23 @@ def _checked_scale(sm_scale: float | None, head_dim: int) -> float:
             "scaled scores fit a float32"
         )
     return scale
+
+
+def _checked_cap(logits_soft_cap: float) -> float:
+    cap = _positive_number("logits_soft_cap", logits_soft_cap)
+    # In float32 the kernels divide by it and multiply as with sm_scale.
+    if not _LEAST_CAP <= cap <= _LARGEST_SCALE:
+        raise ValueError(
+            f"logits_soft_cap={logits_soft_cap!r}: must be from {_LEAST_CAP} to "
+            f"{_LARGEST_SCALE:g}; pass None for no cap"
+        )
+    return cap
+
+
+def _positive_number(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: expected a number or None")
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name}={value!r}: must be finite and greater than 0")
+    return number

@@ -18,11 +18,14 @@ class Mask:
     Attributes
     ----------
     causal : bool
-        Bottom-right aligned: token t of a request sees keys 0 to ``kv_len - q_len + t``. Without
-        it, all ``kv_len``.
+        Bottom-right aligned: token t of a request stands at key ``kv_len - q_len + t``, and sees
+        none behind that. Without it, the last key is the request's.
+    window_left : int or None
+        Keys before its own that a token sees; 0 leaves its own alone. None: from the first on.
     """
 
     causal: bool = True
+    window_left: int | None = None
 
     def key_range(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> tuple[Any, Any]:
         """Return the first key that tokens see, and one past the last.
@@ -41,7 +44,15 @@ class Mask:
             ``0 <= begin <= end <= kv_len``; equal where nothing is seen.
         """
         end = self.key_end(tokens, q_len, kv_len)
-        return np.zeros(end.shape, end.dtype), end
+        if self.window_left is None:
+            return np.zeros(end.shape, end.dtype), end
+        return np.minimum(self.key_begin(tokens, q_len, kv_len), end), end
+
+    def key_begin(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> Any:
+        """Return the first key that tokens see; of those that see none a key that others may."""
+        if self.window_left is None:
+            return np.zeros_like(tokens + (kv_len - q_len))
+        return np.maximum(tokens + (kv_len - q_len - self.window_left), 0)
 
     def key_end(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> Any:
         """Return one past the last key that tokens see, as `key_range` does."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
 from podrt.tensors.checks import require_dtype, require_rank, require_unit_stride
 from podrt.tensors.host import host_array, to_numpy
 from podrt.tensors.likeness import Address, address_if_like
@@ -139,10 +140,13 @@ def require_on_device(table: PageTable | None, device: int) -> None:
         )
 
 
-def require_pages_exist(table: PageTable, batch: HybridBatch, num_pages: int) -> None:
+def require_pages_exist(
+    table: PageTable, batch: HybridBatch, num_pages: int, window_left: int | None = None
+) -> None:
     """Check the page numbers that the batch reads, where they lie in host memory.
 
-    Entries beyond a request's keys, and those of requests without queries, may hold anything.
+    Entries beyond a request's keys, of pages before all windows, and those of requests without
+    queries may hold anything.
 
     Raises
     ------
@@ -154,9 +158,17 @@ def require_pages_exist(table: PageTable, batch: HybridBatch, num_pages: int) ->
         return
     if values.size and values.min() >= 0 and values.max() < num_pages:
         return  # as nearly always, and nothing need be known of which of them are read
-    num_entries = np.where(batch.q_lens > 0, -(-batch.kv_lens // batch.page_size), 0)
+    first_entry = np.zeros(batch.num_requests, np.int64)
+    if window_left is not None:
+        first_key = Mask(window_left=window_left).key_begin(
+            first_entry, batch.q_lens, batch.kv_lens
+        )
+        first_entry = first_key // batch.page_size
+    end_entry = np.where(batch.q_lens > 0, -(-batch.kv_lens // batch.page_size), 0)
+    num_entries = np.maximum(end_entry - first_entry, 0)
     request = np.repeat(np.arange(batch.num_requests), num_entries)
-    entry = np.arange(len(request)) - np.repeat(np.cumsum(num_entries) - num_entries, num_entries)
+    before = np.cumsum(num_entries) - num_entries - first_entry
+    entry = np.arange(len(request)) - np.repeat(before, num_entries)
     pages = values[batch.page_begin[request] + entry]
     wrong = np.flatnonzero((pages < 0) | (pages >= num_pages))
     if wrong.size:

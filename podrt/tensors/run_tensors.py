@@ -28,7 +28,7 @@ class RunTensors:
     """Views of a run's tensors; caches with their axes in the order of ``"NHD"``.
 
     `out_tensor` and `lse_tensor` are the outputs themselves; `is_given` tells which of them are the
-    caller's own and not allocated here.
+    caller's own and not allocated here. `sinks` is float32 ``[num_qo_heads]``.
     """
 
     q: TensorView
@@ -39,12 +39,13 @@ class RunTensors:
     out_tensor: Any
     lse_tensor: Any
     is_given: tuple[bool, bool]
+    sinks: TensorView | None = None
 
-    def addresses(self) -> tuple[int, int, int, int, int, int]:
-        """Return those of q, k_cache, v_cache, out and lse (0 for none), and the rows of q."""
-        lse = 0 if self.lse is None else self.lse.pointer
+    def addresses(self) -> tuple[int, int, int, int, int, int, int]:
+        """Return those of q, caches, out, lse and sinks (0 for none), and the rows of q."""
+        lse, sinks = (0 if t is None else t.pointer for t in (self.lse, self.sinks))
         q, k, v, out = (t.pointer for t in (self.q, self.k_cache, self.v_cache, self.out))
-        return q, k, v, out, lse, self.q.shape[0]
+        return q, k, v, out, lse, sinks, self.q.shape[0]
 
     def described(self) -> RunTensors:
         """Return how the tensors lie, without keeping any of them alive."""
@@ -57,6 +58,7 @@ class RunTensors:
             None,
             None,
             self.is_given,
+            None if self.sinks is None else replace(self.sinks, owner=None),
         )
 
     def results(self, *, return_lse: bool, stream: int = 0) -> Any:
@@ -77,6 +79,7 @@ def view_tensors(
     k_cache: Any,
     v_cache: Any,
     *,
+    sinks: Any = None,
     out: Any,
     lse: Any,
     return_lse: bool,
@@ -102,6 +105,10 @@ def view_tensors(
     if caches[0].shape != caches[1].shape:
         raise ValueError(f"v_cache: got shape {caches[1].shape}, k_cache has {caches[0].shape}")
     require_same_device(q_view, *caches)
+    sinks_view = None
+    if sinks is not None:
+        sinks_view = view(sinks, "sinks", stream)
+        _check_sinks(sinks_view, q_view)
     is_given = (out is not None, lse is not None or not return_lse)
     if out is None:
         out = empty_like_caller(q_view, q_view.shape, "same", stream)
@@ -113,7 +120,9 @@ def view_tensors(
     if lse is not None:
         lse_view = view(lse, "lse", stream)
         _check_lse(lse_view, q_view)
-    return RunTensors(q_view, caches[0], caches[1], out_view, lse_view, out, lse, is_given)
+    return RunTensors(
+        q_view, caches[0], caches[1], out_view, lse_view, out, lse, is_given, sinks_view
+    )
 
 
 def require_kernel_can_read(tensors: RunTensors, device: int) -> None:
@@ -128,8 +137,9 @@ def require_kernel_can_read(tensors: RunTensors, device: int) -> None:
         require_unit_stride(tensor)
         require_alignment(tensor)
         _require_short_strides(tensor, heads_axis=-2)
-    if tensors.lse is not None:
-        _require_short_strides(tensors.lse, heads_axis=-1)
+    for by_head in (tensors.lse, tensors.sinks):
+        if by_head is not None:
+            _require_short_strides(by_head, heads_axis=-1)
 
 
 def _check_q(
@@ -166,6 +176,14 @@ def _check_cache(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) ->
             f"kv_layout is {layer.kv_layout!r}"
         )
     require_dtype(cache, layer.dtype)
+
+
+def _check_sinks(sinks: TensorView, q: TensorView) -> None:
+    require_rank(sinks, 1, "[num_qo_heads]")
+    if sinks.shape != q.shape[1:2]:
+        raise ValueError(f"sinks: got shape {sinks.shape}, expected {q.shape[1:2]}, one per head")
+    require_dtype(sinks, "float32")
+    require_same_device(q, sinks)
 
 
 def _check_out(out: TensorView, q: TensorView) -> None:

@@ -66,7 +66,7 @@ class Constant(NamedTuple):
         forms = _FORMS.get(self.name)
         variants = cast(tuple[HopperConfig, ...], sample.schedule.variants)
         return any(
-            (forms is None or each.form in forms) and self.at in (None, int(each.head_dim == 128))
+            (forms is None or each.form in forms) and self.at in (None, int(each.head_dim > 64))
             for each in variants
         )
 

@@ -15,9 +15,22 @@ __device__ __forceinline__ void load_header(PlanHeader& to, const PlanHeader* fr
     reinterpret_cast<int4*>(&to)[lane] = __ldg(reinterpret_cast<const int4*>(from) + lane);
 }
 
+// What the first key of a tile is a multiple of where a window hides those before it, as of any of
+// its splits (podrt/plan/tiles.py): a tile's rows are copied in runs that no page ends within.
+template <class Config>
+constexpr int kWindowStep = Config::kPageSize > 0 ? gcd(Config::kPageSize, 64) : 64;
+
+// First key that a token of the item's request may see; negative where its window is longer than
+// that. Keys before `kv_begin` are those of other items.
+__device__ __forceinline__ int first_visible(const Params& p, const WorkItem& item, int token) {
+  return item.kv_len - item.q_len + token - p.window_left;
+}
+
 // Copies an item, whose request may have fewer keys than were planned: only the device knows exact
-// lengths where there are any. Called by a whole warp; the caller synchronises.
-__device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from,
+// lengths where there are any. Its window then reaches further to the left, which is the first
+// split's to do. Called by a whole warp; the caller synchronises.
+template <class Config>
+__device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from, const Params& p,
                                           const PlanHeader& plan, int lane) {
   constexpr int kWords = sizeof(WorkItem) / sizeof(int);
   if (lane < kWords)
@@ -26,6 +39,10 @@ __device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from,
   __syncwarp();
   if (lane > 0) return;
   to.kv_len = max(0, min(to.kv_len, __ldg(plan.kv_lens + to.request)));
+  if (to.split == 0) {
+    const int first = max(0, first_visible(p, to, to.row_begin / p.group));
+    to.kv_begin = min(to.kv_begin, first / kWindowStep<Config> * kWindowStep<Config>);
+  }
   to.kv_end = max(to.kv_begin, min(to.kv_end, to.kv_len));
 }
 
@@ -53,6 +70,14 @@ struct RowAddress {
   }
 };
 
+// The sink of a row's query head, in base 2; -inf where there are none.
+__device__ __forceinline__ float sink_log2(const Params& p, const WorkItem& item, int kv_head,
+                                           int row) {
+  if (!p.sinks) return -infinity();
+  const int head = kv_head * p.group + (item.row_begin + row) % p.group;
+  return __ldg(p.sinks + i64(head) * p.sinks_stride) * kLog2E;
+}
+
 // Row of the partial buffers for a row of the tile in one of its splits.
 __device__ __forceinline__ i64 partial_row(const Params& p, const WorkItem& item, int kv_head,
                                            int tile_rows, int split, int row) {
@@ -65,10 +90,14 @@ template <class Config, int kRows, int kSplits>
 __device__ __forceinline__ void merge_rows(const Params& p, const WorkItem& item, int kv_head,
                                            int tile_rows, int row, int end, int lane) {
   lane = computed_here(lane);  // or its offsets take registers of the main loop
+  float sinks_log2[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; r++)
+    sinks_log2[r] = sink_log2(p, item, kv_head, min(row + r, end - 1));
   const i64 first = partial_row(p, item, kv_head, tile_rows, 0, row);
   const MergedRows<Config::kHeadDim, kRows, kSplits> merged(
       p.partial_o + first * Config::kHeadDim, p.partial_lse + first,
-      tile_rows * p.num_kv_heads, item.num_splits, end - row, lane);
+      tile_rows * p.num_kv_heads, item.num_splits, end - row, sinks_log2, lane);
 #pragma unroll
   for (int r = 0; r < kRows; r++) {
     if (row + r >= end) break;

@@ -3,8 +3,9 @@
 // The stream is K, V, K, V, ... from the last tile to the first: the tiles that a causal mask cuts
 // come first, so that the rest of the loop needs no mask. Copy number t goes to slot t % kSlots.
 // A cache row is found through the page table, or directly when the cache is contiguous; keys at or
-// beyond kv_end are never read: their rows are filled with zeros.
+// beyond kv_end, and before any window, are never read: their rows are filled with zeros.
 #pragma once
+#include "common/item.cuh"
 #include "common/swizzle.cuh"
 #include "ptx/async_copy.cuh"
 #include "ptx/scalar.cuh"
@@ -78,6 +79,9 @@ struct KvStream {
     const u32 destination = ring + next_slot * kTileBytes +
                             swizzled_offset<Config::kHeadDim>(warp * kWarpRows + row, chunk);
     const int key = first_key(tile) + row, keys_left = item.kv_end - key;
+    int hidden = 0;  // rows before what the first token sees, which an item may begin with
+    if (tile * Tile::kKvTile < kWindowStep<Config>)
+      hidden = first_visible(p, item, item.row_begin / p.group) - key;
     const u16* source = base;
 #pragma unroll(kHeadDim256 ? 2 : 8)  // at head_dim 256 the accumulators leave few registers
     for (int i = 0; i < kWarpRows; i += kRowsAtOnce) {
@@ -88,7 +92,7 @@ struct KvStream {
       } else {
         source += i64(stride_token) * kRowsAtOnce;
       }
-      cp_async_16(advance_rows<Config::kHeadDim>(destination, i), source, i < keys_left);
+      cp_async_16(advance_rows<Config::kHeadDim>(destination, i), source, i >= hidden && i < keys_left);
     }
   }
 };

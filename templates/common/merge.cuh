@@ -53,9 +53,10 @@ struct MergedRows {
   float lse_log2[kRows];
 
   // `partial_o` and `partial_lse` point at the first row in split 0. The other rows follow; splits are
-  // `split_stride` rows apart.
+  // `split_stride` rows apart. `sinks_log2` are the rows' sinks, -inf where they have none.
   __device__ __forceinline__ MergedRows(const float* partial_o, const float* partial_lse,
-                                        int split_stride, int num_splits, int num_rows, int lane) {
+                                        int split_stride, int num_splits, int num_rows,
+                                        const float (&sinks_log2)[kRows], int lane) {
     float max[kRows], sum[kRows];
 #pragma unroll
     for (int row = 0; row < kRows; row++) {
@@ -103,7 +104,7 @@ struct MergedRows {
     }
 #pragma unroll
     for (int row = 0; row < kRows; row++) {
-      const float inverse = sum[row] > 0.f ? 1.f / sum[row] : 0.f;
+      const float inverse = inverse_of(sum[row] + sink_term(sinks_log2[row], max[row]));
 #pragma unroll
       for (int i = 0; i < kFloats; i++) out[row][i] *= inverse;
       lse_log2[row] = row_lse_log2(max[row], sum[row]);

@@ -69,6 +69,16 @@ __device__ __forceinline__ float thread_max(const float (&scores)[kColumns][4], 
   return max;
 }
 
+// What a row's sink, a logit without a value, adds to the sum that divides its output. The sum's terms
+// are relative to 2^reference, and the log-sum-exp does not have it.
+__device__ __forceinline__ float sink_term(float sink_log2, float reference) {
+  constexpr float kMostSink = 120.f;  // or the term of a row that has seen no key would be infinite
+  return exp2_approx(fminf(sink_log2 - reference, kMostSink));
+}
+
+// What a finished row is multiplied by: zeros stay zeros where it has seen no key.
+__device__ __forceinline__ float inverse_of(float sum) { return sum > 0.f ? 1.f / sum : 0.f; }
+
 // Base-2 log-sum-exp of a finished row; -inf when it has seen no key. `sum` is over all lanes.
 __device__ __forceinline__ float row_lse_log2(float reference, float sum) {
   return sum > 0.f ? reference + log2_approx(sum) : -infinity();

@@ -9,6 +9,7 @@
 // of prefill, softmax across warps, products again), which one step goes through once for all.
 #pragma once
 #include "common/descriptor.cuh"
+#include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
 #include "hopper/barriers.cuh"
 #include "hopper/producer.cuh"
@@ -25,6 +26,9 @@ struct DecodeConsumer {
   static constexpr int kTileKeys = 64;
   static constexpr int kTiles = Config::kDecodeTiles;
   static constexpr int kKeys = kTiles * kTileKeys;  // of a step
+  // Slots of the ring that a tile takes, each with some column blocks.
+  static constexpr int kParts = Config::kHeadDim / Tile::kColumns;
+  static constexpr int kPartBlocks = Tile::kColumnBlocks;
   static constexpr int kProbabilityBytes = kRows * 128;  // of a tile
   // Column blocks of results, as floats, that find room where Q and the probabilities were.
   static constexpr int kStaged = kBlocks * kRows * 256 <= Smem::kLaneRing ? kBlocks : 1;
@@ -103,13 +107,20 @@ struct DecodeConsumer {
       for (int i = 0; i < kScores; i++) out[block][i] = 0.f;
 
     const int steps = warp_uniform(ceil_div(item.kv_end - item.kv_begin, kKeys));
-    const int full_limit = visible_keys<Config>(item, item.row_begin / p.group);
+    // Keys that every row sees: from what the last one begins with to what the first one ends with.
+    const int seen_begin =
+        first_visible(p, item, (item.row_begin + num_rows(item) - 1) / p.group);
+    const int seen_end = visible_keys<Config>(item, item.row_begin / p.group);
     int first_key = item.kv_begin + (steps - 1) * kKeys;
     for (int step = 0; step < steps; step++, first_key -= kKeys) {
       multiply_kq();
-      if (step == 0) clear_beyond(item.kv_len - first_key);
-      const bool masked = first_key + kKeys > full_limit;
-      if (masked) mask(item, first_key);
+      if constexpr (Config::kSoftCap) soft_cap_scores();
+      const bool masked = first_key < seen_begin || first_key + kKeys > seen_end;
+      if (masked) {
+        mask(item, first_key);
+        clear_values(first_visible(p, item, item.row_begin / p.group) - first_key,
+                     item.kv_len - first_key);
+      }
       softmax(masked || step == 0);
       multiply_vp();
       flag_number ^= 1;
@@ -121,7 +132,9 @@ struct DecodeConsumer {
   __device__ __forceinline__ void load_q(const WorkItem& item, int kv_head) const {
     constexpr int kChunks = Config::kHeadDim / 8;
     const int rows = num_rows(item);
-    for (int i = thread; i < kRows * kChunks; i += kWarpgroup) {
+    // At head_dim 256 registers do not suffice to keep addresses from one unit to the next.
+    const int first = Config::kHeadDim > 128 ? computed_here(thread) : thread;
+    for (int i = first; i < kRows * kChunks; i += kWarpgroup) {
       const int row = i / kChunks, chunk = i % kChunks;
       uint4 value = make_uint4(0, 0, 0, 0);
       if (row < rows)
@@ -135,20 +148,20 @@ struct DecodeConsumer {
     sync();
   }
 
-  // A product for every tile of the step: `issue` is given its number and its address in the ring.
-  // Waits for a tile to arrive, then for the tensor cores, one tile behind.
+  // A product for every part of the tiles of the step: `issue` is given the numbers of tile and part, and
+  // the address in the ring. Waits for a part to arrive, then for the tensor cores, one part behind.
   template <class Issue>
   __device__ __forceinline__ void multiply(Issue issue) {
     Ring done = ring;
 #pragma unroll
-    for (int t = 0; t < kTiles; t++) {
+    for (int i = 0; i < kTiles * kParts; i++) {
       wait_for(ring);
       const u32 tile = smem.address + ring_tile(ring);
       wgmma_fence();
-      issue(t, tile);
+      issue(i / kParts, i % kParts, tile);
       wgmma_commit();
       ring.advance();
-      if (t > 0) {
+      if (i > 0) {
         wgmma_wait<1>();
         release(done);
         done.advance();
@@ -160,13 +173,17 @@ struct DecodeConsumer {
 
   __device__ __forceinline__ void multiply_kq() {
     const u64 q_tile = descriptor(smem.address + at.tiles + Smem::kLaneQ);
-    multiply([&](int t, u32 address) {
+    multiply([&](int t, int part, u32 address) {
       const u64 k_tile = Tile::k_descriptor(address);
-      wgmma_kq_first(scores[t], k_tile, q_tile);
+      const int first = part * kPartBlocks * Smem::kDecodeQBlockBytes;
+      if (part == 0)
+        wgmma_kq_first(scores[t], k_tile, q_tile);
+      else
+        wgmma_kq(scores[t], k_tile, advance_here(q_tile, first));
 #pragma unroll
-      for (int i = 1; i < Config::kHeadDim / 16; i++)
+      for (int i = 1; i < Tile::kColumns / 16; i++)
         wgmma_kq(scores[t], advance_here(k_tile, Tile::columns(i)),
-                 advance_here(q_tile, i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
+                 advance_here(q_tile, first + i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
     });
 #pragma unroll
     for (int t = 0; t < kTiles; t++) fence_operand(scores[t]);
@@ -175,13 +192,13 @@ struct DecodeConsumer {
   __device__ __forceinline__ void multiply_vp() {
     const u64 p_tile = descriptor(smem.address + at.tiles + Smem::kLaneP);
     hold_out();
-    multiply([&](int t, u32 address) {
+    multiply([&](int t, int part, u32 address) {
       const u64 v_tile = Tile::v_descriptor(address);
 #pragma unroll
       for (int i = 0; i < kTileKeys / 16; i++)
 #pragma unroll
-        for (int block = 0; block < kBlocks; block++)
-          wgmma_vp(out[block], advance(v_tile, block * Tile::kBlockBytes + Tile::rows(i)),
+        for (int block = 0; block < kPartBlocks; block++)
+          wgmma_vp(out[part * kPartBlocks + block], advance(v_tile, block * Tile::kBlockBytes + Tile::rows(i)),
                    advance(p_tile, t * kProbabilityBytes + i * 32));
     });
     hold_out();
@@ -192,29 +209,41 @@ struct DecodeConsumer {
     for (int block = 0; block < kBlocks; block++) fence_operand(out[block]);
   }
 
-  // In the last step of a request, rows of V beyond its keys hold anything; see zero_rows.
-  // The caller synchronises before V is used.
-  __device__ __forceinline__ void clear_beyond(int rows) const {
-    if (rows >= kKeys) return;
+  // In the first and last step of what a tile sees, rows of V before `begin` or from `end` on may hold
+  // anything; see zero_rows. The caller synchronises before V is used.
+  __device__ __forceinline__ void clear_values(int begin, int end) const {
+    if (begin <= 0 && end >= kKeys) return;
     Ring position = ring;
 #pragma unroll
-    for (int t = 0; t < kTiles; t++) {
+    for (int i = 0; i < kTiles * kParts; i++) {
+      const int first = i / kParts * kTileKeys;
       wait_for(position);
-      zero_rows<Tile>(smem.base + ring_tile(position), max(rows - t * kTileKeys, 0), thread);
+      zero_rows<Tile>(smem.base + ring_tile(position), begin - first, end - first, thread);
       position.advance();
     }
+  }
+
+  // Before masks, as what they hide may be NaN.
+  __device__ __forceinline__ void soft_cap_scores() {
+    const float to_exponent = p.soft_cap_exponent;
+#pragma unroll
+    for (int t = 0; t < kTiles; t++)
+#pragma unroll
+      for (int i = 0; i < kScores; i++) scores[t][i] = soft_capped(scores[t][i], to_exponent);
   }
 
   __device__ __forceinline__ void mask(const WorkItem& item, int first_key) {
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
       const int token = (item.row_begin + column_row(c, lane)) / p.group;
-      const int limit = visible_keys<Config>(item, token) - first_key - warp * 16 - lane / 4;
+      const int first = first_key + warp * 16 + lane / 4;
+      const int begin = first_visible(p, item, token) - first;
+      const int end = visible_keys<Config>(item, token) - first;
 #pragma unroll
       for (int t = 0; t < kTiles; t++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          if (t * kTileKeys + 8 * half >= limit)
+          if (t * kTileKeys + 8 * half < begin || t * kTileKeys + 8 * half >= end)
             scores[t][c / 2 * 4 + half * 2 + c % 2] = -infinity();
     }
   }
@@ -365,8 +394,11 @@ struct DecodeConsumer {
     float sum = 0.f;
 #pragma unroll
     for (int w = 0; w < 4; w++) sum += reduction()[w * kRows + row];
-    const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-    const float lse = row_lse_log2(reduction()[4 * kRows + row], sum);
+    const float reference = reduction()[4 * kRows + row];
+    const float lse = row_lse_log2(reference, sum);
+    // Splits are merged without sinks, and the merged row has one.
+    if (item.num_splits == 1) sum += sink_term(sink_log2(p, item, kv_head, row), reference);
+    const float inverse = inverse_of(sum);
     const bool stores_lse = first_block == 0 && lane == 0;
     float2 value[kStaged];
 #pragma unroll

@@ -58,17 +58,20 @@ struct KvCopy {
   }
 };
 
-// Zeroes a V tile from first_row on: a probability of zero does not cancel a NaN there. Called by a
-// whole warpgroup, which must synchronise afterwards.
+// Zeroes rows of a V tile before `begin` and from `end` on: a probability of zero does not cancel a NaN
+// there. Called by a whole warpgroup, which must synchronise afterwards.
 template <class Tile>
-__device__ __forceinline__ void zero_rows(char* tile, int first_row, int thread) {
+__device__ __forceinline__ void zero_rows(char* tile, int begin, int end, int thread) {
   constexpr int kChunks = 8;
+  const int first = begin > 0 ? 0 : max(end, 0);
 #pragma unroll 1
-  for (int i = first_row * kChunks + thread; i < Tile::kRows * kChunks; i += 128)
+  for (int i = first * kChunks + thread; i < Tile::kRows * kChunks; i += 128) {
+    if (i / kChunks >= begin && i / kChunks < end) continue;
 #pragma unroll
     for (int block = 0; block < Tile::kColumnBlocks; block++)
       *reinterpret_cast<uint4*>(tile + i / (8 * kChunks) * Tile::kGroupBytes +
                                 block * Tile::kBlockBytes + i % (8 * kChunks) * 16) =
           make_uint4(0, 0, 0, 0);
+  }
   fence_proxy_async();
 }

@@ -5,10 +5,10 @@
 #pragma once
 #include "common/descriptor.cuh"
 
-template <class Config, int kTileRows, int kTilePieceRows>
+template <class Config, int kTileRows, int kTilePieceRows, int kTileColumns>
 struct KvTile {
   static constexpr int kRows = kTileRows, kPieceRows = kTilePieceRows;
-  static constexpr int kColumnBlocks = Config::kHeadDim / 64;
+  static constexpr int kColumns = kTileColumns, kColumnBlocks = kTileColumns / 64;
   static constexpr int kAtomBytes = 1024;
   static constexpr bool kPaged = Config::kPageSize > 0;
   static constexpr int kBlockBytes = kPaged ? kAtomBytes : kRows * 128;

@@ -3,9 +3,11 @@
 // a tile and O += P V of the tile before, and does the softmax of the former while the other has its
 // turn. So the softmax must be short; see softmax_lagging.
 //
-// Keys go from the last tile to the first, so that the tiles cut by the mask come first.
+// Keys go from the last tile to the first, so that the tiles cut by the causal mask come first and those
+// cut by a window last. Both are done in one loop, in which another one does those between them.
 #pragma once
 #include "common/descriptor.cuh"
+#include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
 #include "hopper/barriers.cuh"
 #include "hopper/producer.cuh"
@@ -17,6 +19,7 @@ struct PrefillConsumer {
   using Tile = typename Smem::PrefillTile;
   static constexpr int kScores = Config::kKvTile / 2;  // accumulators of a thread
   static constexpr int kOut = Config::kHeadDim / 2;
+  static constexpr int kValueColumns = Config::kValueColumns;
 
   const Params& p;
   const Smem& smem;
@@ -63,37 +66,49 @@ struct PrefillConsumer {
 
   __device__ __forceinline__ void attend(const WorkItem& item, int tiles) {
     const int first_token = item.row_begin / p.group;
-    const int full_limit = visible_keys<Config>(item, first_token);  // seen by every row
-    int first_key = item.kv_begin + (tiles - 1) * Config::kKvTile;
-    // Tiles that the mask cuts: those that end beyond full_limit. They are the first ones.
-    const int unmasked = warp_uniform(max(full_limit - item.kv_begin, 0) / Config::kKvTile);
+    const int last_token = min(first_token + p.tile_tokens, item.q_len) - 1;
+    // Every row sees the tiles from `window` to before `unmasked` whole. Those from `unmasked` on, which
+    // end beyond what the first row sees, come first; those before `window`, last.
+    const int unmasked = warp_uniform(
+        max(visible_keys<Config>(item, first_token) - item.kv_begin, 0) / Config::kKvTile);
+    const int window = warp_uniform(ceil_div(
+        max(first_visible(p, item, last_token) - item.kv_begin, 0), Config::kKvTile));
     mbarrier_wait(smem.barrier(Smem::kQFull), q.parity);
     q.advance();
     int tile = tiles - 1;
-    multiply_qk(item, tile, first_key);
-    for (;;) {  // the first tile, and those that the mask cuts
-      if (tile >= unmasked) mask(item, first_token, first_key);
+    multiply_qk(item, tile);
+    for (;;) {  // the first tile, and those that a mask cuts
+      if constexpr (Config::kSoftCap) soft_cap_scores();
+      const int first_key = item.kv_begin + tile * Config::kKvTile;
+      if (tile >= unmasked) mask<false>(item, first_token, first_key);
+      if (tile < window) {
+        mask<true>(item, first_token, first_key);
+        clear_values(warp_uniform(first_visible(p, item, first_token) - first_key),
+                     Config::kKvTile);
+      }
       softmax_exact();
       tile = warp_uniform(tile - 1);  // said again: the compiler loses track of it in this loop
-      if (tile < unmasked) break;
-      first_key -= Config::kKvTile;
+      if (tile < unmasked)
+        for (; tile >= window; tile--) {
+          multiply(tile);
+          if constexpr (Config::kSoftCap) soft_cap_seen_scores();
+          softmax_lagging();
+        }
+      tile = warp_uniform(tile);
+      if (tile < 0) break;
       multiply(tile);
-    }
-    for (; tile >= 0; tile--) {
-      multiply(tile);
-      softmax_lagging();
     }
     multiply_pv();
   }
 
   // S = Q K^T of a tile, beside no other product.
-  __device__ __forceinline__ void multiply_qk(const WorkItem& item, int tile, int first_key) {
+  __device__ __forceinline__ void multiply_qk(const WorkItem& item, int tile) {
     mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
     issue_qk();
     wgmma_wait<0>();
     fence_operand(scores);
     release_k(tile == 0);
-    clear_beyond(warp_uniform(item.kv_len - first_key));
+    clear_values(0, warp_uniform(item.kv_len - item.kv_begin - tile * Config::kKvTile));
   }
 
   // O += P V of a tile, likewise.
@@ -159,30 +174,56 @@ struct PrefillConsumer {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Config::kKvTile / 16; i++)
-      wgmma_pv(out, probabilities + 4 * i, advance(v_tile, Tile::rows(i)));
+#pragma unroll
+      for (int column = 0; column < Config::kHeadDim; column += kValueColumns)
+        wgmma_pv(reinterpret_cast<float(&)[kValueColumns / 2]>(out[column / 2]),
+                 probabilities + 4 * i,
+                 advance(v_tile, Tile::rows(i) + column / 64 * Tile::kBlockBytes));
     wgmma_commit();
   }
 
-  // In the last tile of a request, rows of V beyond its keys hold anything; see zero_rows.
-  __device__ __forceinline__ void clear_beyond(int rows) {
-    if (rows >= Config::kKvTile) return;
+  // In the first and last tile of what a unit sees, rows of V before `begin` or from `end` on may hold
+  // anything; see zero_rows.
+  __device__ __forceinline__ void clear_values(int begin, int end) {
+    if (begin <= 0 && end >= Config::kKvTile) return;
     mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
-    zero_rows<Tile>(smem.base + Smem::kV + v.slot * Tile::kBytes, rows, thread);
+    zero_rows<Tile>(smem.base + Smem::kV + v.slot * Tile::kBytes, begin, end, thread);
     barrier_sync(kPrefillBarrier + warpgroup, kWarpgroup);
   }
 
+  // Hides the keys before the rows' windows, or those behind what they see.
+  template <bool kBefore>
   __device__ __forceinline__ void mask(const WorkItem& item, int first_token, int first_key) {
     const int first_column = first_key + 2 * (lane % 4);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int token = first_token + tile_row(half) / p.group;
-      const int limit = visible_keys<Config>(item, token) - first_column;
+      const int edge = (kBefore ? first_visible(p, item, token) : visible_keys<Config>(item, token)) -
+                       first_column;
 #pragma unroll
       for (int n = 0; n < kScores / 4; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++)
-          if (n * 8 + i >= limit) scores[n * 4 + 2 * half + i] = -infinity();
+          if (kBefore ? n * 8 + i < edge : n * 8 + i >= edge)
+            scores[n * 4 + 2 * half + i] = -infinity();
     }
+  }
+
+  // Before masks, as what they hide may be NaN.
+  __device__ __forceinline__ void soft_cap_scores() {
+    const float to_exponent = p.soft_cap_exponent;
+#pragma unroll
+    for (int i = 0; i < kScores; i++) scores[i] = soft_capped(scores[i], to_exponent);
+  }
+
+  // The same of a tile that every row sees whole, four scores of a row at once.
+  __device__ __forceinline__ void soft_cap_seen_scores() {
+    const float to_exponent = p.soft_cap_exponent;
+#pragma unroll
+    for (int i = 0; i < kScores; i += 8)
+#pragma unroll
+      for (int j = i; j < i + 4; j += 2)
+        soft_cap(scores[j], scores[j + 1], scores[j + 4], scores[j + 5], to_exponent);
   }
 
   // Softmax of a tile that the mask cuts, or of the first: raises row_max to the tile's maxima, then
@@ -245,10 +286,13 @@ struct PrefillConsumer {
     const int num_rows = min(tile_rows, item.q_len * p.group - item.row_begin);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const float sum = quad_sum(row_sum[half]);
-      const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-      const float lse = row_lse_log2(row_max[half] * p.scale_log2, sum);
+      float sum = quad_sum(row_sum[half]);
+      const float reference = row_max[half] * p.scale_log2;
+      const float lse = row_lse_log2(reference, sum);
       const int row = tile_row(half);
+      // Splits are merged without sinks, and the merged row has one.
+      if (item.num_splits == 1) sum += sink_term(sink_log2(p, item, kv_head, row), reference);
+      const float inverse = inverse_of(sum);
       if (item.num_splits > 1)
         store_partial(item, kv_head, tile_rows, row, num_rows, half, inverse, lse);
       else

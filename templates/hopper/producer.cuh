@@ -24,7 +24,7 @@ struct UnitQueue {
 
 // Draws units from a queue and hands them over through two slots, so that the next unit is known
 // before the current one is finished.
-template <Role kSide>
+template <class Config, Role kSide>
 struct WorkProducer {
   const Params& p;
   const PlanHeader& plan;
@@ -45,7 +45,7 @@ struct WorkProducer {
     if (any) {
       const Unit drawn = kSide == kPrefill ? prefill_unit_of(plan, unit, p.num_kv_heads, lane)
                                            : unit_of(unit, p.num_kv_heads);
-      load_item(slot.item, items + drawn.item, plan, lane);
+      load_item<Config>(slot.item, items + drawn.item, p, plan, lane);
       if (lane == 0) slot.kv_head = drawn.kv_head;
     } else if (lane == 0) {
       slot.kv_head = -1;
@@ -126,12 +126,12 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
                                                    const SharedMemory<Config>& smem,
                                                    const UnitQueue& queue, int lane) {
   using Smem = SharedMemory<Config>;
-  WorkProducer<kPrefill> work{p,
-                              smem.plan(),
-                              smem.barrier(Smem::kWorkFull),
-                              smem.barrier(Smem::kWorkEmpty),
-                              smem.base + Smem::kWork,
-                              queue};
+  WorkProducer<Config, kPrefill> work{p,
+                                      smem.plan(),
+                                      smem.barrier(Smem::kWorkFull),
+                                      smem.barrier(Smem::kWorkEmpty),
+                                      smem.base + Smem::kWork,
+                                      queue};
   PrefillTiles<Config, false> k{p, smem, lane};
   RingPosition<1> q;
   const auto copy_q = [&](const WorkSlot& slot) {
@@ -187,13 +187,14 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
   using Tile = typename Smem::DecodeTile;
   using Copy = KvCopy<Config, Tile>;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
+  constexpr int kParts = Config::kHeadDim / Tile::kColumns;
   const u32 control = smem.address + to.control;
-  WorkProducer<kDecode> work{p,
-                             smem.plan(),
-                             control + Smem::kLaneWorkFull,
-                             control + Smem::kLaneWorkEmpty,
-                             smem.base + to.control + Smem::kLaneWork,
-                             queue};
+  WorkProducer<Config, kDecode> work{p,
+                                     smem.plan(),
+                                     control + Smem::kLaneWorkFull,
+                                     control + Smem::kLaneWorkEmpty,
+                                     smem.base + to.control + Smem::kLaneWork,
+                                     queue};
   Ring ring{to.slots};
   for (;;) {
     const WorkSlot& slot = work.next(lane);
@@ -213,13 +214,16 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
 #pragma unroll
       for (int is_v = 0; is_v < 2; is_v++)
 #pragma unroll
-        for (int t = 0; t < kTiles; t++) {
+        for (int i = 0; i < kTiles * kParts; i++) {
+          const int t = i / kParts, part = i % kParts;
           mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
           Copy::issue(is_v ? &p.decode_v_map : &p.decode_k_map, pieces[t],
                       smem.address + to.tiles + Smem::kLaneRing + ring.slot * Tile::kBytes,
                       control + Smem::kRingFull + 8 * ring.slot,
                       Copy::bytes(item.kv_len, first_key + t * 64),
-                      kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks), lane);
+                      kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks) +
+                          part * Tile::kColumnBlocks,
+                      lane);
           ring.advance();
         }
 #pragma unroll

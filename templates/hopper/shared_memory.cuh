@@ -9,7 +9,8 @@
 //
 //   Q      [head_dim / 64][decode_rows][128 bytes]              one decode tile
 //   P      [decode_tiles][decode_rows][128 bytes]               its probabilities
-//   ring   [slots][a KvTile of 64 rows]                         K and V tiles in turn
+//   ring   [slots][a KvTile of 64 rows]                         K and V tiles in turn; of head_dim 256 a
+//                                                               half in each slot
 //
 // Lanes 1 and 2 lie over the prefill tiles, which they share in time, or behind lane 0 in a kernel
 // without prefill. All tiles are in the 128-byte swizzle of common/descriptor.cuh. Offsets are those of
@@ -39,8 +40,8 @@ template <class Config>
 struct SharedMemory : Layout {
   static constexpr int kColumnBlocks = Config::kHeadDim / 64;
   static constexpr int kQBlockBytes = 128 * 128;
-  using PrefillTile = KvTile<Config, Config::kKvTile, Config::kPrefillPieceRows>;
-  using DecodeTile = KvTile<Config, 64, Config::kDecodePieceRows>;
+  using PrefillTile = KvTile<Config, Config::kKvTile, Config::kPrefillPieceRows, Config::kHeadDim>;
+  using DecodeTile = KvTile<Config, 64, Config::kDecodePieceRows, Config::kDecodeColumns>;
   static constexpr int kDecodeQBlockBytes = Config::kDecodeRows * 128;
 
   static_assert(Layout::kV - Layout::kK == Config::kStages * PrefillTile::kBytes ||

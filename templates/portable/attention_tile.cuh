@@ -10,6 +10,7 @@
 #include "common/item.cuh"
 #include "common/kv_stream.cuh"
 #include "common/queue.cuh"
+#include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
 #include "ptx/mma.cuh"
 
@@ -60,10 +61,14 @@ struct AttentionTile {
     if constexpr (Tile::kQInRegisters) load_q();
     clear();
 
-    const int full_limit = visible_keys<Config>(item, item.row_begin / p.group);  // seen by every row
+    // Seen by every row: keys before what the first token sees, from what the last one does on.
+    const int full_limit = visible_keys<Config>(item, item.row_begin / p.group);
+    const int full_begin =
+        first_visible(p, item, (item.row_begin + num_rows() - 1) / p.group);
     int first_key = item.kv_begin + (tiles - 1) * Tile::kKvTile;
     for (; first_key >= item.kv_begin; first_key -= Tile::kKvTile)
-      step(stream, first_key, first_key + Tile::kKvTile > full_limit);
+      step(stream, first_key,
+           first_key + Tile::kKvTile > full_limit || first_key < full_begin);
 
     cp_async_wait<0>();
     finish();
@@ -142,6 +147,7 @@ struct AttentionTile {
   __device__ __forceinline__ void step(Stream& stream, int first_key, bool masked) {
     float scores[Tile::kBlocks][kColumns][4];
     multiply_qk(next_tile(stream), scores);
+    if constexpr (Config::kSoftCap) cap(scores);
     if (masked) mask(scores, first_key);
     softmax(scores);
     multiply_pv(next_tile(stream), scores);
@@ -217,6 +223,16 @@ struct AttentionTile {
     }
   }
 
+  __device__ __forceinline__ void cap(float (&scores)[Tile::kBlocks][kColumns][4]) const {
+#pragma unroll
+    for (int block = 0; block < Tile::kBlocks; block++)
+#pragma unroll
+      for (int n = 0; n < kColumns; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          scores[block][n][i] = soft_capped(scores[block][n][i], p.soft_cap_exponent);
+  }
+
   __device__ __forceinline__ void mask(float (&scores)[Tile::kBlocks][kColumns][4],
                                        int first_key) const {
     const int first_column = first_key + 2 * (lane % 4);
@@ -226,11 +242,13 @@ struct AttentionTile {
       for (int half = 0; half < 2; half++) {
         const int token = (item.row_begin + tile_row(block, half)) / p.group;
         const int limit = visible_keys<Config>(item, token) - first_column;
+        const int begin = first_visible(p, item, token) - first_column;
 #pragma unroll
         for (int n = 0; n < kColumns; n++)
 #pragma unroll
           for (int i = 0; i < 2; i++)
-            if (n * 8 + i >= limit) scores[block][n][2 * half + i] = -infinity();
+            if (n * 8 + i >= limit || n * 8 + i < begin)
+              scores[block][n][2 * half + i] = -infinity();
       }
   }
 
@@ -266,14 +284,16 @@ struct AttentionTile {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const float sum = quad_sum(state[block][half].sum);
-        const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-        const float lse = row_lse_log2(state[block][half].reference, sum);
+        const float reference = state[block][half].reference;
+        const float lse = row_lse_log2(reference, sum);
         const int row = tile_row(block, half);
         if (row >= num_rows()) continue;
-        if (item.num_splits == 1)
-          store_row(block, half, row, inverse, lse);
-        else
-          store_partial_row(block, half, row, inverse, lse);
+        if (item.num_splits == 1) {
+          const float sink = sink_term(sink_log2(p, item, kv_head, row), reference);
+          store_row(block, half, row, inverse_of(sum + sink), lse);
+        } else {
+          store_partial_row(block, half, row, inverse_of(sum), lse);
+        }
       }
     if (item.num_splits > 1) merge();
   }

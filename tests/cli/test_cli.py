@@ -183,7 +183,11 @@ def test_show_takes_words(words):
         (["2048@16384 + 64x16384"], "pod-hopper-bf16-d128-page16-r8"),
         (["64x16384", "--heads", "64/2"], "decode-hopper-bf16-d128-page16-r32"),
         (["2048@16384", "--page-size", "0"], "prefill-hopper-bf16-d128-contiguous-k176"),
-        (["512@512 + 64x900", "--head-dim", "256"], "pod-portable-sm_90a-bf16-d256-page16-c2"),
+        (["512@512 + 64x900", "--head-dim", "256"], "pod-hopper-bf16-d256-page16-r8"),
+        (
+            ["512@512 + 64x900", "--policy", "portable"],
+            "pod-portable-sm_90a-bf16-d128-page16-c2",
+        ),
     ],
 )
 def test_show_what_a_batch_would_run(arguments, alias):

@@ -157,7 +157,7 @@ def test_without_a_gpu_as_json(without_gpu):
         ("hopper", 64, ["hopper"], 1),
         ("portable", 64, ["portable"], 2),
         ("1:3", 64, ["portable"], 2),
-        ("auto", 256, ["portable"], 2),
+        ("auto", 256, ["hopper", "portable"], 3),
     ],
 )
 def test_without_a_gpu_the_policy_says_which_families(

@@ -52,6 +52,14 @@ def test_batches_of_a_trace(trace):
     assert text.count("chosen by rule") == 3
 
 
+def test_windows_leave_out_what_they_hide():
+    (whole,) = run_json("plan", BATCH, "--gpu", "h100")
+    (found,) = run_json("plan", BATCH, "--gpu", "h100", "--window-left", 1024)
+    assert found["candidates"][0]["predicted_us"] < 0.2 * whole["candidates"][0]["predicted_us"]
+    (capped,) = run_json("plan", BATCH, "--gpu", "h100", "--soft-cap", 50)
+    assert capped["choice"]
+
+
 def test_policy_layer_and_pages_are_taken():
     (found,) = run_json("plan", BATCH, "--gpu", "h100", "--policy", "serial", "--page-size", 0)
     assert found["choice"] == "serial"
@@ -59,7 +67,7 @@ def test_policy_layer_and_pages_are_taken():
     assert "128 units of prefill" in found["batch"]
 
 
-@pytest.mark.parametrize("options", [["--head-dim", "256"], ["--policy", "portable"]])
+@pytest.mark.parametrize("options", [["--page-size", "24"], ["--policy", "portable"]])
 def test_portable_batches_have_no_prediction(options):
     text = run("plan", BATCH, "--gpu", "h100", *options)
     assert "no prediction: the cost model knows the Hopper family alone" in text

@@ -14,6 +14,7 @@ from podrt.errors import PodrtError, UnsupportedConfigError
 from podrt.explore.select import select
 from podrt.gpu.arch import get_arch
 from podrt.gpu.nominal import H100
+from podrt.kernels.hopper.config import decode_rows_of
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.spec.attention import make_spec
@@ -54,16 +55,24 @@ def test_warmup_of_the_full_mask():
         run("explore", "list", "--mask", "half")
 
 
+def test_warmup_of_capped_scores():
+    (name,) = run_json("warmup", *HOPPER, "--capped")["variants"]
+    assert name.endswith("_causal_softcap")
+    assert run("explore", "list", *HOPPER, "--capped").split() == [name]
+
+
 POLICIES = ("auto", "hopper", "portable", "1:3", "ctas=4", "decode-only=24", "serial")
 
 
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("cap", [None, 30.0])
 @pytest.mark.parametrize("page_size", [None, 16, 48, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_120"])
-def test_warmup_can_compile_whatever_a_policy_may_choose(arch, head_dim, page_size, causal):
+def test_warmup_can_compile_whatever_a_policy_may_choose(arch, head_dim, page_size, cap, causal):
     """A server that sets PODRT_DISABLE_JIT must find all of it."""
-    spec = make_spec(8, 2, head_dim, page_size, "NHD", "float16", causal, None)
+    layer = (8, 2, head_dim, page_size, "NHD", "float16", causal)
+    spec = make_spec(*layer, window_left=100, logits_soft_cap=cap)
     gpu = replace(H100, arch=get_arch(arch))
     known = select(
         archs=[arch],
@@ -71,12 +80,13 @@ def test_warmup_can_compile_whatever_a_policy_may_choose(arch, head_dim, page_si
         head_dims=[head_dim],
         page_sizes=[str(page_size).lower()],
         masks=["causal" if causal else "full"],
+        soft_caps=[cap is not None],
     )
     chosen = set()
     for policy in map(parse_policy, POLICIES):
         with suppress(UnsupportedConfigError):  # the Hopper family elsewhere
             scheduler = Scheduler(spec, gpu, policy)
-            chosen |= {v for rows in (8, 16, 32) for v in scheduler.variants(rows)}
+            chosen |= {v for rows in decode_rows_of(head_dim) for v in scheduler.variants(rows)}
     assert chosen
     assert chosen <= set(known)
 

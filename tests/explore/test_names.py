@@ -11,10 +11,10 @@ HOPPER = select(archs=["sm_90a"], families=["hopper"])
 
 
 def test_aliases_tell_all_variants_apart_and_find_them() -> None:
-    variants = select(archs=["all"], masks=["causal", "full"])
+    variants = select(archs=["all"], masks=["causal", "full"], soft_caps=[False, True])
     aliases = [alias_of(variant) for variant in variants]
     assert len(set(aliases)) == len(variants)
-    assert max(map(len, aliases)) < 60
+    assert max(map(len, aliases)) <= 60
     for variant, alias in list(zip(variants, aliases, strict=True))[::37]:
         assert find([alias]) == find([variant.name]) == variant
 
@@ -59,6 +59,8 @@ def test_words_mean_the_causal_variant_of_this_gpu() -> None:
     found = find(["pod", "portable", "bf16", "d128", "page16", "c2"])
     assert found.causal and found.arch == "sm_90a"
     assert not find(["pod", "portable", "bf16", "d128", "page16", "c2", "full"]).causal
+    assert not found.soft_cap
+    assert find(["pod", "portable", "bf16", "d128", "page16", "c2", "softcap"]).soft_cap
 
 
 def test_groups_share_all_but_types_and_pages() -> None:

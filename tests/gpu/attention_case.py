@@ -1,7 +1,8 @@
 """Ragged batches with hostile memory around them, and the check of a result.
 
-Everything that attention must not touch is poisoned: cache slots that hold no key and whole unused
-pages are NaN, unused page-table entries point far out, outputs start as NaN. Pages are shuffled,
+Everything that attention must not touch is poisoned: cache slots that hold no key, or one that lies
+before all windows, and whole unused pages are NaN, page-table entries of such point far out,
+outputs start as NaN. Pages are shuffled,
 and q, k, v are slices of larger tensors, so that no stride is the obvious one.
 """
 
@@ -16,11 +17,15 @@ from podrt.spec.batch import HybridBatch
 
 #: One unit in the last place at 1.
 STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+#: Below this numbers are as far apart as at it; sinks leave such rows.
+SMALLEST = {"bfloat16": 2.0**-126, "float16": 2.0**-14}
 #: Largest error allowed, in steps of the row's largest value: the weights and the result are each
 #: rounded to the element type once, at up to half a step, twice over.
 ALLOWED_STEPS = 2
 #: Relative to 1 + |LSE|: scores are sums of head_dim products in float32.
 LSE_TOLERANCE = 1e-5
+#: Of capped scores, relative to the cap (common/soft_cap.cuh).
+CAP_TOLERANCE = 2.0**-20
 NO_PAGE = 2_147_480_000
 #: First element of every query of a case with a ramp of scores.
 _RAMP_QUERY = 8.0
@@ -44,12 +49,16 @@ class Case:
     page_size: int | None = 16
     causal: bool = True
     sm_scale: float | None = None
+    window_left: int | None = None
+    logits_soft_cap: float | None = None
+    has_sinks: bool = False
     score_ramp: tuple[float, float] | None = None
     seed: int = 0
     q: np.ndarray = field(init=False)
     k_cache: np.ndarray = field(init=False)
     v_cache: np.ndarray = field(init=False)
     block_table: np.ndarray | None = field(init=False, default=None)
+    sinks: np.ndarray | None = field(init=False, default=None)
 
     def __post_init__(self):
         rng = np.random.default_rng(self.seed)
@@ -65,6 +74,8 @@ class Case:
             self._fill_contiguous(rng)
         else:
             self._fill_pages(rng)
+        if self.has_sinks:
+            self.sinks = (3 * rng.standard_normal(heads)).astype(np.float32)
 
     @property
     def qo_indptr(self):
@@ -84,6 +95,8 @@ class Case:
             "dtype": self.dtype,
             "causal": self.causal,
             "sm_scale": self.sm_scale,
+            "window_left": self.window_left,
+            "logits_soft_cap": self.logits_soft_cap,
         }
 
     @property
@@ -117,6 +130,9 @@ class Case:
             page_size=self.page_size,
             causal=self.causal,
             sm_scale=self.sm_scale,
+            window_left=self.window_left,
+            logits_soft_cap=self.logits_soft_cap,
+            sinks=self.sinks,
         )
 
     def check(self, out, lse=None, rows=slice(None), allowed_steps=ALLOWED_STEPS):
@@ -131,20 +147,22 @@ class Case:
         largest = np.abs(expected).max(axis=2, initial=0)
         error = np.abs(out - expected).max(axis=2, initial=0)
         assert (error[largest == 0] == 0).all(), "a row that sees no key must be zero"
-        steps = error / np.where(largest == 0, 1, largest) / STEP[self.dtype]
+        steps = error / np.maximum(largest, SMALLEST[self.dtype]) / STEP[self.dtype]
         worst = np.unravel_index(np.argmax(steps), steps.shape) if steps.size else None
         assert steps.max(initial=0) <= allowed_steps, f"{steps.max()} steps at row, head {worst}"
         return float(steps.max(initial=0)), self._check_lse(lse, expected_lse)
 
-    @staticmethod
-    def _check_lse(lse, expected):
+    def _check_lse(self, lse, expected):
         if lse is None:
             return 0.0
         assert lse.shape == expected.shape
         empty = np.isneginf(expected)
         assert (np.isneginf(lse) == empty).all()
-        errors = np.abs(lse - expected)[~empty] / (1 + np.abs(expected[~empty]))
-        assert errors.max(initial=0) <= LSE_TOLERANCE
+        allowed = LSE_TOLERANCE * (1 + np.abs(expected[~empty]))
+        allowed += CAP_TOLERANCE * (self.logits_soft_cap or 0.0)
+        errors = np.abs(lse - expected)[~empty]
+        assert (errors <= allowed).all(), f"LSE off by {(errors / allowed).max()} of what may be"
+        errors /= 1 + np.abs(expected[~empty])
         return float(errors.max(initial=0))
 
     def _round(self, values):
@@ -156,6 +174,7 @@ class Case:
         caches = np.full((2, len(self.kv_lens) + 1, room, *self._row), np.nan, np.float32)
         for request, length in enumerate(self.kv_lens):
             caches[:, request, :length] = self._keys(rng, length)
+            caches[:, request, : self._num_hidden(request)] = np.nan
         self.k_cache, self.v_cache = self._round(caches)
 
     def _fill_pages(self, rng):
@@ -166,12 +185,21 @@ class Case:
         used = 0
         for request, (length, count) in enumerate(zip(self.kv_lens, pages, strict=True)):
             mine = numbers[used : used + count]
+            hidden = self._num_hidden(request)
             self.block_table[request, :count] = mine
+            self.block_table[request, : hidden // self.page_size] = NO_PAGE
             used += count
             keys = np.full((2, count * self.page_size, *self._row), np.nan, np.float32)
             keys[:, :length] = self._keys(rng, length)
+            keys[:, :hidden] = np.nan
             caches[:, mine] = keys.reshape(2, count, self.page_size, *self._row)
         self.k_cache, self.v_cache = self._round(caches)
+
+    def _num_hidden(self, request):
+        """Keys of a request that lie before the window of each of its tokens."""
+        if self.window_left is None:
+            return 0
+        return max(self.kv_lens[request] - self.q_lens[request] - self.window_left, 0)
 
     def _keys(self, rng, length):
         """Keys and values of a request: [2, length, num_kv_heads, head_dim]."""
@@ -223,6 +251,8 @@ def run(case, attention, *, strided=True, **arguments):
     place = (lambda array, axis: inside_larger(array, axis)) if strided else lambda a, _: to_gpu(a)
     out = poisoned(case.q.shape, case.q.dtype)
     lse = poisoned(case.q.shape[:2], np.float32)
+    if case.sinks is not None:
+        arguments = {"sinks": cupy.asarray(case.sinks), **arguments}
     attention.run(
         place(case.q, 1),
         place(case.k_cache, 1),

@@ -50,6 +50,7 @@ class Server:
         self.out = poisoned(self.q.shape, dtype)
         self.lse = poisoned(self.q.shape[:2], np.float32)
         self.k, self.v = (poisoned((NUM_PAGES, *case.k_cache.shape[1:]), dtype) for _ in "kv")
+        self.sinks = poisoned(case.num_qo_heads, np.float32) if case.has_sinks else None
         self.graphs = {}
         cupy.cuda.Device().synchronize()
 
@@ -65,6 +66,7 @@ class Server:
                 self.k,
                 self.v,
                 out=self.out[:size],
+                sinks=self.sinks,
                 lse=self.lse[:size],
                 decodes_only=decodes_only,
                 stream=self.stream,
@@ -81,6 +83,8 @@ class Server:
             buffer.view(np.uint16).fill(POISON)
             if array.size:
                 buffer.view(np.uint16)[: len(array)] = cupy.asarray(array.view(np.uint16))
+        if self.sinks is not None:
+            self.sinks[:] = cupy.asarray(case.sinks)
         self.out.view(np.uint16).fill(POISON)
         self.lse.fill(np.nan)
 
@@ -132,3 +136,14 @@ def random_lengths(rng, kind, size, limits=LIMITS):
     if rng.random() < 0.3:
         kv_lens[0] = limits["max_kv_len"]
     return q_lens, kv_lens
+
+
+def bounded_table(case, planned):
+    """The case's page table with room for the planned lengths: pages of NaN beyond the exact."""
+    spare = np.setdiff1d(np.arange(len(case.k_cache)), case.block_table)[0]
+    columns = -(-int(planned.max(initial=0)) // PAGE_SIZE)
+    table = np.full((len(planned), max(columns, case.block_table.shape[1])), spare, np.int32)
+    for request, length in enumerate(case.kv_lens):
+        used = -(-length // PAGE_SIZE)
+        table[request, :used] = case.block_table[request, :used]
+    return cupy.asarray(table)

@@ -49,8 +49,6 @@ def checked(case, record_property=None, *, policy="auto", **arguments):
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_ragged_batch(family, dtype, head_dim, group, page_size, record_property):
-    if family == "hopper" and head_dim == 256:
-        pytest.skip("the Hopper family has head dims 64 and 128")
     case = ragged(
         dtype=dtype,
         head_dim=head_dim,
@@ -88,8 +86,6 @@ def test_policies_agree_with_the_reference(policy, record_property):
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("causal", [True, False])
 def test_many_heads(family, head_dim, causal):
-    if family == "hopper" and head_dim == 256:
-        pytest.skip("the Hopper family has head dims 64 and 128")
     case = Case([700, 1, 333, 1, 1], [2000, 900, 333, 17, 4100], num_kv_heads=8, group=4,
                 head_dim=head_dim, causal=causal, seed=head_dim)  # fmt: skip
     checked(case, policy=family)
@@ -112,7 +108,7 @@ def test_decode_lanes_take_over_from_prefill(policy):
     checked(ragged(lengths, num_kv_heads=4, seed=4), policy=policy)
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("group", [1, 16, 32])
 def test_prefill_takes_over_from_decode(head_dim, group):
     """More prefill units than SMs, none of which begins with prefill."""
@@ -153,10 +149,22 @@ def test_speculative_tokens(family, group, q_len):
     checked(ragged(lengths, group=group, seed=q_len), policy=family)
 
 
+@pytest.mark.parametrize("head_dim", [128, 256])
 @pytest.mark.parametrize("group", [20, 32, 71])
-def test_groups_beyond_one_decode_tile(family, group):
+def test_groups_beyond_one_decode_tile(family, group, head_dim):
     lengths = [(1, 1000), (1, 16), (2, 50), (30, 90)]
-    checked(ragged(lengths, group=group, num_kv_heads=1, seed=group), policy=family)
+    case = ragged(lengths, group=group, num_kv_heads=1, head_dim=head_dim, seed=group)
+    checked(case, policy=family)
+
+
+@pytest.mark.parametrize("policy", ["hopper", "hopper-serial", "decode-only=40", "prefill-only=40"])
+@pytest.mark.parametrize("page_size", [None, 16, 64, 256])
+def test_tiles_in_two_slots_of_a_ring(page_size, policy):
+    """At head_dim 256, with more decode units than lanes and keys in splits."""
+    skip_without_hopper()
+    lengths = [(700, 3000), (9, 9000), *[(1 + i % 4, 300 + 67 * i) for i in range(60)]]
+    layer = {"num_kv_heads": 4, "group": 4, "head_dim": 256, "page_size": page_size}
+    checked(ragged(lengths, seed=13, **layer), policy=policy)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from gpu_support import POISON, inputs_on_gpu, skip_without_hopper
 
 cupy = pytest.importorskip("cupy")
 
-from graph_server import LIMITS, PAGE_SIZE, SIZES, Server, random_lengths  # noqa: E402
+from graph_server import LIMITS, SIZES, Server, bounded_table, random_lengths  # noqa: E402
 
 KINDS = ("mixed", "decode", "prefill", "empty")
 STEPS = 20
@@ -145,17 +145,6 @@ def test_device_lengths_in_ordinary_runs(server):
         )
         server.attention.run(*inputs, out=out, stream=server.stream)
         case.check(out.get())
-
-
-def bounded_table(case, planned):
-    """The case's page table with room for the planned lengths: pages of NaN beyond the exact."""
-    spare = np.setdiff1d(np.arange(len(case.k_cache)), case.block_table)[0]
-    columns = -(-int(planned.max(initial=0)) // PAGE_SIZE)
-    table = np.full((len(planned), max(columns, case.block_table.shape[1])), spare, np.int32)
-    for request, length in enumerate(case.kv_lens):
-        used = -(-length // PAGE_SIZE)
-        table[request, :used] = case.block_table[request, :used]
-    return cupy.asarray(table)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,27 @@ class TestOperations:
         torch.library.opcheck(OPERATIONS.hybrid_attention.default, arguments)
         require_close(*OPERATIONS.hybrid_attention(*arguments))
 
+    def test_run_with_sinks(self):
+        attend, sinks = attention(), torch.linspace(-1, 3, 8)
+        for operation, outputs in (("run", ()), ("run_out", (torch.empty_like(tensors()[0]),))):
+            arguments = (*tensors(), attend.handle, *outputs)
+            overload = getattr(OPERATIONS, operation).default
+            torch.library.opcheck(overload, arguments, {"sinks": sinks})
+        out = OPERATIONS.run(*tensors(), attend.handle, sinks=sinks)
+        exact, _ = BATCH.expected(sinks=sinks.numpy())
+        np.testing.assert_allclose(out.double().numpy(), exact, rtol=2e-3, atol=1e-4)
+
+    def test_hybrid_attention_of_windows_caps_and_sinks(self):
+        sinks, options = torch.linspace(-1, 3, 8), {"window_left": 9, "logits_soft_cap": 2.0}
+        arguments = (*tensors(), *tables(), None, None, "NHD", True, None, "auto", sinks, 9, 2.0)
+        torch.library.opcheck(OPERATIONS.hybrid_attention.default, arguments)
+        out = hybrid_attention(
+            *tensors(), *tables()[:2], block_table=tables()[2], sinks=sinks, **options
+        )
+        exact, _ = BATCH.expected(sinks=sinks.numpy(), **options)
+        np.testing.assert_allclose(out.double().numpy(), exact, rtol=2e-3, atol=1e-4)
+        assert torch.equal(OPERATIONS.hybrid_attention(*arguments)[0], out)
+
     def test_they_come_with_the_module_alone(self):
         script = (
             "import torch, podrt; podrt.HostAttention; podrt.hybrid_attention; "
@@ -109,6 +130,18 @@ class TestCompiled:
             return attend(q, k, v) * 2
 
         require_close(layer(*tensors()), factor=2)
+
+    def test_sinks(self, backend):
+        attend = attention()
+
+        @torch.compile(fullgraph=True, backend=backend)
+        def layer(q, k, v, sinks):
+            return attend(q, k, v, sinks=sinks.float())
+
+        sinks = torch.linspace(-1, 3, 8)
+        exact, _ = BATCH.expected(sinks=sinks.numpy())
+        out = layer(*tensors(), sinks)
+        np.testing.assert_allclose(out.double().numpy(), exact, rtol=2e-3, atol=1e-4)
 
     def test_lse_and_outputs_of_the_caller(self, backend):
         attend = attention()

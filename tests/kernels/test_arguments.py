@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from podrt.kernels.families import Variant, argument_block, params_dtype, why_un
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
 from podrt.spec.attention import make_spec
+from podrt.spec.mask import Mask
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.view import view
 
@@ -20,7 +22,7 @@ HOPPER = hopper_variant("pod", "float16", 64, page_size=16)
 PORTABLE = variant("pod", "sm_90a", "float16", 64, page_size=16)
 SPEC = make_spec(6, 2, 64, 16, "NHD", "float16", True, 0.125)
 BUFFERS = Buffers(10_000, 10_001, 10_002, 10_003, 10_004)
-Q, K, V, OUT, LSE = AT = (1 << 20, 1 << 21, 1 << 22, 1 << 23, 1 << 24)
+Q, K, V, OUT, LSE, SINKS = AT = tuple(1 << bit for bit in range(20, 26))
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +54,31 @@ def params_of(config: Variant, at: tuple[int, ...] = AT, **changes: np.ndarray |
 @pytest.mark.parametrize("config", [HOPPER, PORTABLE])
 def test_kernel_gets_tensors_buffers_and_sizes(config: Variant) -> None:
     params = params_of(config)
-    assert [int(params[name]) for name in ("q", "out", "lse")] == [Q, OUT, LSE]
+    assert [int(params[name]) for name in ("q", "out", "lse", "sinks")] == [Q, OUT, LSE, SINKS]
     assert tuple(int(params[name]) for name in Buffers._fields) == BUFFERS
     assert (params["q_stride_token"], params["q_stride_head"]) == (768, 128)
     assert (params["out_stride_token"], params["out_stride_head"]) == (384, 64)
     assert (params["lse_stride_token"], params["lse_stride_head"]) == (1, 52)
     assert (params["num_kv_heads"], params["group"]) == (2, 3)
     assert params["scale_log2"] == np.float32(0.125 * np.log2(np.e))
+
+
+@pytest.mark.parametrize("config", [HOPPER, PORTABLE])
+def test_scores_are_scaled_and_seen_from_the_first_key_on(config: Variant) -> None:
+    params = params_of(config)
+    assert params["window_left"] == 2**30
+    assert (params["soft_cap_exponent"], params["sinks_stride"]) == (0, 0)
+
+
+@pytest.mark.parametrize("config", [HOPPER, PORTABLE])
+def test_kernel_gets_window_cap_and_sinks(config: Variant) -> None:
+    layer = replace(SPEC, mask=Mask(True, 4096), logits_soft_cap=50.0)
+    sinks = view(np.zeros((6, 2), np.float32)[:, 0], "sinks")
+    block = argument_block(config, layer, replace(tensors_of(), sinks=sinks), BUFFERS)
+    params = np.frombuffer(bytes(block), params_dtype(config), 1)[0]
+    assert (params["window_left"], params["sinks_stride"]) == (4096, 2)
+    assert params["soft_cap_exponent"] == np.float32(2 * np.log2(np.e) * 0.125 / 50)
+    assert params["scale_log2"] == np.float32(50 * np.log2(np.e))
 
 
 def test_hopper_kernel_gets_maps_of_tensors_where_they_lie(maps: list[tuple[Any, ...]]) -> None:
@@ -88,18 +108,18 @@ def test_portable_kernel_gets_strides_and_pages_of_the_caches() -> None:
 def test_a_launch_elsewhere_changes_addresses_alone(config: Variant) -> None:
     here, there = params_of(config), params_of(config, tuple(2 * address for address in AT))
     changed = {name for name in here.dtype.names or () if here[name] != there[name]}
-    assert changed >= {"q", "out", "lse"}
+    assert changed >= {"q", "out", "lse", "sinks"}
     assert not {name for name in changed if name.endswith("_map")} ^ (
         {name for name in here.dtype.names or () if name.endswith("_map")}
     )
-    assert changed <= {"q", "k", "v", "out", "lse"} | {
+    assert changed <= {"q", "k", "v", "out", "lse", "sinks"} | {
         name for name in here.dtype.names or () if name.endswith("_map")
     }
 
 
 @pytest.mark.parametrize("config", [HOPPER, PORTABLE])
 def test_without_lse_the_kernel_gets_a_null_pointer(config: Variant) -> None:
-    assert params_of(config, (*AT[:4], 0), lse=None)["lse"] == 0
+    assert params_of(config, (*AT[:4], 0, SINKS), lse=None)["lse"] == 0
 
 
 def test_strides_of_single_extents_need_not_fit() -> None:

@@ -79,6 +79,7 @@ OTHERS: list[dict[str, object]] = [
     {"page_size": None},
     {"page_size": 32},
     {"causal": False},
+    {"soft_cap": True},
 ]
 
 

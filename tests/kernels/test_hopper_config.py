@@ -39,7 +39,8 @@ def test_the_role_with_most_registers_counts(form: str, registers: int) -> None:
     [
         ({"form": "both"}, "form='both': allowed are 'pod', 'prefill', 'decode'"),
         ({"dtype": "float32"}, "dtype='float32': allowed are 'bfloat16', 'float16'"),
-        ({"head_dim": 256}, "head_dim=256: allowed are 64, 128"),
+        ({"head_dim": 192}, "head_dim=192: allowed are 64, 128, 256"),
+        ({"head_dim": 256, "decode_rows": 32}, "decode_rows=32: allowed are 8, 16"),
         ({"decode_rows": 64}, "decode_rows=64: allowed are 8, 16, 32"),
         ({"kv_tile": 72}, f"kv_tile=72: allowed are {', '.join(map(str, KV_TILES))}"),
         ({"page_size": 24}, "page_size=24: allowed are None, 16, 32, 64, 128, 256"),
@@ -137,6 +138,7 @@ def test_names_are_unique_and_safe_for_files() -> None:
         {"prefill_registers": 128},
         {"page_size": None},
         {"causal": False},
+        {"soft_cap": True},
     ],
     ids=str,
 )

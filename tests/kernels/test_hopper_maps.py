@@ -24,7 +24,7 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def mapped(cache: np.ndarray, kv_tile: int = 112, page_size: int | None = 16) -> CacheMaps:
-    config = hopper_variant("prefill", "float16", 64, page_size=page_size)
+    config = hopper_variant("prefill", "float16", cache.shape[3], page_size=page_size)
     return cache_maps(view(cache, "k_cache"), replace(config, kv_tile=kv_tile))
 
 
@@ -69,26 +69,29 @@ LAYOUTS = [nhd, hnd, every_other_head]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("head_dim", "part"), [(64, 0), (128, 0), (256, 0), (256, 1)])
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
-def test_a_copy_brings_all_columns_of_a_piece_by_groups_of_8_tokens(
-    maps: list[tuple[Any, ...]], page_size: int, head_dim: int, layout: Any
+def test_a_copy_brings_the_columns_of_a_slot_by_groups_of_8_tokens(
+    maps: list[tuple[Any, ...]], page_size: int, head_dim: int, part: int, layout: Any
 ) -> None:
+    """Of a decode tile; a slot of the ring has at most 128 columns."""
     cache = layout(3, page_size, 2, head_dim)
-    blocks = mapped(cache, page_size=page_size).head_blocks
-    rows = min(page_size, DECODE_KEYS)
+    blocks = mapped(cache, kv_tile=64, page_size=page_size).head_blocks
+    rows, slot_blocks = min(page_size, DECODE_KEYS), min(head_dim, 128) // 64
     page, head, token = 2, 1, page_size - rows
-    got = offsets_of(maps[1], 0, 0, head * blocks, token // 8, page)[0]
-    group, block, row, column = np.indices((rows // 8, head_dim // 64, 8, 64))
+    first_block = part * slot_blocks
+    got = offsets_of(maps[1], 0, 0, head * blocks + first_block, token // 8, page)[0]
+    group, block, row, column = np.indices((rows // 8, slot_blocks, 8, 64))
     step_page, step_token, step_head, _ = (step // 2 for step in cache.strides)
     expected = (
         page * step_page
         + (token + 8 * group + row) * step_token
         + head * step_head
-        + 64 * block
+        + 64 * (first_block + block)
         + column
     )
     np.testing.assert_array_equal(got, expected)
+    assert maps[0][3][:3] == (64, 8, head_dim // 64)  # of prefill: all columns
 
 
 @pytest.mark.parametrize("kv_tile", KV_TILES)

@@ -15,10 +15,11 @@ from variant_support import require_clean
 
 from podrt import knobs
 from podrt.jit import Build, cache_key
-from podrt.kernels.hopper.config import DECODE_ROWS, HEAD_DIMS, HopperConfig
+from podrt.kernels.hopper.config import DECODE_ROWS, HEAD_DIMS, HopperConfig, decode_rows_of
 from podrt.kernels.hopper.host import source_of
 from podrt.kernels.hopper.presets import (
     default_hopper_variants,
+    has_large_tile,
     hopper_variant,
     why_unsupported,
 )
@@ -59,8 +60,22 @@ def test_every_variant_compiles_without_spills(
         forms=[form], dtypes=["bfloat16"], head_dims=[head_dim], page_sizes=[page_size]
     )
     prefills = 2 if head_dim == 128 else 1
-    assert len(configs) == (prefills if form == "prefill" else len(DECODE_ROWS))
+    assert len(configs) == (prefills if form == "prefill" else len(decode_rows_of(head_dim)))
     build_clean(configs)
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("form", FORMS)
+def test_kernels_with_a_soft_cap_compile_without_spills(form: Form, head_dim: int) -> None:
+    rows = decode_rows_of(head_dim) if form != "prefill" else DECODE_ROWS[:1]
+    build_clean(
+        [
+            hopper_variant(
+                form, "bfloat16", head_dim, decode_rows=count, page_size=16, soft_cap=True
+            )
+            for count in rows
+        ]
+    )
 
 
 def of_other_values() -> list[HopperConfig]:
@@ -70,7 +85,7 @@ def of_other_values() -> list[HopperConfig]:
         (form, head_dim, decode_rows)
         for form in FORMS
         for head_dim in HEAD_DIMS
-        for decode_rows in (DECODE_ROWS if form != "prefill" else DECODE_ROWS[:1])
+        for decode_rows in (decode_rows_of(head_dim) if form != "prefill" else DECODE_ROWS[:1])
     ]
     return [
         hopper_variant(
@@ -105,7 +120,7 @@ def test_every_variant_renders_as_a_text_of_its_own() -> None:
 def test_filters_select() -> None:
     everything = default_hopper_variants()
     # pod and decode once for each decode_rows, prefill once or, for head_dim 128, twice.
-    of_a_page_size = 2 * len(DECODE_ROWS) * len(HEAD_DIMS) + 1 + 2
+    of_a_page_size = sum(2 * len(decode_rows_of(head_dim)) + 1 for head_dim in HEAD_DIMS) + 1
     assert len(everything) == len(get_args(DType)) * len(DEFAULT_PAGE_SIZES) * of_a_page_size
     few = default_hopper_variants(
         forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])
@@ -133,6 +148,10 @@ def test_large_tiles_are_of_prefill_alone_at_128() -> None:
         for large in (False, True)
     }
     assert {which for which, tile in tiles.items() if tile > 128} == {(128, True)}
+    capped = hopper_variant("prefill", "float16", 128, large_tile=True, soft_cap=True)
+    assert capped.kv_tile == 128
+    assert has_large_tile(128)
+    assert not has_large_tile(128, soft_cap=True)
     for form in ("pod", "decode"):
         small, large = (hopper_variant(form, "float16", 128, large_tile=t) for t in (False, True))
         assert small == large
@@ -143,7 +162,8 @@ def test_large_tiles_are_of_prefill_alone_at_128() -> None:
     [
         (128, 4, None, True),
         (64, 128, 256, True),
-        (256, 4, None, False),
+        (256, 4, None, True),
+        (192, 4, None, False),
         (128, 129, None, False),
         (128, 4, 8, False),
         (128, 4, 48, False),

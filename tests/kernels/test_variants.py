@@ -85,9 +85,24 @@ def pairwise() -> list[KernelConfig]:
             shape=SHAPES[(r // 2 + d) % 2],
             page_size=DEFAULT_PAGE_SIZES[(r // 4 + r + d // 2) % 2],
             causal=bool((r // 2 + r + d) % 2),
+            soft_cap=bool((r // 3 + d) % 2),
         )
         for r, (d, head_dim) in rows
     ]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_capped_scores_compile_without_spills(arch: str) -> None:
+    build_clean(
+        default_variants(
+            arch,
+            forms=["pod"],
+            dtypes=["bfloat16"],
+            shapes=["large"],
+            page_sizes=[16],
+            soft_caps=[True],
+        )
+    )
 
 
 def test_pairwise_choice_compiles_without_spills() -> None:

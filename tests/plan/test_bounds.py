@@ -9,15 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_support import tiling_of
+from spec_support import spec_of
 
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
 from podrt.plan import Plan, PlanBounds, Tiling, make_plan, partial_rows_within, plan_bounds
 from podrt.reference import check_plan
-from podrt.spec.attention import make_spec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
 
 GROUPS = (1, 4, 7, 8, 20, 71)
+CAUSAL = Mask()
+masks = st.builds(
+    Mask, st.booleans(), st.one_of(st.none(), st.integers(0, 300), st.sampled_from([0, 4096]))
+)
 
 
 def tilings(group: int) -> st.SearchStrategy[Tiling]:
@@ -58,9 +63,13 @@ def limited(draw: st.DrawFn) -> tuple[int, dict[str, int], list[tuple[int, int]]
 
 
 def plan_of(
-    requests: list[tuple[int, int]], tiling: Tiling, heads: int, group: int, causal: bool = True
+    requests: list[tuple[int, int]],
+    tiling: Tiling,
+    heads: int,
+    group: int,
+    mask: Mask = CAUSAL,
 ) -> Plan:
-    spec = make_spec(heads * group, heads, 128, None, "NHD", "bfloat16", causal, None)
+    spec = spec_of(heads, group, mask.causal, window_left=mask.window_left)
     return make_plan(batch_of(requests), tiling, spec)
 
 
@@ -72,17 +81,17 @@ def batch_of(requests: list[tuple[int, int]]) -> HybridBatch:
 
 
 @settings(deadline=None, max_examples=300)
-@given(case=limited(), data=st.data(), heads=st.sampled_from([1, 3, 8]), causal=st.booleans())
+@given(case=limited(), data=st.data(), heads=st.sampled_from([1, 3, 8]), mask=masks)
 def test_no_plan_within_the_limits_exceeds_the_bounds(
     case: tuple[int, dict[str, int], list[tuple[int, int]]],
     data: st.DataObject,
     heads: int,
-    causal: bool,
+    mask: Mask,
 ) -> None:
     group, limits, requests = case
     tiling = data.draw(tilings(group))
-    bounds = plan_bounds(tiling, num_kv_heads=heads, group=group, **limits)
-    plan = plan_of(requests, tiling, heads, group, causal)
+    bounds = plan_bounds(tiling, num_kv_heads=heads, group=group, **limits, mask=mask)
+    plan = plan_of(requests, tiling, heads, group, mask)
     assert len(plan.prefill) + len(plan.decode) <= bounds.items
     assert plan.partial_rows <= bounds.partial_rows
     assert plan.num_merges <= bounds.merges
@@ -167,3 +176,13 @@ def test_both_sides_keep_their_share_of_a_bound() -> None:
 def test_rows_of_partial_results_that_fit_into_memory() -> None:
     assert partial_rows_within(64 * 2**20, 8, 128) == 16384
     assert partial_rows_within(4095, 8, 128) == 0
+
+
+def test_a_window_bounds_the_pieces_of_the_longest_request() -> None:
+    limits = MANY | {"max_kv_len": 10**6}
+    far, near = (
+        plan_bounds(HOPPER, num_kv_heads=8, group=4, **limits, mask=Mask(True, window))
+        for window in (None, 4096)
+    )
+    assert near.items < far.items / 10
+    assert near.partial_rows < far.partial_rows / 10

@@ -107,7 +107,7 @@ def test_what_else_a_policy_fixes_holds_for_all_candidates() -> None:
 
 @pytest.mark.parametrize(
     ("gpu", "head_dim"),
-    [(H100, 256), (replace(H100, name="A100", arch=get_arch("sm_80"), num_sms=108), 128)],
+    [(replace(H100, name="A100", arch=get_arch("sm_80"), num_sms=108), 128)],
 )
 def test_the_portable_family_says_that_it_has_no_prediction(gpu: DeviceInfo, head_dim: int) -> None:
     found = explained(*MIXED, gpu=gpu, head_dim=head_dim)

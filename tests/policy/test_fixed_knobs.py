@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -184,6 +184,13 @@ def test_decode_rows_hold_for_every_batch(rows: int) -> None:
     check_plan(scheduled(q_lens, policy=policy, layer=layer).plan, batch_of(q_lens, [2048] * 3))
 
 
+def test_large_heads_have_small_decode_tiles() -> None:
+    layer = layer_of(head_dim=256, group=32)
+    assert scheduled([1] * 10, layer=layer).plan.decode_rows == 16
+    with pytest.raises(UnsupportedConfigError, match="decode_rows=32: with head_dim=256 allowed"):
+        scheduled([1], layer=layer, policy=Policy(family="hopper", decode_rows=32))
+
+
 def test_decode_rows_are_what_is_reserved_or_refused() -> None:
     scheduler = Scheduler(layer_of(), H100, Policy(family="hopper", decode_rows=16))
     assert [scheduler.decode_rows_for(tokens) for tokens in (1, 4)] == [16, 16]
@@ -207,6 +214,11 @@ def test_large_prefill_tile() -> None:
     assert scheduled([512], layer=small, policy=Policy(family="hopper", large_prefill_tile=False))
     with pytest.raises(UnsupportedConfigError, match="large_prefill_tile=True: head_dim=64 has no"):
         scheduled([512], layer=small, policy=Policy(family="hopper", large_prefill_tile=True))
+    capped = replace(layer_of(), logits_soft_cap=30.0)
+    (variant,) = scheduled([512], [4096], layer=capped, policy="hopper").variants
+    assert variant.kv_tile == 128  # type: ignore[union-attr]
+    with pytest.raises(UnsupportedConfigError, match="head_dim=128 with logits_soft_cap has no"):
+        scheduled([512], layer=capped, policy=Policy(family="hopper", large_prefill_tile=True))
 
 
 @pytest.mark.parametrize("keys", [128, 640, 2048, 16384])

@@ -91,12 +91,11 @@ def test_variants_follow_the_layer(arch: str, family: str, policy: str) -> None:
 @pytest.mark.parametrize(
     ("layer", "obstacle"),
     [
-        (layer_of(head_dim=256), "head_dim=256"),
         (layer_of(24), "page_size=24"),
         (layer_of(1), "page_size=1"),
         (layer_of(group=129), "129 query heads"),
     ],
-    ids=["head_dim", "page of no copies", "page of one token", "group beyond a tile"],
+    ids=["page of no copies", "page of one token", "group beyond a tile"],
 )
 def test_layers_that_hopper_cannot_serve_are_portable(layer: AttentionSpec, obstacle: str) -> None:
     assert scheduled([1], layer=layer).base.family == "portable"

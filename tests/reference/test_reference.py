@@ -29,6 +29,9 @@ def naive(
     *,
     causal: bool = True,
     sm_scale: float = HEAD_DIM**-0.5,
+    window_left: int | None = None,
+    logits_soft_cap: float | None = None,
+    sinks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One dot product and one exponential at a time, over a contiguous cache."""
     out, lse = np.zeros(q.shape), np.full(q.shape[:2], -np.inf)
@@ -36,15 +39,19 @@ def naive(
     for i in range(batch.num_requests):
         q_len, kv_len = int(batch.q_lens[i]), int(batch.kv_lens[i])
         for t in range(q_len):
-            seen = kv_len - q_len + t + 1 if causal else kv_len
+            own = kv_len - q_len + t
+            seen = own + 1 if causal else kv_len
+            first = 0 if window_left is None else max(0, own - window_left)
             for h in range(q.shape[1]):
                 row, total = int(batch.qo_indptr[i]) + t, 0.0
-                for j in range(seen):
+                for j in range(first, seen):
                     score = sm_scale * float(np.dot(q[row, h], k[i, j, h // group]))
+                    if logits_soft_cap is not None:
+                        score = logits_soft_cap * math.tanh(score / logits_soft_cap)
                     total += math.exp(score)
                     out[row, h] += math.exp(score) * v[i, j, h // group]
                 if total:
-                    out[row, h] /= total
+                    out[row, h] /= total + (0 if sinks is None else math.exp(sinks[h]))
                     lse[row, h] = math.log(total)
     return out, lse
 
@@ -89,6 +96,54 @@ def test_agrees_with_single_numbers(group: int, kv_heads: int, causal: bool) -> 
     np.testing.assert_allclose(out, expected_out, rtol=0, atol=1e-13)
     np.testing.assert_allclose(lse, expected_lse, rtol=0, atol=1e-13)
     assert out.dtype == lse.dtype == np.float64
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("cap", [None, 0.7, 30.0])
+@pytest.mark.parametrize("window", [None, 0, 1, 4, 100])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_windows_caps_and_sinks_agree_with_single_numbers(
+    window: int | None, cap: float | None, has_sinks: bool, causal: bool
+) -> None:
+    batch, q, k, v = case(*MIXED, 2, 2)
+    if window is not None:  # not a key before all windows is read
+        for i, (q_len, kv_len) in enumerate(zip(batch.q_lens, batch.kv_lens, strict=True)):
+            k[i, : max(0, kv_len - q_len - window)] = np.nan
+            v[i, : max(0, kv_len - q_len - window)] = np.nan
+    sinks = np.array([0.3, -2.0, 5.0, -np.inf]) if has_sinks else None
+    options = {"causal": causal, "window_left": window, "logits_soft_cap": cap, "sinks": sinks}
+    out, lse = reference_attention(q, k, v, batch, **options)
+    expected_out, expected_lse = naive(q, k, v, batch, **options)
+    np.testing.assert_allclose(out, expected_out, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(lse, expected_lse, rtol=0, atol=1e-13)
+
+
+def test_pages_before_all_windows_are_not_looked_up() -> None:
+    batch, q, k, v = case([2, 1], [17, 9])
+    table, paged_k, paged_v = shuffled_pages(batch, k, v)
+    paged = HybridBatch.from_block_table(
+        *lengths([2, 1], [17, 9]), shape=table.shape, row_stride=table.shape[1], page_size=PAGE_SIZE
+    )
+    expected = reference_attention(q, k, v, batch, window_left=3)
+    table[0, :3] = table[1, :1] = 10_000
+    pages = {"page_table": flat_page_table(table), "page_size": PAGE_SIZE}
+    got = reference_attention(q, paged_k, paged_v, paged, window_left=3, **pages)
+    np.testing.assert_array_equal(got[0], expected[0])
+
+
+def test_a_large_sink_takes_all_and_one_of_minus_infinity_nothing() -> None:
+    batch, q, k, v = case([2], [5])
+    without, lse = reference_attention(q, k, v, batch)
+    for sink, share in ((1e4, 0.0), (np.inf, 0.0), (-np.inf, 1.0), (-1e4, 1.0)):
+        out, same = reference_attention(q, k, v, batch, sinks=np.full(4, sink))
+        np.testing.assert_array_equal(out, share * without)
+        np.testing.assert_array_equal(same, lse)
+
+
+def test_sinks_are_one_for_each_query_head() -> None:
+    batch, q, k, v = case([2], [5])
+    with pytest.raises(ValueError, match=r"sinks has shape \(2,\); expected \(4,\)"):
+        reference_attention(q, k, v, batch, sinks=np.zeros(2))
 
 
 def test_sm_scale_replaces_the_default() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -59,16 +60,28 @@ def scores_of(kind: str, rows: int, keys: int) -> np.ndarray:
 KINDS = ("small", "large", "low", "high", "growing slowly", "growing", "falling", "one high")
 
 
-def exact(scores: np.ndarray, values: np.ndarray, visible: np.ndarray) -> tuple[Any, Any]:
-    """Outputs and base-2 log-sum-exps in float64."""
-    hidden = np.arange(len(values))[None] >= visible[:, None]
-    masked = np.where(hidden, -np.inf, scores.astype(np.float64))
+def exact(
+    scores: np.ndarray,
+    values: np.ndarray,
+    visible: np.ndarray,
+    hidden: np.ndarray | None = None,
+    sinks: np.ndarray | None = None,
+) -> tuple[Any, Any]:
+    """Outputs and base-2 log-sum-exps in float64; what no row sees may be NaN."""
+    keys = np.arange(len(values))
+    sees = keys < visible[:, None]
+    if hidden is not None:
+        sees &= keys >= hidden[:, None]
+    masked = np.where(sees, scores.astype(np.float64), -np.inf)
     largest = np.maximum(masked.max(1, initial=-np.inf), -1e300)
     powers = np.exp2(masked - largest[:, None])
     total = powers.sum(1)
     seen = total > 0
-    out = np.where(seen[:, None], powers @ values / np.where(seen, total, 1)[:, None], 0)
-    return out, np.where(seen, largest + np.log2(np.where(seen, total, 1)), -np.inf)
+    lse = np.where(seen, largest + np.log2(np.where(seen, total, 1)), -np.inf)
+    if sinks is not None:
+        total = total + np.where(seen, np.exp2(sinks - largest), 1)
+    values = np.where(sees.any(0)[:, None], values, 0)
+    return np.where(seen[:, None], powers @ values / np.where(seen, total, 1)[:, None], 0), lse
 
 
 def error_of(
@@ -133,6 +146,136 @@ def test_splits_may_be_empty_for_some_rows_or_all(role: str) -> None:
         assert difference(merged, exact(scores, values, visible), "float16") <= 1
 
 
+def windowed(
+    role: Softmax,
+    kind: str,
+    q_len: int,
+    kv_len: int,
+    window_left: int,
+    *,
+    begin_at: int = 16,
+    dtype: str = "bfloat16",
+    split_keys: int | None = None,
+    sinks: np.ndarray | None = None,
+) -> float:
+    """Largest error, as `error_of`'s, of a tile with a window; keys that no row sees are NaN.
+
+    The item begins at a multiple of `begin_at`, as a piece of a page does, and may be split.
+    """
+    position = kv_len - q_len + np.arange(q_len)
+    visible, hidden = position + 1, position - window_left
+    scores = scores_of(kind, q_len, kv_len)
+    values = np.random.default_rng(1).standard_normal((kv_len, HEAD_DIM)).astype(np.float32)
+    first = max(hidden[0], 0)
+    scores[:, :first] = np.nan
+    values[:first] = np.nan
+    begin = first // begin_at * begin_at
+    ends = [*range(begin, kv_len, split_keys or kv_len), kv_len]
+    parts = [
+        role.attend(
+            scores,
+            values,
+            visible,
+            DTYPES[dtype][0],
+            hidden=hidden,
+            sinks=sinks if split_keys is None else None,
+            kv_begin=b,
+            kv_end=e,
+        )
+        for b, e in pairwise(ends)
+    ]
+    got = parts[0]
+    if split_keys is not None:
+        got = merge_splits([out for out, _ in parts], [lse for _, lse in parts], sinks)
+    return difference(got, exact(scores, values, visible, hidden, sinks), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_are_right_at_every_edge(role: str, kind: str, dtype: str) -> None:
+    step = ROLES[role].step_keys
+    for kv_len in (1, step - 1, step, 2 * step + 1, 3 * step + 7):
+        for q_len in (1, 2, 8):
+            for window_left in (0, 1, 17, step - 1, step, 2 * step - 3):
+                case = q_len, kv_len, window_left
+                assert windowed(ROLES[role], kind, *case, dtype=dtype) <= 1, case
+
+
+@pytest.mark.parametrize("begin_at", [16, 64])
+@pytest.mark.parametrize("window_left", [0, 3, 40, 200])
+@pytest.mark.parametrize("role", ROLES)
+def test_rows_see_only_the_first_a_middle_or_the_last_step(
+    role: str, window_left: int, begin_at: int
+) -> None:
+    """Tokens of a tile stand up to three steps apart, and windows are shorter than that."""
+    step = ROLES[role].step_keys
+    for q_len in (step + 1, 2 * step + 3, 3 * step):
+        for kv_len in (q_len, q_len + 5, 4 * step - 1, 4 * step + 9):
+            case = q_len, kv_len, window_left
+            for kind in ("growing", "falling", "low"):
+                error = windowed(ROLES[role], kind, *case, begin_at=begin_at)
+                assert error <= 1, (kind, case)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_rows_with_a_window_and_fewer_keys_than_tokens(role: str) -> None:
+    step = ROLES[role].step_keys
+    for window_left in (0, 5, step):
+        assert windowed(ROLES[role], "small", step + 9, step, window_left) <= 1
+        assert windowed(ROLES[role], "large", 8, 3, window_left) <= 1
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_splits_of_windows_are_merged_with_sinks(role: str) -> None:
+    step = ROLES[role].step_keys
+    sinks = np.array([-np.inf, -80.0, 0.0, 4.0, 300.0], np.float32)
+    for kv_len, window_left in ((2 * step + 3, step), (3 * step, 2 * step + 5), (step, 10 * step)):
+        for split_keys in (None, step, 2 * step):
+            error = windowed(
+                ROLES[role], "growing", 5, kv_len, window_left, split_keys=split_keys, sinks=sinks
+            )
+            assert error <= 1, (kv_len, window_left, split_keys)
+
+
+@pytest.mark.parametrize(("sink", "expected"), [(-np.inf, 1), (-1e30, 1), (1e30, 0), (np.inf, 0)])
+def test_a_sink_leaves_log_sum_exps_alone_and_rows_without_keys_zero(
+    sink: float, expected: float
+) -> None:
+    role = hopper_decode(8)
+    sinks = np.full(5, sink, np.float32)
+    visible = np.array([0, 0, 1, 2, 3])
+    scores = scores_of("small", 5, 3)
+    values = np.ones((3, HEAD_DIM), np.float32)
+    plain = role.attend(scores, values, visible, np.float16)
+    out, lse = role.attend(scores, values, visible, np.float16, sinks=sinks)
+    assert np.array_equal(lse, plain[1])
+    assert not out[:2].any()
+    assert np.isneginf(lse[:2]).all()
+    assert np.allclose(out[2:], expected, atol=1e-3)
+    merged = merge_splits([plain[0]], [plain[1]], sinks)
+    assert np.allclose(merged[0], out, atol=1e-3)
+    assert np.array_equal(merged[1], lse)
+
+
+@pytest.mark.parametrize("cap", [0.5, 20.0, 50.0, 1000.0])
+@pytest.mark.parametrize("spread", [1.0, 30.0, 1e4])
+def test_capped_scores_are_right_to_2_to_the_minus_20_of_the_cap(cap: float, spread: float) -> None:
+    scores = (np.random.default_rng(0).standard_normal((500, 4)) * spread).astype(np.float32)
+    scores[0] = [-np.inf, np.inf, 0.0, -0.0]
+    to_exponent = 2 / np.log(2) / cap
+    expected = np.tanh(scores.astype(np.float64) / cap)
+    for capped in (model.soft_capped, model.soft_capped_together):
+        assert np.abs(capped(scores, to_exponent) - expected).max() <= 2.0**-20
+
+
+def test_a_nan_spreads_only_among_scores_that_are_capped_together() -> None:
+    """So masked steps, where hidden keys may hold NaN, cap every score by itself."""
+    scores = np.array([[1, np.nan, 2, 3], [1, 2, 3, 4]], np.float32)
+    assert np.isnan(model.soft_capped(scores, 1.0)).tolist() == np.isnan(scores).tolist()
+    assert np.isnan(model.soft_capped_together(scores, 1.0)).tolist() == [[True] * 4, [False] * 4]
+
+
 @dataclass(frozen=True)
 class StartsAtInfinity(LaggingSoftmax):
     """The rule before: a reference of -inf, which stands for 0 wherever powers are taken."""
@@ -194,6 +337,7 @@ def test_model_has_the_constants_of_the_kernels() -> None:
         ("kSlack", model.SLACK),
         ("kOutgrownSum", model.OUTGROWN_SUM),
         ("kNothingSeen", model.NOTHING_SEEN),
+        ("kMostSink", model.MOST_SINK),
     ):
         (text,) = re.findall(rf"constexpr float {name} = (.+)f;", header)
         number = float.fromhex(text) if "x" in text else float(text)

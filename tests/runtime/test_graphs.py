@@ -47,6 +47,21 @@ def require_same_items(got: WorkList, expected: WorkList) -> None:
     assert got.tobytes() == expected.tobytes()
 
 
+def test_a_graph_of_windows_and_sinks_finds_items_and_sinks(gpu: FakeGpu) -> None:
+    attention = reserved(window_left=100, logits_soft_cap=30.0)
+    sinks = TorchTensor((HEADS,), 1 << 44, "torch.float32")
+    graph = capture(gpu, attention, sinks=sinks)
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        qo_indptr, kv_lens = random_batch(rng)
+        attention.plan(qo_indptr, kv_lens, block_table=table_of(len(kv_lens)), stream=7)
+        launch, plan = replayed(gpu, graph), attention.current_plan
+        require_same_items(launch.prefill, plan.prefill)
+        require_same_items(launch.decode, plan.decode)
+        assert (int(launch.arguments["sinks"]), launch.arguments["window_left"]) == (1 << 44, 100)
+        assert launch.variant.soft_cap
+
+
 def test_replays_find_the_batch_that_was_planned_last(gpu: FakeGpu) -> None:
     attention = reserved()
     graph = capture(gpu, attention)

@@ -180,6 +180,58 @@ def test_whatever_is_unlike_goes_the_long_way(
     assert launched(gpu) == []
 
 
+def sinks_of(pointer: int = 1 << 44, **changes: Any) -> TorchTensor:
+    tensor = TorchTensor((HEADS,), pointer, "torch.float32")
+    for attribute, value in changes.items():
+        setattr(tensor, attribute, value)
+    return tensor
+
+
+def test_sinks_go_the_short_way_wherever_they_lie(gpu: FakeGpu, long_runs: list[int]) -> None:
+    attention = layer()
+    plan(attention)
+    addresses = [1 << 44, (1 << 44) + 4, 1 << 45]
+    for at in addresses:
+        attention.run(**tensors(ROWS), sinks=sinks_of(at), stream=STREAM)
+    assert long_runs == [ROWS]
+    assert [int(launch.arguments["sinks"]) for launch in launched(gpu)] == addresses
+
+
+def test_runs_with_sinks_and_without_take_turns(gpu: FakeGpu, long_runs: list[int]) -> None:
+    attention = layer()
+    plan(attention)
+    given = [None, sinks_of(), sinks_of(), None, None, sinks_of(strides=(2,))]
+    for sinks in given:
+        attention.run(**tensors(ROWS), sinks=sinks, stream=STREAM)
+    assert long_runs == [ROWS] * 4
+    launches = launched(gpu)
+    assert [bool(launch.arguments["sinks"]) for launch in launches] == [
+        s is not None for s in given
+    ]
+    assert [int(launch.arguments["sinks_stride"]) for launch in launches] == [0, 1, 1, 0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"dtype": "torch.bfloat16"}, TypeError),
+        ({"device_number": 1}, ValueError),
+        ({"shape": (4,)}, ValueError),
+    ],
+)
+def test_sinks_that_are_unlike_are_checked(
+    gpu: FakeGpu, changes: dict[str, Any], error: type[Exception]
+) -> None:
+    attention = layer()
+    plan(attention)
+    for _ in range(2):
+        attention.run(**tensors(ROWS), sinks=sinks_of(), stream=STREAM)
+    launched(gpu)
+    with pytest.raises(error, match="sinks: "):
+        attention.run(**tensors(ROWS), sinks=sinks_of(**changes), stream=STREAM)
+    assert launched(gpu) == []
+
+
 def test_another_stream_goes_the_long_way(gpu: FakeGpu, long_runs: list[int]) -> None:
     attention = layer()
     plan(attention)

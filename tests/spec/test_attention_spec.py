@@ -51,6 +51,22 @@ def test_causal_may_be_a_bool_of_numpy() -> None:
     assert layer_of(causal=np.bool_(False)).mask == Mask(causal=False)
 
 
+def test_a_window_is_of_the_mask_and_no_part_of_the_kernel() -> None:
+    layer = layer_of(window_left=np.int64(4096))
+    assert layer.mask == Mask(True, 4096)
+    assert type(layer.mask.window_left) is int
+    assert layer.kernel == layer_of().kernel
+    assert layer_of(window_left=0).mask.window_left == 0
+
+
+def test_a_kernel_knows_whether_scores_are_capped_and_not_by_what() -> None:
+    assert layer_of().logits_soft_cap is None
+    layer = layer_of(logits_soft_cap=50)
+    assert layer.logits_soft_cap == 50.0
+    assert layer.kernel == layer_of(logits_soft_cap=np.float32(0.5)).kernel
+    assert layer.kernel != layer_of().kernel
+
+
 @pytest.mark.parametrize("scale", [0.5, 1, np.float32(0.25), 1e-30, 1e8, 1e-38])
 def test_scale_may_be_any_positive_number(scale: float) -> None:
     assert layer_of(sm_scale=scale).sm_scale == float(scale)
@@ -118,6 +134,14 @@ def test_dtype_of_any_framework(dtype: object, name: str) -> None:
         ({"sm_scale": "0.5"}, TypeError, "sm_scale='0.5': expected a number or None"),
         ({"sm_scale": True}, TypeError, "sm_scale=True: expected a number or None"),
         ({"sm_scale": [1]}, TypeError, "sm_scale=[1]: expected a number or None"),
+        ({"window_left": -1}, ValueError, "window_left=-1: must be at least 0"),
+        ({"window_left": 4096.0}, TypeError, "window_left=4096.0: expected an int or None"),
+        ({"window_left": True}, TypeError, "window_left=True: expected an int or None"),
+        ({"logits_soft_cap": 0}, ValueError, "logits_soft_cap=0: must be finite and greater"),
+        ({"logits_soft_cap": -30.0}, ValueError, "logits_soft_cap=-30.0: must be finite"),
+        ({"logits_soft_cap": math.inf}, ValueError, "logits_soft_cap=inf: must be finite"),
+        ({"logits_soft_cap": 1e9}, ValueError, "from 1e-20 to 1e+08; pass None for no cap"),
+        ({"logits_soft_cap": "50"}, TypeError, "logits_soft_cap='50': expected a number or None"),
     ],
 )
 def test_refusal_names_argument_value_and_what_is_allowed(

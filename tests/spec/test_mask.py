@@ -25,6 +25,29 @@ def test_without_a_mask_every_token_sees_every_key(q_len: int, kv_len: int) -> N
     assert end.tolist() == [kv_len] * q_len
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window_left", [0, 1, 3, 100])
+@pytest.mark.parametrize(("q_len", "kv_len"), LENGTHS)
+def test_a_window_begins_so_many_keys_before_a_token(
+    q_len: int, kv_len: int, window_left: int, causal: bool
+) -> None:
+    tokens = np.arange(q_len)
+    begin, end = Mask(causal, window_left).key_range(tokens, q_len, kv_len)
+    assert end.tolist() == Mask(causal).key_end(tokens, q_len, kv_len).tolist()
+    own = kv_len - q_len + tokens
+    expected = np.minimum(np.maximum(own - window_left, 0), end)
+    assert begin.tolist() == expected.tolist()
+    if causal:
+        assert ((end - begin)[own >= 0] <= window_left + 1).all()
+
+
+def test_a_window_of_nothing_leaves_a_token_its_own_key() -> None:
+    assert Mask(True, 0).sees(np.arange(2), np.arange(4), 2, 4).tolist() == [
+        [False, False, True, False],
+        [False, False, False, True],
+    ]
+
+
 def test_tokens_beyond_the_request_see_no_key_that_it_lacks() -> None:
     assert Mask(causal=True).key_range(8, 3, 9)[1] == 9
 

@@ -216,6 +216,17 @@ def test_entries_that_nobody_reads_may_hold_anything() -> None:
     require_pages_exist(table, batch, 3)
 
 
+def test_pages_before_all_windows_may_hold_anything() -> None:
+    # Two tokens of 48 keys and one of 40, which see 15 before their own: from keys 31 and 24 on.
+    table = block_table([[99, 1, 2], [-7, 0, 2], [0, 1, 2]])
+    batch = make_batch(i32([0, 2, 3, 4]), i32([48, 40, 1]), table, 16)
+    require_pages_exist(table, batch, 3, 15)
+    with pytest.raises(ValueError, match="page 0 of request 0 is 99, expected"):
+        require_pages_exist(table, batch, 3, 31)
+    with pytest.raises(ValueError, match="page 0 of request 0 is 99, expected"):
+        require_pages_exist(table, batch, 3)
+
+
 def test_values_on_a_gpu_are_not_looked_at() -> None:
     table = on_gpu(block_table())
     require_pages_exist(table, make_batch(QO_INDPTR, KV_LENS, table, 16), 1)

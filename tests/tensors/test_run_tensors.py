@@ -72,6 +72,16 @@ def test_given_outputs_are_used() -> None:
     assert tensors.lse.pointer == lse.ctypes.data
 
 
+def test_sinks_are_viewed_where_they_lie() -> None:
+    sinks = zeros(8, 2, dtype=np.float32)[:, 1]
+    found = viewed(sinks=sinks).sinks
+    assert found is not None
+    assert (found.pointer, found.strides) == (sinks.ctypes.data, (2,))
+    assert viewed().sinks is None
+    assert viewed(sinks=sinks).addresses()[5] == sinks.ctypes.data
+    assert viewed().addresses()[5] == 0
+
+
 def test_strides_are_honoured() -> None:
     q = zeros(8, 3, 128).transpose(1, 0, 2)[:, :, :64]
     assert viewed(q=q).q.strides == (128, 384, 1)
@@ -118,6 +128,8 @@ def test_contiguous_cache_may_be_larger_than_needed() -> None:
         ({"out": zeros(3, 8, 128)}, "out: got shape (3, 8, 128), expected (3, 8, 64)"),
         ({"lse": zeros(24, dtype=np.float32)}, "lse: got shape (24,), expected 2 dimensions"),
         ({"lse": zeros(8, 3, dtype=np.float32)}, "lse: got shape (8, 3), expected (3, 8)"),
+        ({"sinks": zeros(2, dtype=np.float32)}, "sinks: got shape (2,), expected (8,), one per"),
+        ({"sinks": zeros(8, 1, dtype=np.float32)}, "sinks: got shape (8, 1), expected 1 dim"),
         ({"out": np.broadcast_to(zeros(64), (3, 8, 64))}, "out: is read-only"),
         (
             {"lse": np.broadcast_to(zeros(8, dtype=np.float32), (3, 8))},
@@ -138,6 +150,7 @@ def test_wrong_shape_names_the_argument(changes: dict[str, Any], message: str) -
         ({"v_cache": zeros(*CACHE, dtype=ml_dtypes.bfloat16)}, "v_cache: got dtype bfloat16"),
         ({"out": zeros(3, 8, 64, dtype=np.float32)}, "out: got dtype float32, expected float16"),
         ({"lse": zeros(3, 8)}, "lse: got dtype float16, expected float32"),
+        ({"sinks": zeros(8)}, "sinks: got dtype float16, expected float32"),
         ({"q": [[[0.0]]]}, "q: got list, expected a NumPy, CuPy"),
         ({"v_cache": None}, "v_cache: got NoneType"),
         ({"out": "out"}, "out: got str"),
@@ -175,14 +188,14 @@ def on_device(monkeypatch: pytest.MonkeyPatch, devices: dict[str, int]) -> None:
     )
 
 
-@pytest.mark.parametrize("stray", ["k_cache", "v_cache", "out", "lse"])
+@pytest.mark.parametrize("stray", ["k_cache", "v_cache", "out", "lse", "sinks"])
 def test_tensors_must_lie_together(monkeypatch: pytest.MonkeyPatch, stray: str) -> None:
-    devices = dict.fromkeys(["q", "k_cache", "v_cache", "out", "lse"], 0) | {stray: 1}
-    on_device(monkeypatch, devices)
-    outputs = {"out": zeros(3, 8, 64), "lse": zeros(3, 8, dtype=np.float32)}
+    names = ["q", "k_cache", "v_cache", "out", "lse", "sinks"]
+    on_device(monkeypatch, dict.fromkeys(names, 0) | {stray: 1})
+    others = {"lse": zeros(3, 8, dtype=np.float32), "sinks": zeros(8, dtype=np.float32)}
     message = f"{stray}: lies on cuda:1, expected cuda:0 as for q"
     with pytest.raises(ValueError, match=re.escape(message)):
-        viewed(**outputs)
+        viewed(out=zeros(3, 8, 64), **others)
 
 
 def test_host_and_gpu_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:

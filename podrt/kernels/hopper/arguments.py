@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from podrt.kernels.argument_block import ArgumentBlock
@@ -14,8 +13,8 @@ from podrt.kernels.hopper.tiles import tile_tokens
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 
-#: Tensor maps, q, out and lse.
-_CHANGING = 8
+#: Tensor maps, q, out, lse and sinks.
+_CHANGING = 9
 #: Addresses whose maps are kept.
 _MOST_KNOWN = 4096
 
@@ -46,16 +45,17 @@ class HopperArguments:
             tile_tokens=tokens,
             k_head_blocks=keys.head_blocks,
             v_head_blocks=values.head_blocks,
-            scale_log2=spec.sm_scale * math.log2(math.e),
         )
 
-    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+    def point_to(
+        self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
+    ) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
         maps = self._maps.get((q, rows, k_cache, v_cache))
         if maps is None:
             maps = self._map(q, rows, k_cache, v_cache)
         block = self._block
-        block.change(block.view, 0, maps, q, out, lse)
+        block.change(block.view, 0, maps, q, out, lse, sinks)
         return block.address
 
     def _map(self, q: int, rows: int, k_cache: int, v_cache: int) -> bytes:

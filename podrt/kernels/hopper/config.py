@@ -13,17 +13,26 @@ from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantFo
 from podrt.spec.types import DType
 
 HOPPER_ARCH = "sm_90a"
-HEAD_DIMS = (64, 128)
-KV_TILES = (64, 80, 96, 112, 128, 176)
+HEAD_DIMS = (64, 128, 256)
+KV_TILES = (48, 64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
 #: Page sizes whose pages a TMA load can place in a swizzled tile.
 PAGE_SIZES = (16, 32, 64, 128, 256)
-#: Decode tiles of a step: more of them share the latency of its chain of products and softmax.
+#: Decode tiles of a step: more of them share the latency of its chain of products and softmax. At
+#: head_dim 256 one is as many bytes.
 DECODE_TILES = 2
+#: Most columns of a tile in one slot of a decode ring, and of one product of prefill beside decode,
+#: whose 512 threads are launched with too few registers for accumulators of more.
+_MOST_COLUMNS = 128
 
 _WARPGROUP = 128
 #: Registers that the warpgroups of one CTA share, in units of one thread of each (ISA limits).
 _REGISTER_POOL = {3: 504, 4: 512}
+
+
+def decode_rows_of(head_dim: int) -> tuple[int, ...]:
+    """Return the packed query rows that a decode tile may have; registers decide."""
+    return DECODE_ROWS if head_dim <= _MOST_COLUMNS else DECODE_ROWS[:-1]
 
 
 @dataclass(frozen=True)
@@ -39,22 +48,24 @@ class HopperConfig(VariantForm):
     dtype : {"bfloat16", "float16"}
         Element type of q, k, v and out.
     head_dim : int
-        64 or 128.
+        64, 128 or 256.
     decode_rows : int
-        Packed query rows of a decode tile: 8, 16 or 32.
+        Packed query rows of a decode tile: 8, 16 or, but for head_dim 256, 32.
     kv_tile : int
         Keys of a prefill tile.
     stages : int
         Depth of the prefill ring, for K and V each.
     decode_slots : int
-        Depth of a decode ring, in tiles of 64 keys or values; `next_slots` has those of the rings
-        that lie over the prefill tiles.
+        Depth of a decode ring, in tiles of 64 keys or values, or halves of them at head_dim 256;
+        `next_slots` has those of the rings that lie over the prefill tiles.
     producer_registers, decode_registers, prefill_registers : int
         Registers of a thread, by role.
     page_size : int or None
         Tokens of a page of the KV cache; None for a contiguous cache.
     causal : bool
         Bottom-right aligned causal mask.
+    soft_cap : bool
+        Scores are capped; without, the kernel has no instruction for it.
     """
 
     form: Form
@@ -69,6 +80,7 @@ class HopperConfig(VariantForm):
     prefill_registers: int = 208
     page_size: int | None = None
     causal: bool = True
+    soft_cap: bool = False
     arch: str = HOPPER_ARCH
 
     def __post_init__(self) -> None:
@@ -76,7 +88,7 @@ class HopperConfig(VariantForm):
             ("form", get_args(Form)),
             ("dtype", get_args(DType)),
             ("head_dim", HEAD_DIMS),
-            ("decode_rows", DECODE_ROWS),
+            ("decode_rows", decode_rows_of(self.head_dim)),
             ("kv_tile", KV_TILES),
             ("page_size", (None, *PAGE_SIZES)),
             ("arch", (HOPPER_ARCH,)),
@@ -90,14 +102,26 @@ class HopperConfig(VariantForm):
             value = getattr(self, field)
             if type(value) is not int or value < 2:
                 raise UnsupportedConfigError(f"{field}={value!r}: must be an int of at least 2")
-        if not isinstance(self.causal, bool):
-            raise UnsupportedConfigError(f"causal={self.causal!r}: allowed are True, False")
+        for field in ("causal", "soft_cap"):
+            value = getattr(self, field)
+            if not isinstance(value, bool):
+                raise UnsupportedConfigError(f"{field}={value!r}: allowed are True, False")
         self._check_budgets()
 
     @property
     def decode_tiles(self) -> int:
         """Tiles of `DECODE_KEYS` keys that a step of decode takes."""
-        return DECODE_TILES
+        return DECODE_TILES if self.head_dim <= _MOST_COLUMNS else 1
+
+    @property
+    def decode_columns(self) -> int:
+        """Columns of a decode tile in one slot of the ring; the others follow in the next slot."""
+        return min(self.head_dim, _MOST_COLUMNS)
+
+    @property
+    def value_columns(self) -> int:
+        """Columns of V in one product of prefill."""
+        return min(self.head_dim, _MOST_COLUMNS) if self.form == "pod" else self.head_dim
 
     @property
     def family(self) -> str:
@@ -131,7 +155,8 @@ class HopperConfig(VariantForm):
         """Return the tokens that one TMA load brings of a tile of `tile_rows`.
 
         A piece must not leave its page, and tiles begin at multiples of `DECODE_KEYS`, as splits
-        do. A contiguous cache's tile is one piece.
+        do, or where a window begins, of its greatest common divisor with a page. A contiguous
+        cache's tile is one piece.
         """
         if self.page_size is None:
             return tile_rows
@@ -185,6 +210,8 @@ class HopperConfig(VariantForm):
         parts.append("regs" + "x".join(map(str, registers)))
         parts.append("contiguous" if self.page_size is None else f"page{self.page_size}")
         parts.append("causal" if self.causal else "full")
+        if self.soft_cap:
+            parts.append("softcap")
         return "_".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

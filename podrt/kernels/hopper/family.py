@@ -37,6 +37,7 @@ class HopperFamily:
             head_dims=filters.head_dims,
             page_sizes=filters.page_sizes,
             decode_rows=filters.decode_rows,
+            soft_caps=filters.soft_caps,
         )
 
     def geometry_of(self, config: HopperConfig, group: int, num_sms: int) -> TileGeometry:

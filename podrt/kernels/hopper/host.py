@@ -8,6 +8,7 @@ from podrt.kernels.arguments import (
     HEADS,
     OUTPUT_STRIDES,
     PLAN_STRUCTS,
+    SCORES,
 )
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.shared_memory import render_layout
@@ -31,7 +32,7 @@ PARAMS = (
     Field("int", "tile_tokens", "tokens of a prefill tile: 128 / group, rounded down"),
     Field("int", "k_head_blocks", "blocks of 64 columns from a KV head to the next"),
     Field("int", "v_head_blocks", ""),
-    Field("float", "scale_log2", "sm_scale * log2(e)"),
+    *SCORES,
 )
 _ALIGN = 64
 PARAMS_DTYPE = struct_dtype(PARAMS, align=_ALIGN)

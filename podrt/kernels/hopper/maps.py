@@ -86,7 +86,10 @@ def cache_maps(cache: TensorView, config: HopperConfig) -> CacheMaps:
     ValueError
         No map can describe the strides.
     """
-    pieces = config.piece_rows(config.kv_tile), config.piece_rows(DECODE_KEYS)
+    pieces = (
+        (config.piece_rows(config.kv_tile), config.head_dim),
+        (config.piece_rows(DECODE_KEYS), config.decode_columns),
+    )
     return _cache_maps(_Layout.of(cache), pieces, config.page_size is not None, config.dtype)
 
 
@@ -104,34 +107,42 @@ class _Layout(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _cache_maps(cache: _Layout, pieces: tuple[int, int], paged: bool, dtype: DType) -> CacheMaps:
+def _cache_maps(
+    cache: _Layout, pieces: tuple[tuple[int, int], ...], paged: bool, dtype: DType
+) -> CacheMaps:
     require_mappable(cache)
     if 0 in cache.shape:
         return CacheMaps(bytes(TENSOR_MAP_BYTES), bytes(TENSOR_MAP_BYTES), 0)
     head_blocks = _head_blocks(cache)
     map_of = _paged_map if paged else _contiguous_map
-    prefill, decode = (map_of(cache, head_blocks, rows, dtype) for rows in pieces)
+    prefill, decode = (
+        map_of(cache, head_blocks, (rows, columns // _COLUMNS), dtype) for rows, columns in pieces
+    )
     return CacheMaps(prefill, decode, head_blocks)
 
 
-def _paged_map(cache: _Layout, head_blocks: int, rows: int, dtype: DType) -> bytes:
+def _paged_map(cache: _Layout, head_blocks: int, piece: tuple[int, int], dtype: DType) -> bytes:
+    rows, piece_blocks = piece
     pages, page_size, heads, head_dim = cache.shape
     page, token, _, _ = _valid_strides(cache)
     blocks = head_dim // _COLUMNS
     all_blocks = (heads - 1) * head_blocks + blocks
     shape = (_COLUMNS, _GROUP, all_blocks, page_size // _GROUP, pages)
     strides = (1, token, _COLUMNS, _GROUP * token, page)
-    box = (_COLUMNS, _GROUP, blocks, rows // _GROUP, 1)
+    box = (_COLUMNS, _GROUP, piece_blocks, rows // _GROUP, 1)
     return tensor_map(cache.pointer, shape, strides, box, dtype)
 
 
-def _contiguous_map(cache: _Layout, head_blocks: int, rows: int, dtype: DType) -> bytes:
+def _contiguous_map(
+    cache: _Layout, head_blocks: int, piece: tuple[int, int], dtype: DType
+) -> bytes:
+    rows, piece_blocks = piece
     requests, length, heads, head_dim = cache.shape
     request, token, _, _ = _valid_strides(cache)
     blocks = head_dim // _COLUMNS
     shape = (_COLUMNS, length, (heads - 1) * head_blocks + blocks, requests)
     strides = (1, token, _COLUMNS, request)
-    return tensor_map(cache.pointer, shape, strides, (_COLUMNS, rows, blocks, 1), dtype)
+    return tensor_map(cache.pointer, shape, strides, (_COLUMNS, rows, piece_blocks, 1), dtype)
 
 
 def _head_blocks(cache: _Layout) -> int:

@@ -10,6 +10,7 @@ from podrt.kernels.hopper.config import (
     HEAD_DIMS,
     HOPPER_ARCH,
     HopperConfig,
+    decode_rows_of,
 )
 from podrt.kernels.hopper.config import PAGE_SIZES as TMA_PAGE_SIZES
 from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
@@ -36,6 +37,13 @@ _PODS = {
     (128, 8): _Pod(112, 40, 104, 184),
     (128, 16): _Pod(112, 40, 80, 192),
     (128, 32): _Pod(96, 40, 120, 176),
+    (256, 8): _Pod(48, 40, 72, 200),
+    (256, 16): _Pod(48, 32, 80, 200),
+}
+#: The same where scores are capped, if other than that: prefill needs a few registers more.
+_SOFT_CAP_PODS = {
+    (64, 8): _Pod(128, 40, 120, 176),
+    (64, 16): _Pod(128, 40, 120, 176),
 }
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left.
@@ -45,11 +53,13 @@ _DECODE_SLOTS = {
     ("pod", 128, 96): 4,
     ("decode", 64, 128): 8,
     ("decode", 128, 128): 4,
+    ("pod", 256, 48): 3,
+    ("decode", 256, 128): 6,
 }
 #: Keys of a prefill tile without decode, by head_dim, and the larger one if there is any. With
 #: larger tiles queries are read from shared memory less often, and a unit takes longer to begin and
 #: to end (`bench/results/h200/NOTES.md`).
-_PREFILL_TILES = {64: 128, 128: 128}
+_PREFILL_TILES = {64: 128, 128: 128, 256: 80}
 _LARGE_PREFILL_TILES = {128: 176}
 
 
@@ -66,9 +76,12 @@ def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None)
     return None
 
 
-def has_large_tile(head_dim: int) -> bool:
-    """Tell whether prefill alone has a larger tile too, for units of many keys."""
-    return head_dim in _LARGE_PREFILL_TILES
+def has_large_tile(head_dim: int, *, soft_cap: bool = False) -> bool:
+    """Tell whether prefill alone has a larger tile too, for units of many keys.
+
+    Not with capped scores, for which registers do not suffice.
+    """
+    return head_dim in _LARGE_PREFILL_TILES and not soft_cap
 
 
 def hopper_variant(
@@ -80,16 +93,17 @@ def hopper_variant(
     large_tile: bool = False,
     page_size: int | None = None,
     causal: bool = True,
+    soft_cap: bool = False,
 ) -> HopperConfig:
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     if form == "pod":
-        budget = _PODS[head_dim, decode_rows]
+        pods = _PODS | _SOFT_CAP_PODS if soft_cap else _PODS
+        budget = pods[head_dim, decode_rows]
     elif form == "decode":
         budget = _Pod(128, 40, 216, 232)
     else:
-        tile = _PREFILL_TILES[head_dim]
-        if large_tile:
-            tile = _LARGE_PREFILL_TILES.get(head_dim, tile)
+        large = large_tile and has_large_tile(head_dim, soft_cap=soft_cap)
+        tile = (_LARGE_PREFILL_TILES if large else _PREFILL_TILES)[head_dim]
         budget = _Pod(tile, 40, 56, 232)
     return HopperConfig(
         form=form,
@@ -100,6 +114,7 @@ def hopper_variant(
         **budget._asdict(),
         page_size=page_size,
         causal=causal,
+        soft_cap=soft_cap,
     )
 
 
@@ -110,14 +125,22 @@ def default_hopper_variants(
     head_dims: Iterable[int] = HEAD_DIMS,
     decode_rows: Iterable[int] = DECODE_ROWS,
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
+    soft_caps: Iterable[bool] = (False,),
 ) -> list[HopperConfig]:
     """Return the causal variants that a schedule may pick, as the filters allow."""
-    forms, decode_rows = tuple(forms), tuple(decode_rows)
+    forms, decode_rows, head_dims = tuple(forms), tuple(decode_rows), tuple(head_dims)
     page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
     found = [
         hopper_variant(
-            form, dtype, head_dim, decode_rows=rows, large_tile=large, page_size=page_size
+            form,
+            dtype,
+            head_dim,
+            decode_rows=rows,
+            large_tile=large,
+            page_size=page_size,
+            soft_cap=soft_cap,
         )
+        for soft_cap in soft_caps
         for head_dim in head_dims
         if head_dim in HEAD_DIMS
         for dtype in dtypes
@@ -125,6 +148,7 @@ def default_hopper_variants(
         if page_size is None or page_size in TMA_PAGE_SIZES
         for form in forms
         for rows in (decode_rows if form != "prefill" else DECODE_ROWS[:1])
+        if rows in decode_rows_of(head_dim)
         for large in (False, True)
     ]
     return list(dict.fromkeys(found))  # most have no larger tile

@@ -53,6 +53,9 @@ class Sizes(Protocol):
     def decode_tiles(self) -> int: ...
 
     @property
+    def decode_columns(self) -> int: ...
+
+    @property
     def lanes(self) -> int: ...
 
     @property
@@ -106,7 +109,7 @@ def lane_tiles(config: Sizes, slots: int) -> tuple[Region, ...]:
     return (
         Region("LaneQ", config.decode_rows * row, "one decode tile"),
         Region("LaneP", config.decode_rows * step, "its probabilities"),
-        Region("LaneRing", slots * DECODE_KEYS * row, "tiles of K and V in turn"),
+        Region("LaneRing", slots * _slot_bytes(config), "tiles of K and V in turn"),
     )
 
 
@@ -144,7 +147,7 @@ def next_slots(config: Sizes) -> int:
     row = config.head_dim * ELEMENT_BYTES[config.dtype]
     prefill = (PREFILL_ROWS + 2 * config.stages * config.kv_tile) * row
     half = prefill // (config.lanes - 1)
-    return (half - offsets_of(lane_tiles(config, 0))["End"]) // (DECODE_KEYS * row)
+    return (half - offsets_of(lane_tiles(config, 0))["End"]) // _slot_bytes(config)
 
 
 def smem_bytes(config: Sizes) -> int:
@@ -184,6 +187,10 @@ def _lane_bytes(config: Sizes) -> tuple[int, int]:
         return 0, 0
     first = offsets_of(lane_tiles(config, config.decode_slots))["End"]
     return first, 0 if config.has_prefill else (config.lanes - 1) * first
+
+
+def _slot_bytes(config: Sizes) -> int:
+    return DECODE_KEYS * config.decode_columns * ELEMENT_BYTES[config.dtype]
 
 
 def _most_slots(config: Sizes) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from podrt.kernels.argument_block import ArgumentBlock
 from podrt.kernels.arguments import Buffers, shared_arguments, short_strides
 from podrt.kernels.portable.config import KernelConfig
@@ -11,8 +9,8 @@ from podrt.kernels.portable.host import PARAMS
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 
-#: q, k, v, out and lse.
-_CHANGING = 5
+#: q, k, v, out, lse and sinks.
+_CHANGING = 6
 
 
 class PortableArguments:
@@ -32,13 +30,14 @@ class PortableArguments:
             **shared_arguments(spec, tensors, buffers),
             **strides,
             num_pages=tensors.k_cache.shape[0],
-            scale_log2=spec.sm_scale * math.log2(math.e),
         )
 
-    def point_to(self, q: int, k_cache: int, v_cache: int, out: int, lse: int, rows: int) -> int:
+    def point_to(
+        self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
+    ) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
         block = self._block
-        block.change(block.view, 0, q, k_cache, v_cache, out, lse)
+        block.change(block.view, 0, q, k_cache, v_cache, out, lse, sinks)
         return block.address
 
     def __bytes__(self) -> bytes:

@@ -65,6 +65,8 @@ class KernelConfig(VariantForm):
         Tokens of a page of the KV cache; None for a contiguous cache.
     causal : bool
         Bottom-right aligned causal mask.
+    soft_cap : bool
+        Scores are capped; without, the kernel has no instruction for it.
     """
 
     form: Form
@@ -77,6 +79,7 @@ class KernelConfig(VariantForm):
     ctas_per_sm: int
     page_size: int | None = None
     causal: bool = True
+    soft_cap: bool = False
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -134,6 +137,8 @@ class KernelConfig(VariantForm):
         parts.append(f"w{self.warps}c{self.ctas_per_sm}")
         parts.append("contiguous" if self.page_size is None else f"page{self.page_size}")
         parts.append("causal" if self.causal else "full")
+        if self.soft_cap:
+            parts.append("softcap")
         return "_".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,8 +164,10 @@ class KernelConfig(VariantForm):
                 _require_positive_int(f"{side}.{field}", value)
         if self.page_size is not None:
             _require_positive_int("page_size", self.page_size, ", or None")
-        if not isinstance(self.causal, bool):
-            raise UnsupportedConfigError(f"causal={self.causal!r}: must be a bool")
+        for field in ("causal", "soft_cap"):
+            value = getattr(self, field)
+            if not isinstance(value, bool):
+                raise UnsupportedConfigError(f"{field}={value!r}: must be a bool")
         get_arch(self.arch)
 
     def _check_tiles(self) -> None:

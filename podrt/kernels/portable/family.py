@@ -33,6 +33,7 @@ class PortableFamily:
             dtypes=filters.dtypes,
             head_dims=filters.head_dims,
             page_sizes=filters.page_sizes,
+            soft_caps=filters.soft_caps,
         )
 
     def geometry_of(self, config: KernelConfig, group: int, num_sms: int) -> TileGeometry:

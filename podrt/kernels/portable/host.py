@@ -8,6 +8,7 @@ from podrt.kernels.arguments import (
     HEADS,
     OUTPUT_STRIDES,
     PLAN_STRUCTS,
+    SCORES,
 )
 from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.structs import Field, render_struct, struct_dtype
@@ -31,7 +32,7 @@ PARAMS = (
     *OUTPUT_STRIDES,
     *HEADS,
     Field("int", "num_pages", "pages of the cache, or rows of a contiguous one"),
-    Field("float", "scale_log2", "sm_scale * log2(e)"),
+    *SCORES,
 )
 PARAMS_DTYPE = struct_dtype(PARAMS)
 

@@ -76,6 +76,7 @@ def variant(
     shape: Shape = "large",
     page_size: int | None = None,
     causal: bool = True,
+    soft_cap: bool = False,
 ) -> KernelConfig:
     """Return the default variant for a job."""
     prefill, decode, warps, ctas_per_sm = preset(arch, head_dim, shape)
@@ -90,6 +91,7 @@ def variant(
         ctas_per_sm=ctas_per_sm,
         page_size=page_size,
         causal=causal,
+        soft_cap=soft_cap,
     )
 
 
@@ -101,12 +103,14 @@ def default_variants(
     head_dims: Iterable[int] = HEAD_DIMS,
     shapes: Iterable[Shape] = get_args(Shape),
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
+    soft_caps: Iterable[bool] = (False,),
 ) -> list[KernelConfig]:
     """Return the causal variants that a schedule may pick on `arch`, as the filters allow."""
-    forms, shapes = tuple(forms), tuple(shapes)
+    forms, shapes, head_dims = tuple(forms), tuple(shapes), tuple(head_dims)
     page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
     return [
-        variant(form, arch, dtype, head_dim, shape=shape, page_size=page_size)
+        variant(form, arch, dtype, head_dim, shape=shape, page_size=page_size, soft_cap=soft_cap)
+        for soft_cap in soft_caps
         for head_dim in head_dims
         for dtype in dtypes
         for page_size in page_sizes
