@@ -13,6 +13,7 @@ _COLORS = {
     "panel": ("#f2f4f6", "#20262d"),
     "prefill": ("#3b82c4", "#4c94d8"),
     "decode": ("#e08a1e", "#e89a3c"),
+    "on": ("#06121f", "#06121f"),  # text on the colours of the sides
     "copy": ("#3f9c6b", "#4fb27d"),
     "prefill-soft": ("#d3e4f4", "#1d3a55"),
     "decode-soft": ("#fae3c3", "#57391a"),
@@ -91,9 +92,7 @@ class Drawing:
             )
         )
 
-    def _arrow_head(
-        self, before: tuple[float, float], tip: tuple[float, float], fill: str
-    ) -> None:
+    def _arrow_head(self, before: tuple[float, float], tip: tuple[float, float], fill: str) -> None:
         dx, dy = tip[0] - before[0], tip[1] - before[1]
         length = (dx * dx + dy * dy) ** 0.5
         dx, dy = 7 * dx / length, 7 * dy / length

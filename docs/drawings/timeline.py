@@ -17,7 +17,7 @@ from pathlib import Path
 
 from svg import Drawing
 
-_SHOWN_SMS = 16
+_SHOWN_SMS = 12
 _WIDTH, _LEFT, _RIGHT = 880, 62, 14
 _ROW, _GAP = 13, 2
 _PANEL = _SHOWN_SMS * (_ROW + _GAP)
@@ -57,7 +57,7 @@ def draw(serial: Trace, fused: Trace, batch: str) -> Drawing:
     """Return the drawing of both."""
     drawing = Drawing(
         _WIDTH,
-        2 * (_PANEL + 40) + 52,
+        2 * (_PANEL + 40) + 30,
         f"{batch} on an {fused.gpu}: one after the other takes {serial.end_us:.0f} us, "
         f"in one launch {fused.end_us:.0f} us ({fused.source})",
     )
@@ -66,7 +66,7 @@ def draw(serial: Trace, fused: Trace, batch: str) -> Drawing:
     shown.append(fused.sms[-1])
     _panel(drawing, 26, serial, shown, scale, "two launches, prefill and then decode")
     _panel(drawing, 26 + _PANEL + 40, fused, shown, scale, "one launch: podrt")
-    _legend(drawing, 2 * (_PANEL + 40) + 34, fused, batch, len(shown))
+    _legend(drawing, 2 * (_PANEL + 40) + 10, fused, batch, len(shown))
     return drawing
 
 
@@ -79,7 +79,7 @@ def _panel(
     rows = {sm: top + row * (_ROW + _GAP) for row, sm in enumerate(shown)}
     for row, (sm, y) in enumerate(rows.items()):
         drawing.rect(_LEFT, y, trace.end_us * scale, _ROW, "panel")
-        if row % 5 == 0 or row == len(rows) - 1:
+        if row % 4 == 0 or row == len(rows) - 1:
             drawing.text(_LEFT - 7, y + 10, f"SM {sm}", fill="dim", size=10.5, anchor="end")
     for sm, role, begin_us, end_us in trace.spans:
         if sm in rows:

@@ -1,4 +1,4 @@
-"""What the site has beyond the files of docs/: the design notes, beside which they stay in design/.
+"""What the site has beyond the files of docs/: the notes of design/, and the help of all commands.
 
 Links between docs/ and design/ are written as they hold in the repository (``../design/x.md``); on
 the site design/ is a folder of docs/.
@@ -10,11 +10,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import typer.cli
+import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from podrt import cli
+
 _ROOT = Path(__file__).resolve().parents[2]
 _DESIGN = "design"
+#: Where a page has the help of all commands.
+_HELP = "<!-- help of all commands -->"
 #: Notes in the order in which to read them; others follow by name.
 _FIRST = ("architecture.md", "foundation.md")
 
@@ -33,11 +39,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Make links between the two folders hold on the site."""
+    """Make links between the two folders hold on the site, and put in the help of commands."""
+    if _HELP in markdown:
+        markdown = markdown.replace(_HELP, _help())
     if page.file.src_uri.startswith(f"{_DESIGN}/"):
         return re.sub(r"\]\(\.\./docs/", "](../", markdown)
     up = "../" * page.file.src_uri.count("/")
     return re.sub(rf"\]\({re.escape(up)}\.\./{_DESIGN}/", f"]({up}{_DESIGN}/", markdown)
+
+
+def _help() -> str:
+    """Return the help of all sub-commands as Markdown, a heading each."""
+    root = typer.main.get_command(cli.app)
+    whole = typer.cli.get_docs_for_click(obj=root, ctx=typer.Context(root), name="podrt")
+    return whole[whole.index("## ") :]
 
 
 def _with_notes(entry: Any) -> Any:
