@@ -32,7 +32,7 @@ lint: $(TEST_STAMP)
 
 # The site of docs/ and design/, in build/site; what a page gets wrong, such as a broken link, fails.
 docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # One process: GPU tests share the device.
 gpu-test: $(TEST_STAMP)

@@ -1,7 +1,8 @@
 """What the site has beyond the files of docs/: the notes of design/, and the help of all commands.
 
 Links between docs/ and design/ are written as they hold in the repository (``../design/x.md``); on
-the site design/ is a folder of docs/.
+the site design/ is a folder of docs/. Notes name pages and each other in backticks, which become
+links here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _DESIGN = "design"
 #: Where a page has the help of all commands.
 _HELP = "<!-- help of all commands -->"
+#: A note or page that is named in backticks, as ``cost-model.md`` or ``docs/vllm.md``.
+_NAMED = re.compile(r"(?<!\[)`(?P<folder>docs/|design/|)(?P<page>[\w-]+\.md)`(?!\])")
 #: Notes in the order in which to read them; others follow by name.
 _FIRST = ("architecture.md", "foundation.md")
 
@@ -43,9 +46,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if _HELP in markdown:
         markdown = markdown.replace(_HELP, _help())
     if page.file.src_uri.startswith(f"{_DESIGN}/"):
-        return re.sub(r"\]\(\.\./docs/", "](../", markdown)
+        return _NAMED.sub(_as_link, re.sub(r"\]\(\.\./docs/", "](../", markdown))
     up = "../" * page.file.src_uri.count("/")
     return re.sub(rf"\]\({re.escape(up)}\.\./{_DESIGN}/", f"]({up}{_DESIGN}/", markdown)
+
+
+def _as_link(name: re.Match[str]) -> str:
+    """Return what a note names as a link, or as it is where the site has no such page."""
+    folder, page = name["folder"] or "design/", name["page"]
+    if not (_ROOT / folder / page).is_file():
+        return name[0]
+    return f"[{name[0]}]({'../' if folder == 'docs/' else ''}{page})"
 
 
 def _help() -> str:
