@@ -44,7 +44,8 @@ def test_wheel_holds_every_module_template_and_data_file(names):
         f"podrt/templates/{path.relative_to(ROOT / 'templates')}"
         for path in _files(ROOT / "templates")
     }
-    expected |= {f"podrt/bench/suites/{path.name}" for path in _files(ROOT / "bench" / "suites")}
+    suites = ROOT / "bench" / "suites"
+    expected |= {f"podrt/bench/suites/{path.relative_to(suites)}" for path in _files(suites)}
     assert expected <= names
     assert {"podrt/py.typed", "podrt/data/sample_trace.csv"} <= names
     assert "podrt/templates/portable/kernel.cu.jinja" in names

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from podrt.attention import HybridAttention
 from podrt.bench.case import Case
 from podrt.bench.green_contexts import partition
 from podrt.bench.planned import planned_attention
 from podrt.bench.tensors import CaseTensors
 from podrt.bench.timing import Enqueue
 from podrt.gpu.device import load_cupy
+from podrt.policy.policies import Policy
 
 AUTO, SERIAL, STREAMS = "auto", "serial", "streams"
 PREFILL_ALONE, DECODE_ALONE = "prefill alone", "decode alone"
@@ -94,6 +96,16 @@ def _attention(
     tensors: CaseTensors, requests: slice, policy: str, *, num_sms: int | None = None
 ) -> Contender:
     """One planned `HybridAttention` over some of the case's requests."""
+    attention, enqueue = launch_of(tensors, requests, policy, num_sms=num_sms)
+    names = ", ".join(config.name for config in attention.variants)
+    choice = attention.explain().choice
+    return Contender(names, enqueue, requests, choice.predicted_us if choice else None)
+
+
+def launch_of(
+    tensors: CaseTensors, requests: slice, policy: str | Policy, *, num_sms: int | None = None
+) -> tuple[HybridAttention, Enqueue]:
+    """Plan some of a case's requests; return what runs them, and what enqueues that."""
     case = tensors.case
     starts = np.concatenate(([0], np.cumsum(case.q_lens))).astype(np.int32)
     qo_indptr = starts[requests.start : requests.stop + 1]
@@ -112,9 +124,7 @@ def _attention(
     def enqueue() -> None:
         attention.run(tensors.q[rows], *caches, out=tensors.out[rows])
 
-    names = ", ".join(config.name for config in attention.variants)
-    choice = attention.explain().choice
-    return Contender(names, enqueue, requests, choice.predicted_us if choice else None)
+    return attention, enqueue
 
 
 def _two_streams(tensors: CaseTensors, prefill: slice, decode: slice) -> Contender:

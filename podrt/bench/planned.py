@@ -7,12 +7,13 @@ import numpy.typing as npt
 
 from podrt.attention import HybridAttention
 from podrt.gpu.device import load_cupy
+from podrt.policy.policies import Policy
 from podrt.spec.attention import AttentionSpec
 
 
 def planned_attention(
     spec: AttentionSpec,
-    policy: str,
+    policy: str | Policy,
     qo_indptr: npt.NDArray[np.int32],
     kv_lens: npt.NDArray[np.int32],
     block_table: npt.NDArray[np.int32] | None,
@@ -25,7 +26,7 @@ def planned_attention(
     ----------
     spec : AttentionSpec
         The attention layer.
-    policy : str
+    policy : str or Policy
         As of `HybridAttention`.
     qo_indptr, kv_lens : int32 arrays
         Lengths of the batch.

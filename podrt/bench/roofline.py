@@ -6,7 +6,7 @@ that it uses most. Ceilings are those that were measured in the same run (`podrt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,11 @@ from podrt.bench.plot import figure_class
 from podrt.bench.results import Results
 from podrt.bench.summary import CaseSummary, summarise
 from podrt.bench.tables import empty_table
+
+#: Policies that are shown where none is named.
+USUAL_POLICIES = ("auto", SERIAL)
+#: Policies that a picture tells apart.
+_COLOURS = 8
 
 
 @dataclass(frozen=True)
@@ -67,17 +72,52 @@ def roofline(results: Results, policies: Sequence[str] = ("auto",)) -> list[Roof
     if not ceilings:
         raise ValueError("results: have no ceilings; measure them with podrt bench")
     summaries = summarise(results.rows)
-    points = [
-        point
-        for summary in summaries
-        for point in _points(summary, policies, ceilings["matmul_tflops"], ceilings["read_gbs"])
-    ]
+    points = [point for summary in summaries for point in _points(summary, policies, ceilings)]
     if not points:
         known = dict.fromkeys(name for summary in summaries for name in summary.times_us)
         raise ValueError(
             f"policies={', '.join(policies)}: not measured; there are {', '.join(known)}"
         )
     return points
+
+
+def point_of(
+    case: Case,
+    policy: str,
+    time_us: float,
+    sides_us: tuple[float | None, float | None],
+    ceilings: Mapping[str, float],
+) -> RooflinePoint:
+    """Return the point of a launch.
+
+    Parameters
+    ----------
+    case : Case
+    policy : str
+    time_us : float
+    sides_us : (float or None, float or None)
+        What prefill and decode take alone.
+    ceilings : mapping
+        ``matmul_tflops`` and ``read_gbs``, as `podrt.bench.ceilings` measures them.
+    """
+    return RooflinePoint(
+        case.name,
+        policy,
+        time_us,
+        case.flops() / time_us / ceilings["matmul_tflops"] / 1e6,
+        case.min_bytes() / time_us / ceilings["read_gbs"] / 1e3,
+        overlap_of(case, sides_us, time_us),
+    )
+
+
+def overlap_of(
+    case: Case, sides_us: tuple[float | None, float | None], time_us: float
+) -> float | None:
+    """Return the share of the shorter side that was hidden: `RooflinePoint.overlap`."""
+    prefill_us, decode_us = sides_us
+    if not case.is_hybrid or prefill_us is None or decode_us is None:
+        return None
+    return (prefill_us + decode_us - time_us) / min(prefill_us, decode_us)
 
 
 def roofline_table(points: Sequence[RooflinePoint]) -> Table:
@@ -112,12 +152,12 @@ def plot_roofline(points: Sequence[RooflinePoint], title: str, path: Path) -> No
     """
     figure = figure_class()(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
-    for policy in dict.fromkeys(point.policy for point in points):
-        own = [point for point in points if point.policy == policy]
+    for label, own in _coloured(points).items():
         axes.scatter(
             [point.memory_share for point in own],
             [point.matmul_share for point in own],
-            label=policy,
+            label=label,
+            **({} if label in {point.policy for point in own} else {"color": "0.75", "s": 9}),
         )
     axes.axhline(1, color="gray", linewidth=0.8)
     axes.axvline(1, color="gray", linewidth=0.8)
@@ -133,33 +173,26 @@ def plot_roofline(points: Sequence[RooflinePoint], title: str, path: Path) -> No
     figure.savefig(path, dpi=150)
 
 
+def _coloured(points: Sequence[RooflinePoint]) -> dict[str, list[RooflinePoint]]:
+    """Return points by policy; of more policies than there are colours the usual ones alone.
+
+    All others are one group, which comes first and so lies under them.
+    """
+    policies = list(dict.fromkeys(point.policy for point in points))
+    shown = policies if len(policies) <= _COLOURS else list(USUAL_POLICIES)
+    others = [point for point in points if point.policy not in shown]
+    groups = {f"{len(policies) - len(shown)} others": others} if others else {}
+    for policy in shown:
+        groups[policy] = [point for point in points if point.policy == policy]
+    return {label: own for label, own in groups.items() if own}
+
+
 def _points(
-    summary: CaseSummary, policies: Sequence[str], matmul_tflops: float, read_gbs: float
+    summary: CaseSummary, policies: Sequence[str], ceilings: Mapping[str, float]
 ) -> Iterator[RooflinePoint]:
-    case, times_us = summary.case, summary.times_us
-    sides = times_us.get(PREFILL_ALONE), times_us.get(DECODE_ALONE)
+    times_us = summary.times_us
+    sides_us = times_us.get(PREFILL_ALONE), times_us.get(DECODE_ALONE)
     for policy in policies:
         time_us = times_us.get(policy)
-        if time_us is None:
-            continue
-        yield RooflinePoint(
-            summary.name,
-            policy,
-            time_us,
-            case.flops() / time_us / matmul_tflops / 1e6,
-            case.min_bytes() / time_us / read_gbs / 1e3,
-            _overlap(case, sides, time_us),
-        )
-
-
-def _overlap(
-    case: Case, sides_us: tuple[float | None, float | None], time_us: float
-) -> float | None:
-    prefill_us, decode_us = sides_us
-    if not case.is_hybrid or prefill_us is None or decode_us is None:
-        return None
-    return (prefill_us + decode_us - time_us) / min(prefill_us, decode_us)
-
-
-#: Policies that are shown where none is named.
-USUAL_POLICIES = ("auto", SERIAL)
+        if time_us is not None:
+            yield point_of(summary.case, policy, time_us, sides_us, ceilings)

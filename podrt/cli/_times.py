@@ -11,6 +11,8 @@ import typer
 from podrt.bench import roofline as bench_roofline
 from podrt.bench.results import load, write_whole
 from podrt.bench.roofline import USUAL_POLICIES
+from podrt.bench.sweep.records import load as load_sweep
+from podrt.bench.sweep.roofline import roofline as sweep_roofline
 from podrt.cli._layer import (
     GpuOption,
     LayerDtype,
@@ -30,12 +32,18 @@ from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
 def roofline(
     results: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="A results file of podrt bench.")
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            help="Results of podrt bench, or records of podrt explore sweep (.jsonl).",
+        ),
     ],
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Which of its policies; repeatable. Default: {' '.join(USUAL_POLICIES)}."
+            help=f"Which of its policies; repeatable. Default: {' '.join(USUAL_POLICIES)}; of a "
+            "sweep all variants."
         ),
     ] = None,
     plot: Annotated[
@@ -49,11 +57,15 @@ def roofline(
     hidden behind the longer one: 1 all of it, 0 nothing. Example:
     podrt explore roofline bench/results/h100/peers.json --plot roofline.png
     """
-    loaded = load(results)
-    points = bench_roofline.roofline(loaded, policy or USUAL_POLICIES)
+    if results.suffix == ".jsonl":
+        sweep = load_sweep(results)
+        points, gpu = sweep_roofline(sweep, policy), ", ".join(sweep.gpus)
+    else:
+        loaded = load(results)
+        points = bench_roofline.roofline(loaded, policy or USUAL_POLICIES)
+        gpu = loaded.environment["gpu"]
     if plot is not None:
-        title = f"{results.stem}, {loaded.environment['gpu']}"
-        bench_roofline.plot_roofline(points, title, plot)
+        bench_roofline.plot_roofline(points, f"{results.stem}, {gpu}", plot)
     if as_json:
         print_json([point.to_dict() for point in points])
     else:

@@ -37,6 +37,9 @@ from podrt.cli._options import (
 )
 from podrt.cli._output import console, print_json, table
 from podrt.cli._times import roofline, trace
+from podrt.cli.explore_check import check
+from podrt.cli.explore_repro import repro
+from podrt.cli.explore_sweep import sweep
 from podrt.explore.listing import LEXERS, What, diff_of, text_of
 from podrt.explore.mix import instruction_mix
 from podrt.explore.names import alias_of, grouped, narrow, pages_of, the_one, tiles_of
@@ -53,7 +56,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-for command in (roofline, trace):
+for command in (check, sweep, repro, roofline, trace):
     app.command()(command)
 
 #: A narrower terminal gets names without the parts that all rows share.

@@ -5,7 +5,7 @@ from podrt.jit.build import BuildStats, build, build_many, stats
 from podrt.jit.cache import DiskCache, Entry, open_cache
 from podrt.jit.compiler import compile_ptx, compile_source
 from podrt.jit.disassembler import disassemble, find_nvdisasm
-from podrt.jit.key import Recipe, cache_key, recipe_of
+from podrt.jit.key import CODE_OPTIONS, Recipe, cache_key, recipe_of
 from podrt.jit.load import KernelAttributes, LoadedKernel, load
 from podrt.jit.memory import on_reset, reset
 from podrt.jit.nvrtc import nvrtc_release, nvrtc_version
@@ -13,6 +13,7 @@ from podrt.jit.render import collect_headers, render, templates_dir
 from podrt.jit.source import KernelSource
 
 __all__ = [
+    "CODE_OPTIONS",
     "Build",
     "BuildStats",
     "DiskCache",

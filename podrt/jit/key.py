@@ -14,6 +14,8 @@ from podrt.jit.source import KernelSource
 
 #: Raised when the meaning of a key or the layout of a cache entry changes.
 SCHEMA = 2
+#: Options besides the architecture that decide what the code means.
+CODE_OPTIONS = ("--std=c++17", "-default-device")
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ def _options(source: KernelSource) -> tuple[str, ...]:
     no_cache = ("--no-cache",) if nvrtc_version() >= (13, 0) else ()
     return (
         f"--gpu-architecture={source.arch}",
-        "--std=c++17",
-        "-default-device",
+        *CODE_OPTIONS,
         "--no-source-include",
         "--ptxas-options=-v",
         *no_cache,

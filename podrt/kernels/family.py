@@ -10,6 +10,7 @@ import numpy as np
 
 from podrt.jit import KernelSource
 from podrt.kernels.arguments import Buffers
+from podrt.kernels.tensor_map import MapShape
 from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form, TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
@@ -88,6 +89,16 @@ class Family(Protocol):
         ValueError
             The family cannot read tensors that lie like that (`why_unreadable`).
         """
+
+    def fixed_arguments(
+        self, config: Any, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+    ) -> dict[str, Any]:
+        """Return what `argument_block` holds that no launch changes, by name; needs no driver."""
+
+    def map_shapes(
+        self, config: Any, spec: AttentionSpec, tensors: RunTensors
+    ) -> dict[str, tuple[str, MapShape]]:
+        """Return the tensor and the shape of each tensor map among the arguments, by its name."""
 
     def why_unreadable(self, tensors: RunTensors) -> str | None:
         """Say why the kernels cannot read tensors that lie like that; None if they can."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,14 @@ TENSOR_MAP_BYTES = 128
 _ALIGNMENT = 128
 _DATA_TYPE = {"float16": 6, "bfloat16": 9}  # CU_TENSOR_MAP_DATA_TYPE_*
 _INTERLEAVE_NONE, _SWIZZLE_128B, _L2_PROMOTION_NONE, _ZEROS_OUT_OF_BOUNDS = 0, 3, 0, 0
+
+
+class MapShape(NamedTuple):
+    """A tensor and the box of a copy, innermost axis first, as `tensor_map` takes them."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
 
 
 def tensor_map(

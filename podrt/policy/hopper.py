@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,31 @@ from podrt.policy.policies import Family, Policy
 from podrt.policy.sm_allocation import SmAllocation
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.types import DType
 
-#: Building a variant checks it, which takes longer than planning a small batch.
-_variant = lru_cache(maxsize=1024)(hopper_variant)
 #: Of what the constants of `Cuts` were measured with.
 _MEASURED_HEAD_DIM = 128
+
+
+@lru_cache(maxsize=1024)  # building one checks it, which takes longer than planning a small batch
+def _variant(form: Form, dtype: DType, head_dim: int, fixed: _Fixed, **chosen: Any) -> HopperConfig:
+    """Return the usual variant with what is fixed of the sides that it has."""
+    usual = hopper_variant(form, dtype, head_dim, **chosen)
+    wanted = (
+        ("kv_tile", usual.has_prefill, fixed.prefill_tile_keys),
+        ("stages", usual.has_prefill, fixed.prefill_ring),
+        ("decode_slots", usual.has_decode, fixed.decode_ring),
+    )
+    changes: Any = {name: value for name, has, value in wanted if has and value is not None}
+    return replace(usual, **changes) if changes else usual
+
+
+class _Fixed(NamedTuple):
+    """What a policy fixes of tiles."""
+
+    prefill_tile_keys: int | None
+    prefill_ring: int | None
+    decode_ring: int | None
 
 
 class HopperChoices:
@@ -49,6 +69,7 @@ class HopperChoices:
         self._form = calibration.fused_form
         self._all_rows = decode_rows_of(spec.head_dim)
         self._fixed_rows = _fixed_rows(policy, spec.head_dim)
+        self._tiles = _Fixed(policy.prefill_tile_keys, policy.prefill_ring, policy.decode_ring)
         self._rows_of_one = self.decode_rows_for(1)
         self._large_tile = _large_tile(policy, spec)
         self._may_part = policy.may_part and self._large_tile is not False
@@ -106,6 +127,7 @@ class HopperChoices:
             form,
             spec.dtype,
             spec.head_dim,
+            self._tiles,
             decode_rows=decode_rows,
             large_tile=large_tile,
             page_size=spec.page_size,
@@ -183,6 +205,8 @@ def _cuts(cuts: Cuts, head_dim: int) -> Cuts:
 
 def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
     """Return whether prefill alone has the large tiles; None where that is for units to say."""
+    if policy.prefill_tile_keys is not None:
+        return False
     soft_cap = spec.logits_soft_cap is not None
     if has_large_tile(spec.head_dim, soft_cap=soft_cap):
         return policy.large_prefill_tile

@@ -21,6 +21,9 @@ _MAX_ONLY = 1024
 _PIECE_STEP = 128
 _MAX_PIECE_KEYS = 2**20
 _MAX_PARTIAL_BYTES = 2**31
+_TILE_STEP = 16
+_MAX_TILE_KEYS = 256
+_MAX_RING = 64
 
 #: Fields that one family alone has.
 _OF_FAMILY: dict[str, Family] = {
@@ -31,6 +34,8 @@ _OF_FAMILY: dict[str, Family] = {
     "decode_rows": "hopper",
     "large_prefill_tile": "hopper",
 }
+#: Fields that every family has in its own way.
+_TILES = ("prefill_tile_keys", "prefill_ring", "decode_ring")
 #: Fields that share out a fused launch.
 _SHARES = ("ratio", "decode_only_sms", "prefill_only_sms")
 _FLAGS = ("serial", "large_prefill_tile", "limit_splits", "taper_decode")
@@ -40,7 +45,12 @@ _RANGES = {
     "prefill_only_sms": (0, _MAX_ONLY),
     "decode_piece_keys": (_PIECE_STEP, _MAX_PIECE_KEYS),
     "max_partial_bytes": (0, _MAX_PARTIAL_BYTES),
+    "prefill_tile_keys": (_TILE_STEP, _MAX_TILE_KEYS),
+    "prefill_ring": (2, _MAX_RING),
+    "decode_ring": (2, _MAX_RING),
 }
+#: What some of them are multiples of.
+_STEPS = {"decode_piece_keys": _PIECE_STEP, "prefill_tile_keys": _TILE_STEP}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +88,12 @@ class Policy:
     large_prefill_tile : bool, optional
         Hopper family: whether prefill that is launched alone has tiles of 176 keys or of 128; True
         needs head_dim 128. If None, the large ones for units of many keys.
+    prefill_tile_keys, prefill_ring, decode_ring : int, optional
+        Of the family that is named: keys of a prefill tile, and how many tiles the rings of prefill
+        and of decode hold in shared memory. A variant that registers or shared memory have no room
+        for is refused when the first batch is planned; one that compiles is right, but may spill
+        registers. They are for experiments (``podrt explore sweep``). If None, those that were
+        measured best.
     limit_splits : bool, optional
         Whether keys of prefill are split only as far as that pays beside decodes; False splits as
         if there were none (FlashAttention-2's rule, the "vanilla" one of POD-Attention). If None,
@@ -118,6 +134,9 @@ class Policy:
     prefill_only_sms: int | None = None
     decode_rows: int | None = None
     large_prefill_tile: bool | None = None
+    prefill_tile_keys: int | None = None
+    prefill_ring: int | None = None
+    decode_ring: int | None = None
     limit_splits: bool | None = None
     decode_piece_keys: int | None = None
     taper_decode: bool | None = None
@@ -141,11 +160,9 @@ class Policy:
             number = _whole(name, getattr(self, name))
             if number is not None and not least <= number <= most:
                 raise ValueError(f"{name}={number}: must be from {least} to {most}, or None")
+            if number is not None and number % _STEPS.get(name, 1):
+                raise ValueError(f"{name}={number}: must be a multiple of {_STEPS[name]}")
             self._set(name, number)
-        if self.decode_piece_keys is not None and self.decode_piece_keys % _PIECE_STEP:
-            raise ValueError(
-                f"decode_piece_keys={self.decode_piece_keys}: must be a multiple of {_PIECE_STEP}"
-            )
         self._set("ratio", _checked_ratio(self.ratio))
         self._check_together()
 
@@ -178,6 +195,16 @@ class Policy:
                     f"{name}={getattr(self, name)!r}: is of the {family.capitalize()} family, but "
                     f'family={self.family!r}; pass family="{family}", or leave {name} at None'
                 )
+        for name in self._fixed(_TILES) if self.family == "auto" else ():
+            raise UnsupportedConfigError(
+                f"{name}={getattr(self, name)!r}: is another thing in every family; pass "
+                f'family="hopper" or "portable", or leave it at None'
+            )
+        if self.large_prefill_tile is not None and self.prefill_tile_keys is not None:
+            raise UnsupportedConfigError(
+                f"large_prefill_tile={self.large_prefill_tile!r}: says which of the usual tiles "
+                f"prefill has, but prefill_tile_keys={self.prefill_tile_keys}; leave one at None"
+            )
         for name in self._fixed((*_SHARES, "taper_decode")):
             if self.serial:
                 raise UnsupportedConfigError(

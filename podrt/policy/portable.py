@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import Variant
@@ -17,12 +19,31 @@ from podrt.policy.cost import Prediction
 from podrt.policy.policies import Family, Policy
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.types import DType
 
 #: Prefill:decode ratios of the CTAs of an SM, of which the nearest to the work is taken.
 RATIOS = ((8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 4), (1, 8))
 
-#: Building a variant checks it, which takes longer than planning a small batch.
-_variant = lru_cache(maxsize=1024)(variant)
+
+@lru_cache(maxsize=1024)  # building one checks it, which takes longer than planning a small batch
+def _variant(
+    form: Form,
+    arch: str,
+    dtype: DType,
+    head_dim: int,
+    fixed: tuple[int | None, int | None, int | None],
+    **chosen: Any,
+) -> KernelConfig:
+    """Return the usual variant with what is fixed of keys of a prefill tile, and of both rings."""
+    usual = variant(form, arch, dtype, head_dim, **chosen)
+    tile_keys, prefill_ring, decode_ring = fixed
+    prefill = replace(
+        usual.prefill,
+        kv_tile=tile_keys or usual.prefill.kv_tile,
+        kv_slots=prefill_ring or usual.prefill.kv_slots,
+    )
+    decode = replace(usual.decode, kv_slots=decode_ring or usual.decode.kv_slots)
+    return replace(usual, prefill=prefill, decode=decode)
 
 
 class PortableChoices:
@@ -34,6 +55,7 @@ class PortableChoices:
         self.cuts = calibration_of(gpu).portable_cuts
         self._spec, self._arch = spec, gpu.arch.name
         self._shape: Shape = policy.shape or "large"
+        self._tiles = policy.prefill_tile_keys, policy.prefill_ring, policy.decode_ring
         self._fixed_ratio = (1, 1) if policy.serial else policy.ratio
 
     def decode_rows(self, batch: HybridBatch) -> int:
@@ -62,6 +84,7 @@ class PortableChoices:
             self._arch,
             spec.dtype,
             spec.head_dim,
+            self._tiles,
             shape=self._shape,
             page_size=spec.page_size,
             causal=spec.mask.causal,

@@ -65,6 +65,22 @@ class Source(Protocol):
         """Return the first keys and values of a request: ``[num_keys, num_kv_heads, head_dim]``."""
 
 
+class Worst(NamedTuple):
+    """The largest error, and where it is."""
+
+    error: float
+    row: int  # of q
+    request: int
+    head: int
+    element: int
+
+    def __str__(self) -> str:
+        """Say where it is."""
+        return (
+            f"request {self.request}, row {self.row} of q, head {self.head}, element {self.element}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Expected:
     """Reference results of some rows.
@@ -92,6 +108,22 @@ class Expected:
     def error_of(self, got: npt.NDArray[Any]) -> float:
         """Return the `largest_error` of the output's `rows`, which alone are passed."""
         return largest_error(got, self.out)
+
+    def worst_of(self, got: npt.NDArray[Any]) -> Worst:
+        """Return `error_of` and where it is: NaN goes before any number."""
+        difference = np.abs(got.astype(np.float64) - self.out)
+        errors = difference.max(axis=2) / np.abs(self.out).max(axis=2)
+        if not errors.size:
+            return Worst(0.0, 0, 0, 0, 0)
+        row, head = np.unravel_index(int(errors.argmax()), errors.shape)  # argmax finds NaN first
+        request = int(self.requests[row])
+        return Worst(
+            float(errors[row, head]),
+            int(self.rows[row]),
+            request,
+            int(head),
+            int(difference[row, head].argmax()),
+        )
 
     def lse_error_of(self, got: npt.NDArray[Any]) -> float:
         """Return the largest ``|lse - reference|`` of the `rows` and any head."""

@@ -39,6 +39,10 @@ HOPPER_FILTERS = {
         ["explore", "list"],
         ["explore", "show"],
         ["explore", "stats"],
+        ["explore", "check"],
+        ["explore", "sweep"],
+        ["explore", "repro"],
+        ["explore", "roofline"],
     ],
     ids=" ".join,
 )

@@ -44,6 +44,12 @@ KNOBS: list[tuple[Policy, Policy, set[str]]] = [
     (Policy(family="hopper", decode_rows=32), HOPPER, {"decode_rows", "prefill_kv_tile"}),
     (Policy(family="hopper", large_prefill_tile=True), HOPPER, set()),
     (Policy(family="hopper", large_prefill_tile=False), HOPPER, set()),
+    (Policy(family="hopper", prefill_tile_keys=96), HOPPER, {"prefill_kv_tile"}),
+    (Policy(family="hopper", prefill_tile_keys=64, prefill_ring=3), HOPPER, {"prefill_kv_tile"}),
+    (Policy(family="hopper", decode_ring=3), HOPPER, set()),
+    (Policy(family="portable", prefill_tile_keys=32), PORTABLE, {"prefill_kv_tile"}),
+    (Policy(family="portable", prefill_ring=2), PORTABLE, set()),
+    (Policy(family="portable", decode_ring=2), PORTABLE, set()),
     (Policy(limit_splits=True), Policy(), set()),
     (Policy(limit_splits=False), Policy(), {"prefill_waves"}),
     (Policy(family="portable", limit_splits=False), PORTABLE, {"prefill_waves"}),
@@ -63,7 +69,15 @@ KNOBS: list[tuple[Policy, Policy, set[str]]] = [
 ]
 IDS = [repr(policy) for policy, _, _ in KNOBS]
 #: Which fields are for kernels rather than for plans.
-OF_VARIANTS = {"serial", "shape", "decode_rows", "large_prefill_tile"}
+OF_VARIANTS = {
+    "serial",
+    "shape",
+    "decode_rows",
+    "large_prefill_tile",
+    "prefill_tile_keys",
+    "prefill_ring",
+    "decode_ring",
+}
 OF_SHARES = {"ratio", "decode_only_sms", "prefill_only_sms", "serial"}
 
 
@@ -219,6 +233,49 @@ def test_large_prefill_tile() -> None:
     assert variant.kv_tile == 128  # type: ignore[union-attr]
     with pytest.raises(UnsupportedConfigError, match="head_dim=128 with logits_soft_cap has no"):
         scheduled([512], layer=capped, policy=Policy(family="hopper", large_prefill_tile=True))
+
+
+def test_tiles_and_rings() -> None:
+    fixed: dict[str, int] = {"prefill_tile_keys": 64, "prefill_ring": 3, "decode_ring": 2}
+    hopper = Scheduler(layer_of(), H100, Policy(family="hopper", **fixed))  # type: ignore[arg-type]
+    pod, prefill, decode = hopper.variants(8)
+    assert {(v.kv_tile, v.stages) for v in (pod, prefill)} == {(64, 3)}  # type: ignore[union-attr]
+    assert {v.decode_slots for v in (pod, decode)} == {2}  # type: ignore[union-attr]
+    assert (decode, prefill) == (  # what a kernel has not stays as it is
+        replace(hopper_variant("decode", "bfloat16", 128), decode_slots=2),
+        replace(hopper_variant("prefill", "bfloat16", 128), kv_tile=64, stages=3),
+    )
+    portable = Scheduler(layer_of(), H100, Policy(family="portable", **fixed))  # type: ignore[arg-type]
+    for variant in portable.variants(16):
+        tiles = variant.prefill.kv_tile, variant.prefill.kv_slots, variant.decode.kv_slots  # type: ignore[union-attr]
+        assert tiles == (64, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "why"),
+    [
+        ({"prefill_tile_keys": 176}, "shared memory in a CTA"),
+        ({"prefill_tile_keys": 32}, "kv_tile=32: allowed are 48, 64, "),
+        ({"prefill_ring": 8}, "shared memory in a CTA"),
+        ({"prefill_tile_keys": 64, "decode_rows": 32}, "room for 1 slots of decode"),
+    ],
+)
+def test_tiles_without_room_are_refused(fixed: dict[str, Any], why: str) -> None:
+    layer = layer_of(head_dim=64 if "decode_rows" in fixed else 128)
+    with pytest.raises(UnsupportedConfigError, match=why):
+        scheduled(*MIXED, Policy(family="hopper", **fixed), layer=layer)
+
+
+def test_tiles_go_with_a_family() -> None:
+    for name, value in (("prefill_tile_keys", 64), ("prefill_ring", 3), ("decode_ring", 2)):
+        with pytest.raises(UnsupportedConfigError, match=f"{name}={value}: is another thing in"):
+            Policy(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedConfigError, match="leave one at None"):
+        Policy(family="hopper", large_prefill_tile=True, prefill_tile_keys=64)
+    with pytest.raises(ValueError, match="prefill_tile_keys=72: must be a multiple of 16"):
+        Policy(family="hopper", prefill_tile_keys=72)
+    with pytest.raises(ValueError, match="decode_ring=1: must be from 2 to 64"):
+        Policy(family="hopper", decode_ring=1)
 
 
 @pytest.mark.parametrize("keys", [128, 640, 2048, 16384])

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from podrt.kernels.argument_block import ArgumentBlock
 from podrt.kernels.arguments import Buffers, shared_arguments
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.host import PARAMS
-from podrt.kernels.hopper.maps import QueryMaps, cache_maps
+from podrt.kernels.hopper.maps import (
+    QueryMaps,
+    cache_map_shapes,
+    cache_maps,
+    query_map_shape,
+)
 from podrt.kernels.hopper.tiles import tile_tokens
+from podrt.kernels.tensor_map import MapShape
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 
@@ -31,21 +38,14 @@ class HopperArguments:
     def __init__(
         self, config: HopperConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
     ) -> None:
-        tokens = tile_tokens(spec.group)
         described = tensors.described()
         self._config, self._k, self._v = config, described.k_cache, described.v_cache
+        tokens = tile_tokens(spec.group)
         self._q_maps = QueryMaps(described.q, group=spec.group, tokens=tokens, dtype=config.dtype)
         self._kv_maps: dict[tuple[int, int], bytes] = {}
         self._maps: dict[tuple[int, int, int, int], bytes] = {}  # all five, one after the other
-        keys, values = (cache_maps(cache, config) for cache in (self._k, self._v))
-        self._block = ArgumentBlock(
-            PARAMS,
-            _CHANGING,
-            **shared_arguments(spec, tensors, buffers),
-            tile_tokens=tokens,
-            k_head_blocks=keys.head_blocks,
-            v_head_blocks=values.head_blocks,
-        )
+        fixed = fixed_arguments(config, spec, tensors, buffers)
+        self._block = ArgumentBlock(PARAMS, _CHANGING, **fixed)
 
     def point_to(
         self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
@@ -74,3 +74,29 @@ class HopperArguments:
 
     def __bytes__(self) -> bytes:
         return bytes(self._block)
+
+
+def fixed_arguments(
+    config: HopperConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+) -> dict[str, Any]:
+    """Return the arguments that no launch changes."""
+    keys, values = (cache_map_shapes(t, config)[2] for t in (tensors.k_cache, tensors.v_cache))
+    return {
+        **shared_arguments(spec, tensors, buffers),
+        "tile_tokens": tile_tokens(spec.group),
+        "k_head_blocks": keys,
+        "v_head_blocks": values,
+    }
+
+
+def map_shapes(
+    config: HopperConfig, spec: AttentionSpec, tensors: RunTensors
+) -> dict[str, tuple[str, MapShape]]:
+    """Return the tensor and the shape of each map among the arguments, by its name there."""
+    q = query_map_shape(tensors.q, spec.group, tile_tokens(spec.group))
+    found = {"q_map": ("q", q)}
+    for letter, cache in (("k", tensors.k_cache), ("v", tensors.v_cache)):
+        prefill, decode, _ = cache_map_shapes(cache, config)
+        found[f"prefill_{letter}_map"] = f"{letter}_cache", prefill
+        found[f"decode_{letter}_map"] = f"{letter}_cache", decode
+    return found

@@ -233,6 +233,12 @@ class HopperConfig(VariantForm):
                 f"registers of all roles add up to {sum(roles)}; {self.warpgroups} warpgroups "
                 f"have {pool}"
             )
+        step_slots = self.decode_tiles * self.head_dim // self.decode_columns
+        if self.has_decode and self.next_slots < step_slots:
+            raise UnsupportedConfigError(
+                f"{self.name}: the prefill tiles have room for {self.next_slots} slots of decode "
+                f"in each of lanes 1 and 2; a step takes {step_slots} at once"
+            )
         smem_bytes = self.smem_bytes + STATIC_SMEM_BYTES
         if smem_bytes > self.limits.smem_per_cta_bytes:
             raise UnsupportedConfigError(

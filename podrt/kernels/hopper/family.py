@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from podrt.gpu.arch import get_arch
 from podrt.jit import KernelSource
 from podrt.kernels.arguments import Buffers
 from podrt.kernels.family import Filters
-from podrt.kernels.hopper import host, presets, tiles
+from podrt.kernels.hopper import arguments, host, presets, tiles
 from podrt.kernels.hopper.arguments import HopperArguments
 from podrt.kernels.hopper.config import HOPPER_ARCH, HopperConfig
 from podrt.kernels.hopper.maps import why_unmappable
+from podrt.kernels.tensor_map import MapShape
 from podrt.kernels.variant import TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
@@ -61,6 +64,18 @@ class HopperFamily:
     ) -> HopperArguments:
         """Return the arguments of launches over tensors of one layout."""
         return HopperArguments(config, spec, tensors, buffers)
+
+    def fixed_arguments(
+        self, config: HopperConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+    ) -> dict[str, Any]:
+        """Return what `argument_block` holds that no launch changes, by name."""
+        return arguments.fixed_arguments(config, spec, tensors, buffers)
+
+    def map_shapes(
+        self, config: HopperConfig, spec: AttentionSpec, tensors: RunTensors
+    ) -> dict[str, tuple[str, MapShape]]:
+        """Return the tensor and the shape of each tensor map among the arguments, by its name."""
+        return arguments.map_shapes(config, spec, tensors)
 
     def why_unreadable(self, tensors: RunTensors) -> str | None:
         """Say why no tensor map can describe tensors that lie like that; None if one can."""

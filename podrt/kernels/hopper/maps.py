@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.shared_memory import DECODE_KEYS
-from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, TensorMapEncoder, tensor_map
+from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, MapShape, TensorMapEncoder, tensor_map
 from podrt.spec.types import DType
 from podrt.tensors.view import TensorView
 
@@ -54,14 +54,7 @@ class QueryMaps:
     """
 
     def __init__(self, q: TensorView, *, group: int, tokens: int, dtype: DType) -> None:
-        require_mappable(q)
-        _, heads, head_dim = q.shape
-        token, head, _ = q.strides
-        if token % _STRIDE_STEP or token <= 0:  # of a single row, which is never stepped over
-            token = head_dim
-        head = head if heads > 1 else head_dim
-        shape, box = (head_dim, heads, max(q.shape[0], 1)), (_COLUMNS, group, tokens)
-        self._encoder = TensorMapEncoder(shape, (1, head, token), box, dtype)
+        self._encoder = TensorMapEncoder(*query_map_shape(q, group, tokens), dtype)
         self._known: dict[tuple[int, int], bytes] = {}
 
     def at(self, pointer: int, rows: int) -> bytes:
@@ -76,6 +69,18 @@ class QueryMaps:
         return known
 
 
+def query_map_shape(q: TensorView, group: int, tokens: int) -> MapShape:
+    """Return what `QueryMaps` encodes, with as many rows as `q` has; ValueError as `cache_maps`."""
+    require_mappable(q)
+    _, heads, head_dim = q.shape
+    token, head, _ = q.strides
+    if token % _STRIDE_STEP or token <= 0:  # of a single row, which is never stepped over
+        token = head_dim
+    head = head if heads > 1 else head_dim
+    shape, box = (head_dim, heads, max(q.shape[0], 1)), (_COLUMNS, group, tokens)
+    return MapShape(shape, (1, head, token), box)
+
+
 def cache_maps(cache: TensorView, config: HopperConfig) -> CacheMaps:
     """Map a cache [pages, page_size, num_kv_heads, head_dim].
 
@@ -86,11 +91,24 @@ def cache_maps(cache: TensorView, config: HopperConfig) -> CacheMaps:
     ValueError
         No map can describe the strides.
     """
-    pieces = (
+    return _cache_maps(
+        _Layout.of(cache), _pieces(config), config.page_size is not None, config.dtype
+    )
+
+
+def cache_map_shapes(cache: TensorView, config: HopperConfig) -> tuple[MapShape, MapShape, int]:
+    """Return what `cache_maps` encodes for prefill and decode, and `CacheMaps.head_blocks`."""
+    require_mappable(cache)
+    paged = config.page_size is not None
+    return _cache_map_shapes(_Layout.of(cache), _pieces(config), paged)
+
+
+def _pieces(config: HopperConfig) -> tuple[tuple[int, int], ...]:
+    """Return tokens and columns of a piece of prefill's tiles, and of decode's."""
+    return (
         (config.piece_rows(config.kv_tile), config.head_dim),
         (config.piece_rows(DECODE_KEYS), config.decode_columns),
     )
-    return _cache_maps(_Layout.of(cache), pieces, config.page_size is not None, config.dtype)
 
 
 class _Layout(NamedTuple):
@@ -113,36 +131,39 @@ def _cache_maps(
     require_mappable(cache)
     if 0 in cache.shape:
         return CacheMaps(bytes(TENSOR_MAP_BYTES), bytes(TENSOR_MAP_BYTES), 0)
-    head_blocks = _head_blocks(cache)
-    map_of = _paged_map if paged else _contiguous_map
-    prefill, decode = (
-        map_of(cache, head_blocks, (rows, columns // _COLUMNS), dtype) for rows, columns in pieces
-    )
+    *shapes, head_blocks = _cache_map_shapes(cache, pieces, paged)
+    prefill, decode = (tensor_map(cache.pointer, *each, dtype) for each in shapes)
     return CacheMaps(prefill, decode, head_blocks)
 
 
-def _paged_map(cache: _Layout, head_blocks: int, piece: tuple[int, int], dtype: DType) -> bytes:
-    rows, piece_blocks = piece
+def _cache_map_shapes(
+    cache: _Layout, pieces: tuple[tuple[int, int], ...], paged: bool
+) -> tuple[MapShape, MapShape, int]:
+    head_blocks = _head_blocks(cache)
+    shape_of = _paged_shape if paged else _contiguous_shape
+    prefill, decode = (
+        shape_of(cache, head_blocks, rows, columns // _COLUMNS) for rows, columns in pieces
+    )
+    return prefill, decode, head_blocks
+
+
+def _paged_shape(cache: _Layout, head_blocks: int, rows: int, piece_blocks: int) -> MapShape:
     pages, page_size, heads, head_dim = cache.shape
     page, token, _, _ = _valid_strides(cache)
     blocks = head_dim // _COLUMNS
     all_blocks = (heads - 1) * head_blocks + blocks
     shape = (_COLUMNS, _GROUP, all_blocks, page_size // _GROUP, pages)
     strides = (1, token, _COLUMNS, _GROUP * token, page)
-    box = (_COLUMNS, _GROUP, piece_blocks, rows // _GROUP, 1)
-    return tensor_map(cache.pointer, shape, strides, box, dtype)
+    return MapShape(shape, strides, (_COLUMNS, _GROUP, piece_blocks, rows // _GROUP, 1))
 
 
-def _contiguous_map(
-    cache: _Layout, head_blocks: int, piece: tuple[int, int], dtype: DType
-) -> bytes:
-    rows, piece_blocks = piece
+def _contiguous_shape(cache: _Layout, head_blocks: int, rows: int, piece_blocks: int) -> MapShape:
     requests, length, heads, head_dim = cache.shape
     request, token, _, _ = _valid_strides(cache)
     blocks = head_dim // _COLUMNS
     shape = (_COLUMNS, length, (heads - 1) * head_blocks + blocks, requests)
     strides = (1, token, _COLUMNS, request)
-    return tensor_map(cache.pointer, shape, strides, (_COLUMNS, rows, piece_blocks, 1), dtype)
+    return MapShape(shape, strides, (_COLUMNS, rows, piece_blocks, 1))
 
 
 def _head_blocks(cache: _Layout) -> int:

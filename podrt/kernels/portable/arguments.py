@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from podrt.kernels.argument_block import ArgumentBlock
 from podrt.kernels.arguments import Buffers, shared_arguments, short_strides
 from podrt.kernels.portable.config import KernelConfig
@@ -19,18 +21,8 @@ class PortableArguments:
     def __init__(
         self, config: KernelConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
     ) -> None:
-        strides = {
-            f"{name}_stride_{axis}": stride
-            for name, cache in (("k", tensors.k_cache), ("v", tensors.v_cache))
-            for axis, stride in zip(("page", "token", "head"), short_strides(cache), strict=False)
-        }
-        self._block = ArgumentBlock(
-            PARAMS,
-            _CHANGING,
-            **shared_arguments(spec, tensors, buffers),
-            **strides,
-            num_pages=tensors.k_cache.shape[0],
-        )
+        fixed = fixed_arguments(spec, tensors, buffers)
+        self._block = ArgumentBlock(PARAMS, _CHANGING, **fixed)
 
     def point_to(
         self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
@@ -42,3 +34,17 @@ class PortableArguments:
 
     def __bytes__(self) -> bytes:
         return bytes(self._block)
+
+
+def fixed_arguments(spec: AttentionSpec, tensors: RunTensors, buffers: Buffers) -> dict[str, Any]:
+    """Return the arguments that no launch changes."""
+    strides = {
+        f"{name}_stride_{axis}": stride
+        for name, cache in (("k", tensors.k_cache), ("v", tensors.v_cache))
+        for axis, stride in zip(("page", "token", "head"), short_strides(cache), strict=False)
+    }
+    return {
+        **shared_arguments(spec, tensors, buffers),
+        **strides,
+        "num_pages": tensors.k_cache.shape[0],
+    }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from podrt.jit import KernelSource
 from podrt.kernels.arguments import Buffers
 from podrt.kernels.family import Filters
-from podrt.kernels.portable import host, presets, tiles
+from podrt.kernels.portable import arguments, host, presets, tiles
 from podrt.kernels.portable.arguments import PortableArguments
 from podrt.kernels.portable.config import KernelConfig
+from podrt.kernels.tensor_map import MapShape
 from podrt.kernels.variant import TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
@@ -57,6 +60,18 @@ class PortableFamily:
     ) -> PortableArguments:
         """Return the arguments of launches over tensors of one layout."""
         return PortableArguments(config, spec, tensors, buffers)
+
+    def fixed_arguments(
+        self, config: KernelConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
+    ) -> dict[str, Any]:
+        """Return what `argument_block` holds that no launch changes, by name."""
+        return arguments.fixed_arguments(spec, tensors, buffers)
+
+    def map_shapes(
+        self, config: KernelConfig, spec: AttentionSpec, tensors: RunTensors
+    ) -> dict[str, tuple[str, MapShape]]:
+        """Return nothing: the kernels take addresses."""
+        return {}
 
     def why_unreadable(self, tensors: RunTensors) -> str | None:
         """Return None: the kernels read whatever passed the checks."""

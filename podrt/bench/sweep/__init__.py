@@ -1,0 +1,1 @@
+"""Sweeps behind ``podrt explore sweep``: ways to run batches, measured into a file of records."""
