@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
-import sys
-import xml.etree.ElementTree as ET
 
 import pytest
 from readme import ROOT, blocks, page_names, read
 from typer.testing import CliRunner
 
+import podrt
 from podrt import cli
 
 #: Narrow enough for short names, wide enough that none is folded.
@@ -80,6 +78,12 @@ def _pattern(expected):
     return r".*?".join(map(re.escape, expected.split("...")))
 
 
+def test_the_reference_has_every_public_name():
+    text = "".join(read(page) for page in page_names() if page.startswith("docs/reference/"))
+    described = set(re.findall(r"^::: podrt\.(\w+)$", text, re.MULTILINE))
+    assert described == set(podrt.__all__) - {"__version__"}
+
+
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -96,36 +100,3 @@ def test_links_lead_to_files(page):
 @pytest.mark.parametrize("page", page_names())
 def test_no_page_knows_the_machine_that_it_was_written_on(page):
     assert not re.search(r"(?<![\w.])/(?:home|root|tmp|work)/", read(page))
-
-
-def _draw():
-    folder = ROOT / "docs" / "drawings"
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location("podrt_drawings", folder / "draw.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    return module
-
-
-@pytest.mark.parametrize("name", ["work", "hopper", "turns", "portable"])
-def test_drawings_are_what_the_script_draws(name):
-    module = _draw()
-    assert set(module.DRAWINGS) == {"work", "hopper", "turns", "portable"}
-    assert (module.FOLDER / f"{name}.svg").read_text(encoding="utf-8") == module.DRAWINGS[
-        name
-    ]().svg()
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "docs" / "drawings").glob("*.svg")), ids=lambda p: p.stem
-)
-def test_drawings_are_whole_and_fit_light_and_dark_pages(path):
-    text = path.read_text(encoding="utf-8")
-    root = ET.fromstring(text)
-    assert root.find("{http://www.w3.org/2000/svg}title").text
-    assert "prefers-color-scheme: dark" in text
-    assert "href" not in text
-    assert len(text) < 100_000

@@ -22,7 +22,7 @@ def test_python_examples_run():
 
 
 def test_python_examples_of_the_tutorial_run(capsys):
-    """Its large batch takes 5 GB."""
+    """Making its large batch takes 9 GB."""
     pytest.importorskip("cupy")
     names: dict[str, object] = {}
     for example in python_examples("docs/tutorial.md"):
