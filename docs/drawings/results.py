@@ -46,7 +46,7 @@ def draw(results: dict[str, Any]) -> Drawing:
     )
     x = 20
     for _, fill, name in _BARS:
-        drawing.rect(x, 14, 18, 10, fill)
+        drawing.rect(x, 14, 18, 10, fill, outline=_outline(fill))
         drawing.text(x + 24, 23, name, size=12)
         x += 44 + 6.7 * len(name)
     drawing.text(20, 48, "heads, chunk @ keys + decodes x keys", fill="dim", size=12)
@@ -57,13 +57,18 @@ def draw(results: dict[str, Any]) -> Drawing:
         drawing.text(20, y + 21, case, size=12)
         for place, (name, fill, _) in enumerate(_BARS):
             width = own[name] / max(times[case].values()) * scale
-            drawing.rect(_LEFT, y + place * _BAR, width, _BAR - 1, fill)
+            drawing.rect(_LEFT, y + place * _BAR, width, _BAR - 1.5, fill, outline=_outline(fill))
         ratio = own["fa3"] / own["fused"]
         drawing.text(_WIDTH - 4, y + 21, f"{ratio:.2f}", bold=True, anchor="end")
     drawing.text(
         20, _TOP + len(times) * _ROW + 18, f"{gpu}, bfloat16, cold L2", fill="dim", size=12
     )
     return drawing
+
+
+def _outline(fill: str) -> str | None:
+    """Pale bars have an outline, or they would hardly be seen."""
+    return fill.removesuffix("-soft") if fill.endswith("-soft") else None
 
 
 def main() -> None:
