@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from podrt.kernels.portable.config import KernelConfig, Tile
     from podrt.policy.policies import Policy
     from podrt.runtime.kernels import compile_variant as compile
+    from podrt.state_merge import merge_states
 
 #: Public name -> module that defines it, and the name there; imported on first use.
 _PUBLIC = {
@@ -39,6 +40,7 @@ _PUBLIC = {
     "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
     "compile": ("podrt.runtime.kernels", "compile_variant"),
     "hybrid_attention": ("podrt.functional", "hybrid_attention"),
+    "merge_states": ("podrt.state_merge", "merge_states"),
     "write_cache": ("podrt.cache_write", "write_cache"),
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "compile",
     "hybrid_attention",
+    "merge_states",
     "write_cache",
 ]
 

@@ -9,7 +9,7 @@ from podrt.gpu.device import checked_ordinal, current_device, device_info, part_
 from podrt.kernels.families import Variant
 from podrt.plan import Plan, most_decode_tokens
 from podrt.policy.explain import Explanation
-from podrt.policy.policies import Policy, parse_policy
+from podrt.policy.policies import Policy, policy_of
 from podrt.policy.schedule import Scheduler
 from podrt.runtime.checks import checked_tensors
 from podrt.runtime.driver import Driver
@@ -63,6 +63,9 @@ class HybridAttention:
         `podrt.Policy` with what is to be fixed by hand.
         ``"auto"``: the Hopper family where it can serve the layer, else the portable one, and one
         launch after the other where decode is too little to be worth hiding behind a long prefill.
+    deterministic : bool
+        Sets `Policy.deterministic`: the bits of a request's results do not depend on what else is
+        in the batch. ``docs/contract.md`` says what holds and what it costs.
     device : int, optional
         CUDA device number; the current device at the first `plan` if None.
     num_sms : int, optional
@@ -92,6 +95,7 @@ class HybridAttention:
         window_left: int | None = None,
         logits_soft_cap: float | None = None,
         policy: str | Policy = "auto",
+        deterministic: bool = False,
         device: int | None = None,
         num_sms: int | None = None,
     ) -> None:
@@ -107,7 +111,7 @@ class HybridAttention:
             window_left,
             logits_soft_cap,
         )
-        self.policy = parse_policy(policy)
+        self.policy = policy_of(policy, deterministic)
         self._device = None if device is None else checked_ordinal(device)
         self._num_sms = None if num_sms is None else positive_int("num_sms", num_sms)
         self._lock = threading.RLock()

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from podrt.attention import HybridAttention
 from podrt.errors import UnsupportedConfigError
 from podrt.host_attention import HostAttention
-from podrt.policy.policies import Policy, parse_policy
+from podrt.policy.policies import Policy, policy_of
 from podrt.spec.types import DType
 from podrt.tensors.checks import require_dtype, require_rank
 from podrt.tensors.streams import resolve_stream
@@ -32,6 +32,7 @@ def hybrid_attention(
     window_left: int | None = None,
     logits_soft_cap: float | None = None,
     policy: str | Policy = "auto",
+    deterministic: bool = False,
     out: Any = None,
     sinks: Any = None,
     lse: Any = None,
@@ -51,7 +52,7 @@ def hybrid_attention(
         on a GPU.
     qo_indptr, kv_lens, block_table, kv_indptr, kv_indices
         As `HybridAttention.plan`.
-    kv_layout, causal, sm_scale, window_left, logits_soft_cap, policy
+    kv_layout, causal, sm_scale, window_left, logits_soft_cap, policy, deterministic
         As `HybridAttention`.
     backend : {"auto", "cuda", "reference"}
         ``"cuda"`` runs the fused kernel, ``"reference"`` exact NumPy on tensors in host memory
@@ -91,7 +92,7 @@ def hybrid_attention(
     others = {"out": out, "sinks": sinks, "lse": lse, "return_lse": return_lse}
     on_host = q_view.device is None
     if backend == "reference" or (backend == "auto" and on_host):
-        parse_policy(policy)
+        policy_of(policy, deterministic)
         if stream is not None:
             raise ValueError(
                 f"stream={stream!r}: orders work on a GPU, but this call computes on the host; "
@@ -105,7 +106,9 @@ def hybrid_attention(
             "q: lies in host memory, expected a tensor on a CUDA GPU; move it there, "
             'or pass backend="reference"'
         )
-    attention = HybridAttention(**layer_arguments, policy=policy, device=q_view.device)
+    attention = HybridAttention(
+        **layer_arguments, policy=policy, deterministic=deterministic, device=q_view.device
+    )
     # On the stream of the run, so that a capture is refused: its graph would outlive `attention`.
     handle = resolve_stream(stream, like=q)
     attention.plan(qo_indptr, kv_lens, **tables, stream=handle)

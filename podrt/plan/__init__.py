@@ -6,6 +6,7 @@ from podrt.plan.planner import is_decode, make_plan, most_decode_tokens
 from podrt.plan.tiling import (
     DEFAULT_PARTIAL_BYTES,
     KeySharing,
+    RequestCuts,
     SplitCosts,
     Tiling,
     partial_rows_within,
@@ -20,6 +21,7 @@ __all__ = [
     "KeySharing",
     "Plan",
     "PlanBounds",
+    "RequestCuts",
     "SplitCosts",
     "Tiling",
     "WorkList",

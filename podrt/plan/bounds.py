@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from podrt.plan.by_request import most_decode_pieces, most_prefill_partials
 from podrt.plan.planner import most_decode_tokens
 from podrt.plan.split import MANY_WAVES, MAX_SPLITS, MOST_PIECES
 from podrt.plan.tiles import window_step
@@ -67,7 +68,7 @@ def plan_bounds(
     )
     split = [side for side in sides if side.partials]
     partial_rows = sum(side.partials * side.tile_rows for side in split)
-    if tiling.max_partial_rows is not None:
+    if tiling.max_partial_rows is not None and tiling.request_cuts is None:
         partial_rows = min(partial_rows, tiling.max_partial_rows)
     fewest_rows = min((side.tile_rows for side in split), default=1)
     partials = min(sum(side.partials for side in split), partial_rows // fewest_rows)
@@ -98,6 +99,9 @@ def _prefill_bounds(
     requests = min(max_requests, max_tokens // (most_decode_tokens(group, tiling.decode_rows) + 1))
     # Each request has at most one tile that is not full.
     tiles = (max_tokens * group + requests * (rows - 1)) // rows if requests else 0
+    if tiling.request_cuts is not None:
+        partials = most_prefill_partials(requests, tiles, most_keys, num_kv_heads)
+        return _SideBounds(tiles, rows, partials)
     steps = -(-most_keys // tiling.prefill_kv_tile)
     if tiling.prefill_waves is None:
         return _SideBounds(tiles, rows, _partials(tiles, min(steps, MAX_SPLITS)))
@@ -114,6 +118,9 @@ def _decode_bounds(
 ) -> _SideBounds:
     rows = tiling.decode_rows
     tiles = min(max_requests, max_tokens) * -(-group // rows)
+    if tiling.request_cuts is not None:
+        most = most_decode_pieces(most_keys, tiling.decode_kv_tile, tiling.request_cuts)
+        return _SideBounds(tiles, rows, _partials(tiles, most))
     steps = -(-most_keys // tiling.decode_kv_tile)
     splits = _most_splits(steps, tiling.min_decode_keys // tiling.decode_kv_tile)
     return _SideBounds(tiles, rows, _partials(tiles, splits))

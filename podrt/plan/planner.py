@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from podrt.plan.by_request import cut_decode_by_request, cut_prefill_by_request
 from podrt.plan.cut import Cut, Side, num_partials
 from podrt.plan.end_together import split_to_end_together
 from podrt.plan.items import SideItems, lay_out, request_rows
@@ -33,11 +34,7 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
         The attention layer: its heads and mask.
     """
     prefill, decode = _tiles(batch, tiling, spec)
-    cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads)
-    if tiling.max_partial_rows is not None:
-        max_partials = _fair_shares(*cuts, tiling, tiling.max_partial_rows)
-        if max_partials != (None, None):
-            cuts = _cuts(prefill, decode, tiling, spec.num_kv_heads, max_partials)
+    cuts = _cuts_within(prefill, decode, tiling, spec.num_kv_heads)
     rows = request_rows(batch)
     prefill_side = decode_side = _NO_ITEMS
     in_order, runs = _NO_ITEMS.items, NO_RUNS
@@ -102,6 +99,24 @@ def _sides(batch: HybridBatch, most_tokens: int) -> tuple[Indices, Indices]:
     if batch.min_q_len == 0:
         is_small &= batch.q_lens > 0
     return large, is_small.nonzero()[0]
+
+
+def _cuts_within(
+    prefill: Tiles | None, decode: Tiles | None, tiling: Tiling, num_kv_heads: int
+) -> tuple[Cut | None, Cut | None]:
+    """Return the cuts of prefill and decode, within the bounds of the tiling."""
+    if tiling.request_cuts is not None:
+        return (
+            None if prefill is None else cut_prefill_by_request(prefill, num_kv_heads),
+            None if decode is None else cut_decode_by_request(decode, tiling.request_cuts),
+        )
+    cuts = _cuts(prefill, decode, tiling, num_kv_heads)
+    if tiling.max_partial_rows is None:
+        return cuts
+    max_partials = _fair_shares(*cuts, tiling, tiling.max_partial_rows)
+    if max_partials == (None, None):
+        return cuts
+    return _cuts(prefill, decode, tiling, num_kv_heads, max_partials)
 
 
 def _cuts(

@@ -55,6 +55,19 @@ class KeySharing:
 
 
 @dataclass(frozen=True)
+class RequestCuts:
+    """How far keys are cut where each request is cut by itself.
+
+    Attributes
+    ----------
+    decode_piece_keys : int or None
+        Most keys of a piece of decode; None goes by the keys of the tile.
+    """
+
+    decode_piece_keys: int | None = None
+
+
+@dataclass(frozen=True)
 class Tiling:
     """What the planner must know of the kernel and the GPU.
 
@@ -87,6 +100,9 @@ class Tiling:
     key_sharing : KeySharing or None
         By what prefill is ordered so that tiles which run at once share keys (`podrt.plan.order`);
         None orders it by length alone.
+    request_cuts : RequestCuts or None
+        Each request is cut by itself, and what is said above of splits and of their bound is not
+        heeded (`podrt.plan.by_request`); None cuts the batch as a whole.
     """
 
     prefill_rows: int
@@ -104,6 +120,7 @@ class Tiling:
     costs: SplitCosts
     max_partial_rows: int | None = None
     key_sharing: KeySharing | None = None
+    request_cuts: RequestCuts | None = None
 
 
 def partial_rows_within(num_bytes: int, num_kv_heads: int, head_dim: int) -> int:

@@ -71,6 +71,8 @@ class HopperChoices:
         self._fixed_rows = _fixed_rows(policy, spec.head_dim)
         self._tiles = _Fixed(policy.prefill_tile_keys, policy.prefill_ring, policy.decode_ring)
         self._rows_of_one = self.decode_rows_for(1)
+        if policy.deterministic:  # neither batches nor limits decide
+            self._fixed_rows = self._rows_of_one
         self._large_tile = _large_tile(policy, spec)
         self._may_part = policy.may_part and self._large_tile is not False
         self._fixed_shares = _shares(policy)
@@ -175,7 +177,8 @@ class HopperChoices:
         if tokens > held:
             raise UnsupportedConfigError(
                 f"max_decode_tokens={tokens}: with {group} query heads per KV head, the policy's "
-                f"decode_rows={rows} hold at most {held}; fix more rows, or leave them at None"
+                f"decode_rows={rows} hold at most {held}; fix more rows, or leave them at None "
+                "(deterministic=True then takes as many as one token needs)"
             )
 
     def _has_long_units(self, plan: Plan) -> bool:
@@ -209,7 +212,8 @@ def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
         return False
     soft_cap = spec.logits_soft_cap is not None
     if has_large_tile(spec.head_dim, soft_cap=soft_cap):
-        return policy.large_prefill_tile
+        is_fixed = policy.large_prefill_tile is not None or policy.deterministic
+        return bool(policy.large_prefill_tile) if is_fixed else None
     if policy.large_prefill_tile:
         layer = f"head_dim={spec.head_dim}" + " with logits_soft_cap" * soft_cap
         raise UnsupportedConfigError(

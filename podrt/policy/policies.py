@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,6 +38,8 @@ _OF_FAMILY: dict[str, Family] = {
 _TILES = ("prefill_tile_keys", "prefill_ring", "decode_ring")
 #: Fields that share out a fused launch.
 _SHARES = ("ratio", "decode_only_sms", "prefill_only_sms")
+#: Fields that say how a batch's splits follow from all of it.
+_OF_BATCH = ("limit_splits", "taper_decode", "max_partial_bytes")
 _FLAGS = ("serial", "large_prefill_tile", "limit_splits", "taper_decode")
 #: Least and most of the fields that are numbers.
 _RANGES = {
@@ -117,6 +119,13 @@ class Policy:
         decides over `serial`, `ratio`, `decode_only_sms` and `prefill_only_sms`, of which none may
         be fixed beside it. After `HybridAttention.reserve` only what is one launch counts. Nothing
         is ever measured by a plan, a run or a capture.
+    deterministic : bool
+        The bits of a request's results do not depend on what else is in the batch: the same kernels
+        whatever the batch (one fused launch, or with ``serial=True`` one for each side), the
+        smallest decode tile that holds a token, or `decode_rows`, and the keys of each request
+        split by its own lengths, those of decodes at `decode_piece_keys` if fixed. `limit_splits`,
+        `taper_decode`, `max_partial_bytes` and `autotuned` do not go with it.
+        ``docs/contract.md`` says what holds and what it costs.
 
     Raises
     ------
@@ -143,14 +152,16 @@ class Policy:
     prefill_order: PrefillOrder | None = None
     max_partial_bytes: int | None = None
     autotuned: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in _FLAGS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, bool):
                 raise TypeError(f"{name}={value!r}: expected True, False or None")
-        if not isinstance(self.autotuned, bool):
-            raise TypeError(f"autotuned={self.autotuned!r}: expected True or False")
+        for name in ("autotuned", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}={getattr(self, name)!r}: expected True or False")
         _require_choice("family", self.family, get_args(Family))
         _require_choice("shape", self.shape, (None, *get_args(Shape)))
         _require_choice("prefill_order", self.prefill_order, (None, *get_args(PrefillOrder)))
@@ -175,7 +186,7 @@ class Policy:
     @property
     def may_part(self) -> bool:
         """Whether the sides of a batch may get a launch each where that is faster."""
-        return self.serial is None and not self._fixed(_SHARES)
+        return self.serial is None and not self._fixed(_SHARES) and not self.deterministic
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -184,6 +195,12 @@ class Policy:
         return [name for name in names if getattr(self, name) is not None]
 
     def _check_together(self) -> None:
+        if self.deterministic:
+            for name in ("autotuned",) if self.autotuned else self._fixed(_OF_BATCH):
+                raise UnsupportedConfigError(
+                    f"{name}={getattr(self, name)!r}: goes by all of a batch, which "
+                    "deterministic=True rules out; leave it out"
+                )
         for name in self._fixed((*_SHARES, "serial")) if self.autotuned else ():
             raise UnsupportedConfigError(
                 f"{name}={getattr(self, name)!r}: is what autotuned=True decides; leave it at None"
@@ -302,3 +319,11 @@ def parse_policy(policy: str | Policy) -> Policy:
         f'"decode-only=N" or "prefill-only=N" of N SMs from 0 to {_MAX_ONLY}, a '
         f'prefill:decode ratio "P:D" of numbers from 1 to {_MAX_SHARE}, or a podrt.Policy'
     )
+
+
+def policy_of(policy: str | Policy, deterministic: bool) -> Policy:
+    """Read a `policy` argument as `parse_policy`, and set `Policy.deterministic` if asked to."""
+    if not isinstance(deterministic, bool):
+        raise TypeError(f"deterministic={deterministic!r}: expected True or False")
+    parsed = parse_policy(policy)
+    return replace(parsed, deterministic=True) if deterministic else parsed

@@ -18,6 +18,7 @@ from podrt.plan import (
     DEFAULT_PARTIAL_BYTES,
     KeySharing,
     Plan,
+    RequestCuts,
     Tiling,
     make_plan,
     partial_rows_within,
@@ -173,6 +174,8 @@ class Scheduler:
 
     def why(self, schedule: Schedule) -> str:
         """Say which rule decided how a schedule of its own is run."""
+        if self.policy.deterministic:
+            return "deterministic: the same kernels whatever the batch"
         if not (len(schedule.plan.prefill) and len(schedule.plan.decode)):
             return "a batch of one kind takes that kind's own kernel"
         if schedule.trial is not None:
@@ -198,13 +201,17 @@ class Scheduler:
     def captured(self, decode_rows: int, *, decodes_only: bool = False) -> tuple[Variant, ...]:
         """Return the kernels that compute any batch, or any batch of decodes alone, in order."""
         forms: tuple[Form, ...] = ("prefill", "decode") if self.policy.serial else ("pod",)
-        if decodes_only:
+        if decodes_only and (self.policy.serial or not self.policy.deterministic):
             forms = ("decode",)
         return tuple(self._choices.variant(form, decode_rows) for form in forms)
 
     def variants(self, decode_rows: int) -> tuple[Variant, ...]:
         """Return all kernels that batches may be run with, given the decode tile."""
-        return self._choices.variants(decode_rows)
+        variants = self._choices.variants(decode_rows)
+        if not self.policy.deterministic:
+            return variants
+        captured = self.captured(decode_rows)
+        return tuple(variant for variant in variants if variant in captured)
 
     def _own_trials(self) -> dict[Bucket | None, Trial]:
         """Return what was measured of this layer on this GPU."""
@@ -236,6 +243,8 @@ class Scheduler:
     def _forms(self, plan: Plan) -> tuple[Form, ...]:
         """Return the forms to launch; a side that is alone gets the kernel of its own form."""
         has_prefill, has_decode = len(plan.prefill) > 0, len(plan.decode) > 0
+        if self.policy.deterministic and not self.policy.serial:
+            return ("pod",) if has_prefill or has_decode else ()
         if has_prefill and has_decode:
             apart = self.policy.serial or self._choices.are_better_apart(plan)
             return ("prefill", "decode") if apart else ("pod",)
@@ -292,6 +301,7 @@ def tiling_for(
         costs=cuts.costs,
         max_partial_rows=max_partial_rows,
         key_sharing=key_sharing,
+        request_cuts=RequestCuts(policy.decode_piece_keys) if policy.deterministic else None,
     )
 
 

@@ -59,7 +59,7 @@ class Softmax:
     step_keys : int
         Keys of a step; steps go from the last keys to the first.
     rows_together : int
-        Rows whose threads agree on whether to raise references: a warp's, or all of a tile.
+        Rows that raise their references together: one, a warp's, or all of a tile.
     """
 
     step_keys: int
@@ -187,8 +187,11 @@ def hopper_decode(rows: int, tiles: int = 2) -> LaggingSoftmax:
 
 
 def hopper_prefill(kv_tile: int) -> LaggingSoftmax:
-    """Return the softmax of a prefill tile; a thread has keys 8n + 2 (lane % 4) + {0, 1}."""
-    return LaggingSoftmax(kv_tile, 16, np.arange(kv_tile) % 8 // 2)
+    """Return the softmax of a prefill tile; a thread has keys 8n + 2 (lane % 4) + {0, 1}.
+
+    Rows decide by themselves: behind a request's last row, a warp has those of other requests.
+    """
+    return LaggingSoftmax(kv_tile, 1, np.arange(kv_tile) % 8 // 2)
 
 
 def portable(kv_tile: int, warp_rows: int = 16) -> SlackSoftmax:

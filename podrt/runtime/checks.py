@@ -30,7 +30,7 @@ def checked_tensors(
         An output would be allocated under capture.
     """
     if out is None or (return_lse and lse is None):
-        _require_outputs_last(inputs[0], is_captured=session.driver.is_capturing(stream))
+        require_outputs_last(inputs[0], is_captured=session.driver.is_capturing(stream))
     tensors = view_tensors(
         session.scheduler.spec,
         planned.batch,
@@ -47,7 +47,7 @@ def checked_tensors(
     return tensors
 
 
-def _require_outputs_last(q: Any, *, is_captured: bool) -> None:
+def require_outputs_last(q: Any, *, is_captured: bool) -> None:
     """Refuse to allocate what a graph writes, but in PyTorch, whose graphs keep their memory."""
     if is_captured and framework_of(q) != "torch":
         raise RuntimeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from podrt.tensors.view import TensorView, numpy_dtype
 def empty_like_caller(
     example: TensorView,
     shape: tuple[int, ...],
-    dtype: Literal["same", "float32"] = "same",
+    dtype: str = "same",
     stream: int = 0,
 ) -> Any:
     """Allocate an uninitialised output where `example` lies.
@@ -30,8 +30,8 @@ def empty_like_caller(
         The input whose framework and device the output takes after.
     shape : tuple of int
         Shape of the output, row-major.
-    dtype : {"same", "float32"}
-        Element type; ``"same"`` is that of `example`.
+    dtype : str
+        Name of the element type; ``"same"`` is that of `example`.
     stream : int
         Handle of the launch stream. It is made current for the allocation, so that the framework's
         caching allocator hands the memory out again only in the order of that stream.

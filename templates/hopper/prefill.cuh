@@ -226,10 +226,15 @@ struct PrefillConsumer {
         soft_cap(scores[j], scores[j + 1], scores[j + 4], scores[j + 5], to_exponent);
   }
 
-  // Softmax of a tile that the mask cuts, or of the first: raises row_max to the tile's maxima, then
-  // takes the exponentials. Several short dependency chains in place of a long one: only two warps
-  // share a scheduler here.
+  // Softmax of a tile that the mask cuts, or of the first: raises row_max to the tile's maxima.
   __device__ __forceinline__ void softmax_exact() {
+    const bool raised[2] = {true, true};
+    softmax_raising(raised);
+  }
+
+  // Raises row_max of some rows to the tile's maxima, then takes the exponentials. Several short
+  // dependency chains in place of a long one: only two warps share a scheduler here.
+  __device__ __forceinline__ void softmax_raising(const bool (&raised)[2]) {
     float max[2][2] = {{row_max[0], scores[1]}, {row_max[1], scores[3]}};
 #pragma unroll
     for (int i = 0; i < kScores; i++)
@@ -237,7 +242,8 @@ struct PrefillConsumer {
     float rescale[2], reference[2], sum[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const float new_max = quad_max(fmaxf(max[half][0], max[half][1]));
+      const float tile_max = quad_max(fmaxf(max[half][0], max[half][1]));
+      const float new_max = raised[half] ? tile_max : row_max[half];
       reference[half] = new_max * p.scale_log2;
       rescale[half] = exp2_approx(row_max[half] * p.scale_log2 - reference[half]);
       row_max[half] = new_max;
@@ -251,13 +257,16 @@ struct PrefillConsumer {
 
   // Softmax of a tile that every row sees whole, relative to row_max as it is. What a sum of powers
   // refers to need only be near the largest of them, so maxima are looked for only once a sum tells
-  // that a score has outgrown row_max: rarely, after the first tiles.
+  // that a score has outgrown row_max: rarely, after the first tiles. Of a row that has not, nothing
+  // changes: its bits do not depend on those beside it in the warp, which behind a request's last
+  // row are other requests', or none at all.
   __device__ __forceinline__ void softmax_lagging() {
     const float reference[2] = {row_max[0] * p.scale_log2, row_max[1] * p.scale_log2};
     float sum[2];
     exponentiate(reference, sum);
     if (__any_sync(~0u, fmaxf(sum[0], sum[1]) > kOutgrownSum)) {
-      softmax_exact();
+      const bool outgrown[2] = {quad_max(sum[0]) > kOutgrownSum, quad_max(sum[1]) > kOutgrownSum};
+      softmax_raising(outgrown);
     } else {
       row_sum[0] += sum[0];
       row_sum[1] += sum[1];

@@ -13,7 +13,15 @@ from spec_support import spec_of
 
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
-from podrt.plan import Plan, PlanBounds, Tiling, make_plan, partial_rows_within, plan_bounds
+from podrt.plan import (
+    Plan,
+    PlanBounds,
+    RequestCuts,
+    Tiling,
+    make_plan,
+    partial_rows_within,
+    plan_bounds,
+)
 from podrt.reference import check_plan
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
@@ -40,6 +48,7 @@ def tilings(group: int) -> st.SearchStrategy[Tiling]:
     changed = {
         "max_partial_rows": st.one_of(st.none(), st.integers(0, 3000), st.just(10**6)),
         "prefill_waves": st.sampled_from([None, 1, 2]),
+        "request_cuts": st.sampled_from([None, None, RequestCuts(), RequestCuts(256)]),
     }
     return st.builds(replace, st.one_of(hopper, portable), **changed)
 
@@ -95,7 +104,7 @@ def test_no_plan_within_the_limits_exceeds_the_bounds(
     assert len(plan.prefill) + len(plan.decode) <= bounds.items
     assert plan.partial_rows <= bounds.partial_rows
     assert plan.num_merges <= bounds.merges
-    if tiling.max_partial_rows is not None:
+    if tiling.max_partial_rows is not None and tiling.request_cuts is None:
         assert bounds.partial_rows <= tiling.max_partial_rows
 
 
@@ -140,7 +149,7 @@ def test_a_bound_on_partial_rows_holds_and_changes_nothing_while_it_is_kept(
     requests: list[tuple[int, int]],
     most: int,
 ) -> None:
-    tiling = replace(data.draw(tilings(group)), max_partial_rows=None)
+    tiling = replace(data.draw(tilings(group)), max_partial_rows=None, request_cuts=None)
     free = plan_of(requests, tiling, heads, group)
     bound = plan_of(requests, replace(tiling, max_partial_rows=most), heads, group)
     assert bound.partial_rows <= most

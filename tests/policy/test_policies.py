@@ -70,6 +70,7 @@ def test_nothing_is_fixed_by_default_and_repr_shows_what_is() -> None:
     values = {field.name: field.default for field in fields(Policy)}
     assert values.pop("family") == "auto"
     assert values.pop("autotuned") is False
+    assert values.pop("deterministic") is False
     assert set(values.values()) == {None}
     assert repr(Policy()) == "Policy()"
     fixed = Policy(family="portable", ratio=(1, 3), limit_splits=False)

@@ -331,6 +331,22 @@ def test_the_rule_before_fails_where_a_row_sees_none_of_the_first_step(
     assert error_of(before, kind, dtype, 1, kv_len) <= 1  # every row sees some of every step
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_hopper_prefill_do_not_depend_on_those_beside_them(kind: str) -> None:
+    """Behind the last row of a request a warp has rows of others, and of no request at all."""
+    role, keys = hopper_prefill(112), 1000
+    values = np.random.default_rng(0).standard_normal((keys, HEAD_DIM)).astype(np.float32)
+    visible = np.full(16, keys)
+    scores, others = scores_of(kind, 16, keys), scores_of("growing", 16, keys)
+    with_others = np.where(np.arange(16)[:, None] < 5, scores, others)
+    with_nan = np.where(np.arange(16)[:, None] < 5, scores, np.float32(np.nan))
+    wanted = role.attend(scores, values, visible, np.float16)
+    for other in (with_others, with_nan):
+        got = role.attend(other, values, visible, np.float16)
+        for result, expected in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(result[:5], expected[:5])
+
+
 def test_model_has_the_constants_of_the_kernels() -> None:
     header = (templates_dir() / "common" / "softmax.cuh").read_text(encoding="utf-8")
     for name, value in (
