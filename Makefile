@@ -8,6 +8,7 @@ BIN  := $(VENV)/bin
 # What is installed decides the stamp: another CUDA, or an edited pyproject.toml, installs again.
 DEMO_STAMP := $(VENV)/.installed-$(CUDA)
 TEST_STAMP := $(VENV)/.installed-$(CUDA)-dev
+DOCS_STAMP := $(VENV)/.installed-docs
 
 PYTEST_ARGS ?= -n auto
 
@@ -15,7 +16,7 @@ VLLM_VENV  := .venv-vllm
 VLLM_NEEDS := tests/integrations/vllm/requirements.txt
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: demo test lint gpu-test vllm-test clean
+.PHONY: demo test lint docs gpu-test vllm-test clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/podrt demo
@@ -28,6 +29,10 @@ lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site of docs/ and design/, in build/site; what a page gets wrong, such as a broken link, fails.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # One process: GPU tests share the device.
 gpu-test: $(TEST_STAMP)
@@ -53,6 +58,10 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),dev,engines]'
 	@touch $@ $(DEMO_STAMP)
+
+$(DOCS_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
 
 $(VLLM_STAMP): $(VLLM_NEEDS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \

@@ -35,8 +35,10 @@ class HybridAttention:
 
     Parameters
     ----------
-    num_qo_heads, num_kv_heads : int
+    num_qo_heads : int
         Query heads, a multiple of the KV heads.
+    num_kv_heads : int
+        KV heads.
     head_dim : int
         64, 128 or 256.
     page_size : int, optional
@@ -176,14 +178,17 @@ class HybridAttention:
             the cache by `run`. On a GPU they are read at every run, so they may change in place,
             and not checked: for one that is not a page of the cache, negative ones included, the
             Hopper family takes keys and values of zero, the portable one those of the last page.
-        kv_indptr, kv_indices : int32 [requests + 1] and [at least kv_indptr[-1]], optional
-            The page numbers as one list instead; kv_indices as block_table, kv_indptr as kv_lens.
+        kv_indptr : int32 [requests + 1], optional
+            The page numbers as one list in place of `block_table`: those of request i are entries
+            ``kv_indptr[i]`` to ``kv_indptr[i + 1]`` of `kv_indices`. Read as `kv_lens` is.
+        kv_indices : int32 [at least kv_indptr[-1]], optional
+            That list. Read as `block_table` is.
         device_kv_lens : int32 [requests], optional
             Exact lengths on the GPU, read at every run, where `kv_lens` are upper bounds: a request
             has ``min(kv_lens[i], device_kv_lens[i])`` keys, and windows end at the last of those.
             For speculative decoding, where the host does not know yet how many tokens were
             accepted.
-        stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
+        stream : int, CuPy or torch stream, or anything with __cuda_stream__, optional
             The stream of the runs, or of the replays, to come. If None, the current stream of the
             framework of the page table or `device_kv_lens`, where they lie on the GPU, else of the
             last run's tensors, else the stream of `reserve`.
@@ -253,7 +258,7 @@ class HybridAttention:
         decodes_only : bool
             After `reserve`, under capture: the graph will only be replayed for batches of decodes
             (`are_decodes`), for which there is a faster kernel; it would leave out prefills.
-        stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
+        stream : int, CuPy or torch stream, or anything with __cuda_stream__, optional
             The current stream of the framework of `q` if None.
 
         Returns
@@ -327,7 +332,7 @@ class HybridAttention:
             Memory on the GPU for counters and partial results, allocated if None; kept alive by
             this object, and to be written by nobody else. Objects whose launches follow one another
             on one stream may share it, whatever their limits: the same tensor for all of them.
-        stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
+        stream : int, CuPy or torch stream, or anything with __cuda_stream__, optional
             The stream of the replays, on which buffers are made ready. If None, the current stream
             of the framework of `workspace`, else of the last run's tensors.
 

@@ -41,7 +41,7 @@ def write_cache(
         either of them.
     kv_layout : {"NHD", "HND"}
         Order of the caches' axes, as for `podrt.HybridAttention`.
-    stream : int, CuPy or torch stream, or anything with ``__cuda_stream__``, optional
+    stream : int, CuPy or torch stream, or anything with __cuda_stream__, optional
         The current stream of the framework of `k` if None.
 
     Raises

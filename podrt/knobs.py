@@ -134,7 +134,7 @@ _KNOBS: dict[str, Knob[Any]] = {
 
 
 def list_knobs() -> tuple[Knob[Any], ...]:
-    """Return every knob: variable, type, default and meaning, as in the README's table."""
+    """Return every knob: variable, type, default and meaning, as ``docs/limits.md`` has them."""
     return tuple(_KNOBS.values())
 
 

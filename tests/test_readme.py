@@ -1,4 +1,4 @@
-"""The README keeps to what exists."""
+"""The README and the pages on podrt itself keep to what exists, and leave nothing out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from readme import README, python_examples
+from readme import GUIDE, python_examples
 
 from podrt import cli, knobs
 from podrt.errors import UnsupportedConfigError
@@ -31,7 +31,7 @@ def test_python_examples_are_valid_and_short(example):
 
 def _commands():
     """Every ``podrt ...`` in code: words up to the first option, placeholder or ``#``."""
-    code = re.findall(r"^    .*$|^\$ .*$|`[^`\n]+`", README, re.MULTILINE)
+    code = re.findall(r"^    .*$|^\$ .*$|`[^`\n]+`", GUIDE, re.MULTILINE)
     found = (re.search(r"\bpodrt((?: [a-z]+)+)", line) for line in code)
     return sorted({match[1].strip() for match in found if match})
 
@@ -60,7 +60,7 @@ def test_every_command_is_named():
 
 
 def test_options_exist():
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", GUIDE))
     root = typer.main.get_command(cli.app)
     known = {
         option
@@ -74,7 +74,7 @@ def test_options_exist():
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"`?make (?:[A-Z]+=\S+ )?([a-z-]+)", README))
+    targets = set(re.findall(r"`?make (?:[A-Z]+=\S+ )?([a-z-]+)", GUIDE))
     assert {"demo", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
@@ -82,16 +82,16 @@ def test_make_targets_exist():
 
 def test_every_knob_is_described():
     for knob in knobs.list_knobs():
-        assert f"| `{knob.variable}` | {knob.type_name} |" in README
-        assert knob.meaning in README
+        assert f"| `{knob.variable}` | {knob.type_name} |" in GUIDE
+        assert knob.meaning in GUIDE
 
 
 def test_variants_table_is_complete():
-    assert all(arch in README for arch in ARCHS)
-    assert all("{}:{}".format(*ratio) in README for ratio in RATIOS)
-    assert all(f"family `{family}`" in README for family in FAMILIES)
-    assert _listing(DECODE_ROWS) in README
-    assert _listing(HOPPER_PAGE_SIZES) in README
+    assert all(arch in GUIDE for arch in ARCHS)
+    assert all("{}:{}".format(*ratio) in GUIDE for ratio in RATIOS)
+    assert all(f"family `{family}`" in GUIDE for family in FAMILIES)
+    assert _listing(DECODE_ROWS) in GUIDE
+    assert _listing(HOPPER_PAGE_SIZES) in GUIDE
 
 
 def _listing(values):
@@ -100,8 +100,8 @@ def _listing(values):
 
 
 def _policies():
-    """The policies of the README's table; ``P:D`` stands for ratios."""
-    (table,) = re.findall(r"\| policy \|.*\n\|[-|]+\n((?:\|.*\n)+)", README)
+    """The policies of the table; ``P:D`` stands for ratios."""
+    (table,) = re.findall(r"\| policy \|.*\n\|[-|]+\n((?:\|.*\n)+)", GUIDE)
     return {name for row in table.splitlines() for name in re.findall(r'`"(.+?)"`', row)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from cli_support import run, run_json
-from readme import README
 
 from podrt.cli import _layer
 from podrt.gpu.device import DeviceError
@@ -20,11 +19,6 @@ def trace(tmp_path):
     path = tmp_path / "busy.csv"
     path.write_text(TRACE)
     return path
-
-
-def test_example_of_the_readme_is_what_it_prints():
-    printed = run("plan", "1024@8192 + 64x8192", "--gpu", "h200")
-    assert f'$ podrt plan "1024@8192 + 64x8192" --gpu h200\n{printed}```' in README
 
 
 @pytest.mark.parametrize("gpu", GPUS)

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of the README and the tutorial run as they stand."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def test_python_examples_run():
             cupy.testing.assert_allclose(out.astype("float32"), 0.5, rtol=1e-3)
             outputs += 1
     assert outputs >= 2  # eager and replayed
+
+
+def test_python_examples_of_the_tutorial_run(capsys):
+    """Making its large batch takes 9 GB."""
+    pytest.importorskip("cupy")
+    names: dict[str, object] = {}
+    for example in python_examples("docs/tutorial.md"):
+        exec(compile(example, "docs/tutorial.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert printed.count(" ms\n") == 3  # a line for each policy
