@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from podrt.kernels.portable.config import KernelConfig, Tile
     from podrt.policy.policies import Policy
     from podrt.runtime.kernels import compile_variant as compile
+    from podrt.shared_prefix import SharedPrefixAttention
 
 #: Public name -> module that defines it, and the name there; imported on first use.
 _PUBLIC = {
@@ -35,6 +36,7 @@ _PUBLIC = {
     "MissingKernelError": ("podrt.errors", "MissingKernelError"),
     "PodrtError": ("podrt.errors", "PodrtError"),
     "Policy": ("podrt.policy.policies", "Policy"),
+    "SharedPrefixAttention": ("podrt.shared_prefix", "SharedPrefixAttention"),
     "Tile": ("podrt.kernels.portable.config", "Tile"),
     "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
     "compile": ("podrt.runtime.kernels", "compile_variant"),
@@ -52,6 +54,7 @@ __all__ = [
     "MissingKernelError",
     "PodrtError",
     "Policy",
+    "SharedPrefixAttention",
     "Tile",
     "UnsupportedConfigError",
     "__version__",
