@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from podrt.kernels.portable.config import KernelConfig, Tile
     from podrt.policy.policies import Policy
     from podrt.runtime.kernels import compile_variant as compile
+    from podrt.shared_prefix import SharedPrefixAttention
     from podrt.state_merge import merge_states
 
 #: Public name -> module that defines it, and the name there; imported on first use.
@@ -36,6 +37,7 @@ _PUBLIC = {
     "MissingKernelError": ("podrt.errors", "MissingKernelError"),
     "PodrtError": ("podrt.errors", "PodrtError"),
     "Policy": ("podrt.policy.policies", "Policy"),
+    "SharedPrefixAttention": ("podrt.shared_prefix", "SharedPrefixAttention"),
     "Tile": ("podrt.kernels.portable.config", "Tile"),
     "UnsupportedConfigError": ("podrt.errors", "UnsupportedConfigError"),
     "compile": ("podrt.runtime.kernels", "compile_variant"),
@@ -54,6 +56,7 @@ __all__ = [
     "MissingKernelError",
     "PodrtError",
     "Policy",
+    "SharedPrefixAttention",
     "Tile",
     "UnsupportedConfigError",
     "__version__",

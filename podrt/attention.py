@@ -18,6 +18,7 @@ from podrt.runtime.planned import Planned
 from podrt.runtime.reservation import Limits, Reservation, room_for
 from podrt.runtime.session import Session
 from podrt.spec.attention import AttentionSpec, make_spec, positive_int
+from podrt.spec.batch import HybridBatch
 from podrt.tensors.device_lengths import view_device_lengths
 from podrt.tensors.frameworks import Framework
 from podrt.tensors.host import host_array
@@ -204,16 +205,50 @@ class HybridAttention:
             There is no usable GPU, or a kernel did not compile.
         """
         with self._lock:
-            session = self._session_ready()
-            device = session.driver.ordinal
+            batch, table = self.read_batch(
+                qo_indptr,
+                kv_lens,
+                block_table=block_table,
+                kv_indptr=kv_indptr,
+                kv_indices=kv_indices,
+            )
+            self.plan_batch(batch, table, device_kv_lens=device_kv_lens, stream=stream)
+
+    def read_batch(
+        self,
+        qo_indptr: Any,
+        kv_lens: Any,
+        *,
+        block_table: Any = None,
+        kv_indptr: Any = None,
+        kv_indices: Any = None,
+    ) -> tuple[HybridBatch, PageTable | None]:
+        """Check the arguments of `plan` and return what they say; errors as there.
+
+        For objects made of several of these, which plan parts of a batch.
+        """
+        with self._lock:
+            device = self._session_ready().driver.ordinal
             table = self._page_table(block_table, kv_indptr, kv_indices)
             require_on_device(table, device)
-            batch = make_batch(
-                host_array(qo_indptr, "qo_indptr"),
-                host_array(kv_lens, "kv_lens"),
-                table,
-                self.layer.page_size,
-            )
+            lengths = host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens")
+            return make_batch(*lengths, table, self.layer.page_size), table
+
+    def plan_batch(
+        self,
+        batch: HybridBatch,
+        table: PageTable | None,
+        *,
+        device_kv_lens: Any = None,
+        stream: Any = None,
+    ) -> None:
+        """Prepare for a batch that `read_batch` gave, or a part of it over the same page table.
+
+        Errors as `plan`.
+        """
+        with self._lock:
+            session = self._session_ready()
+            device = session.driver.ordinal
             lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
             with session.driver.current():
                 tensors = table.tensor if table else None, lengths
