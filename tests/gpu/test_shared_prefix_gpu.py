@@ -30,7 +30,9 @@ def sharing_case(groups, q_lens, kv_lens, **layer):
 
 
 def attention_of(case, policy):
-    arguments = {k: v for k, v in case.layer_arguments.items() if k != "causal"}
+    arguments = dict(case.layer_arguments)
+    for name in ("causal", "window_left"):
+        del arguments[name]
     return SharedPrefixAttention(**arguments, policy=policy)
 
 
