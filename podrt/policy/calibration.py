@@ -71,6 +71,7 @@ H200 = Calibration(
         f"{_HOPPER_NOTES}, items 9, 11, 34 and 35",
         time_ratios=(0.2, 0.36, 0.6, 0.75),
         best_shares=(0.0, 0.25, 0.13, 0.0),
+        prefill_first_share=0.0,  # not measured
         prefill_tflops_per_sm=6.0,
         decode_gbs_per_sm=85.0,
         most_prefill=0.92,
@@ -112,15 +113,17 @@ H200 = Calibration(
 
 #: As the H200's, but for what was measured of an H100, whose memory is slower: with prefill in an
 #: order that shares keys, the bus is full whatever the SMs do, and more than a few of them only
-#: hold prefill up. Four are what a wave of 128 units leaves idle.
+#: hold prefill up. Four are what a wave of 128 units leaves idle. Where prefill is the longer side,
+#: 16 SMs that begin with it keep its last wave from waiting for SMs that decode.
 H100 = replace(
     H200,
     sm_sharing=replace(
         H200.sm_sharing,
         gpu=_H100,
         source="design/prefill-order.md",
-        time_ratios=(0.1, 0.2, 0.7, 0.9),
+        time_ratios=(0.05, 0.1, 0.7, 0.9),
         best_shares=(0.0, 4.5 / 132, 4.5 / 132, 0.0),
+        prefill_first_share=16.5 / 132,
     ),
     launch_costs=LaunchCosts(
         _H100,

@@ -87,6 +87,9 @@ class SmSharing(Measured):
     time_ratios, best_shares : tuple of float
         Prefill time over decode time, each alone, and the share of the SMs that then did best when
         they decoded alone.
+    prefill_first_share : float
+        Share of the SMs that take prefill first, at least, where prefill takes longer than the last
+        of `time_ratios`.
     prefill_tflops_per_sm, decode_gbs_per_sm : float
         What one SM reaches: prefill alone, and reading keys and values with all lanes.
     most_prefill : float
@@ -104,6 +107,7 @@ class SmSharing(Measured):
 
     time_ratios: tuple[float, ...]
     best_shares: tuple[float, ...]
+    prefill_first_share: float
     prefill_tflops_per_sm: float
     decode_gbs_per_sm: float
     most_prefill: float

@@ -9,6 +9,7 @@ Where prefill is the longer side and an SM has one tile of it, the launch waits 
 tiles. SMs that have those are better left to them, as long as the others can decode everything
 meanwhile. They are those of the first CTAs: units that all run at once are handed out longest first
 (`podrt.plan.order`). How long more of them take is estimated as if they were, whatever their order.
+With more units some SMs begin with prefill too, so that its last wave does not wait for decode.
 `bench/results/h200/NOTES.md` has the measurements, `podrt.policy.calibration` what came of them.
 """
 
@@ -33,6 +34,11 @@ class _Work(NamedTuple):
     num_kv_heads: int
     us_per_key: float  # of a prefill unit alone
     decode_bytes: int
+
+    @property
+    def num_units(self) -> int:
+        """Units of prefill."""
+        return len(self.prefill) * self.num_kv_heads
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ class SmAllocation:
         ratio = f"prefill alone takes {share:.2f} of decode"
         if plan.decode_only_ctas:
             return f"{ratio}: {plan.decode_only_ctas} SMs decode first (SmSharing.best_shares)"
+        if plan.prefill_only_ctas and work.num_units > self.num_sms:
+            taking = f"{plan.prefill_only_ctas} SMs take prefill first"
+            return f"{ratio}: {taking} (SmSharing.prefill_first_share)"
         if plan.prefill_only_ctas:
             longest = f"the SMs with the longest {plan.prefill_only_ctas} units"
             return f"{ratio}, in one wave: {longest} take no decode before those end"
@@ -127,9 +136,15 @@ class SmAllocation:
         return num_sms - left
 
     def _prefill_only_sms(self, work: _Work) -> int:
-        """Return how many SMs, those with the longest tiles, take no decode before prefill ends."""
-        speeds, num_sms = self.speeds, self.num_sms
-        num_units = len(work.prefill) * work.num_kv_heads
+        """Return how many SMs take no decode before prefill ends."""
+        fewest = 0
+        if self._prefill_us(work) >= self.speeds.time_ratios[-1] * self._decode_us(work):
+            fewest = int(self.speeds.prefill_first_share * self.num_sms)
+        return max(fewest, self._sms_of_longest(work))
+
+    def _sms_of_longest(self, work: _Work) -> int:
+        """Return how many SMs, in one wave those with the longest tiles, take no decode."""
+        speeds, num_sms, num_units = self.speeds, self.num_sms, work.num_units
         if num_units > num_sms:
             return 0
         us_per_key = work.us_per_key * speeds.fused_slowdown
@@ -148,10 +163,9 @@ class SmAllocation:
 
 def _waves_keys(work: _Work, num_sms: int) -> int:
     """Return the keys of prefill units in waves on so many SMs: the longest of each wave."""
-    num_units = len(work.prefill) * work.num_kv_heads
-    if num_units <= num_sms:
+    if work.num_units <= num_sms:
         return work.longest
-    firsts = np.arange(0, num_units, num_sms)
+    firsts = np.arange(0, work.num_units, num_sms)
     firsts //= work.num_kv_heads
     return int(np.add.reduce(keys_of(work.prefill)[firsts]))
 
