@@ -31,6 +31,10 @@ class Case:
         Keys of every decode.
     policies : tuple of str
         podrt's policies to measure beside the contenders that every case has.
+    window_left, logits_soft_cap
+        As of `podrt.HybridAttention`; None has none.
+    sinks : bool
+        Whether every query head has a sink.
     """
 
     name: str
@@ -42,6 +46,9 @@ class Case:
     prefill: tuple[tuple[int, int], ...]
     decode: tuple[int, ...]
     policies: tuple[str, ...] = ()
+    window_left: int | None = None
+    logits_soft_cap: float | None = None
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         if not (self.prefill or self.decode):
@@ -54,6 +61,11 @@ class Case:
                 )
         if min(self.decode, default=1) < 1:
             raise ValueError(f"case {self.name!r}: a decode has {min(self.decode)} keys, not 1+")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores are scaled products under a causal mask, which all packages have."""
+        return self.window_left is None and self.logits_soft_cap is None and not self.sinks
 
     @property
     def is_hybrid(self) -> bool:
@@ -94,17 +106,26 @@ class Case:
     def spec(self) -> AttentionSpec:
         """Return the attention layer; raises as `podrt.HybridAttention`."""
         heads = self.num_qo_heads, self.num_kv_heads
-        return make_spec(*heads, self.head_dim, self.page_size, "NHD", self.dtype)
+        return make_spec(
+            *heads,
+            self.head_dim,
+            self.page_size,
+            "NHD",
+            self.dtype,
+            window_left=self.window_left,
+            logits_soft_cap=self.logits_soft_cap,
+        )
 
     def flops(self, side: Side = "both") -> int:
         """Floating-point operations of causal attention: two products, two each per pair."""
-        pairs = sum(q * (kv - q) + q * (q + 1) // 2 for q, kv in self._requests(side))
+        pairs = sum(_pairs(*lengths, self.window_left) for lengths in self._requests(side))
         return 4 * self.num_qo_heads * self.head_dim * pairs
 
     def min_bytes(self, side: Side = "both") -> int:
-        """Bytes that must move: every key, value and query read once, every output written once."""
+        """Bytes that must move: seen keys, their values and queries read, outputs written, once."""
         rows = sum(
-            2 * q * self.num_qo_heads + 2 * kv * self.num_kv_heads for q, kv in self._requests(side)
+            2 * q * self.num_qo_heads + 2 * _seen(q, kv, self.window_left) * self.num_kv_heads
+            for q, kv in self._requests(side)
         )
         return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
 
@@ -113,3 +134,19 @@ class Case:
         return {"both": requests, "prefill": requests[:prefills], "decode": requests[prefills:]}[
             side
         ]
+
+
+def _pairs(q_len: int, kv_len: int, window_left: int | None) -> int:
+    """Return how many keys the tokens of a request see, all together."""
+    pairs = q_len * (kv_len - q_len) + q_len * (q_len + 1) // 2
+    if window_left is None:
+        return pairs
+    # The last token does not see `hidden` keys, those before it one less each.
+    hidden = max(kv_len - 1 - window_left, 0)
+    least = max(hidden - q_len, 0)
+    return pairs - (hidden * (hidden + 1) - least * (least + 1)) // 2
+
+
+def _seen(q_len: int, kv_len: int, window_left: int | None) -> int:
+    """Return how many keys any token of a request sees."""
+    return kv_len if window_left is None else min(kv_len, q_len + window_left)

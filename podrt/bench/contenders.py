@@ -122,7 +122,7 @@ def launch_of(
     )
 
     def enqueue() -> None:
-        attention.run(tensors.q[rows], *caches, out=tensors.out[rows])
+        attention.run(tensors.q[rows], *caches, out=tensors.out[rows], sinks=tensors.sinks)
 
     return attention, enqueue
 

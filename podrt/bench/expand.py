@@ -2,8 +2,9 @@
 
 Every entry has a ``name``, ``heads`` ``[[num_qo_heads, num_kv_heads], ...]``, and may have
 ``head_dims`` (128), ``dtype`` (bfloat16), ``page_sizes`` (an int or ``"contiguous"`` each),
-``policies``, and ``when``: ``"subset"`` or ``"full"`` for an entry of only one of the two. The
-three kinds differ in where their lengths come from:
+``policies``, ``window_left``, ``logits_soft_cap``, ``sinks`` (true or false), and ``when``:
+``"subset"`` or ``"full"`` for an entry of only one of the two. The three kinds differ in where
+their lengths come from:
 
 ``[[group]]``
     ``points``: each has ``prefill`` ``[[q_len, kv_len], ...]``, ``decode``
@@ -29,7 +30,8 @@ from podrt.workloads.chunked_prefill import Request, hybrid_steps, read_trace, s
 
 Entry = Mapping[str, Any]
 
-_COMMON_KEYS = {"name", "when", "heads", "head_dims", "dtype", "page_sizes", "policies"}
+_SCORES = ("window_left", "logits_soft_cap", "sinks")
+_COMMON_KEYS = {"name", "when", "heads", "head_dims", "dtype", "page_sizes", "policies", *_SCORES}
 _OWN_KEYS = {
     "group": {"points"},
     "sweep": {"chunks", "chunk_indices", "decodes", "decode_kv_offset"},
@@ -75,7 +77,7 @@ def _cases(entry: Entry, points: list[_Point]) -> list[Case]:
     )
     return [
         Case(
-            name=f"{entry['name']}/{_layer_name(*layer)}/{_lengths_name(point)}",
+            name=f"{entry['name']}/{_layer_name(*layer)}{_scores_name(entry)}/{_lengths_name(point)}",
             num_qo_heads=layer[0][0],
             num_kv_heads=layer[0][1],
             head_dim=layer[1],
@@ -84,6 +86,7 @@ def _cases(entry: Entry, points: list[_Point]) -> list[Case]:
             prefill=point.prefill,
             decode=point.decode,
             policies=tuple(entry.get("policies", ())),
+            **{name: entry[name] for name in _SCORES if name in entry},
         )
         for layer in layers
         for point in points
@@ -93,6 +96,18 @@ def _cases(entry: Entry, points: list[_Point]) -> list[Case]:
 def _layer_name(heads: list[int], head_dim: int, page_size: int | str) -> str:
     pages = "contiguous" if page_size == "contiguous" else f"page{page_size}"
     return f"{heads[0]}-{heads[1]} d{head_dim} {pages}"
+
+
+def _scores_name(entry: Entry) -> str:
+    """Return what an entry asks of scores, such as ``" window 4095, sinks"``."""
+    parts = []
+    if entry.get("window_left") is not None:
+        parts.append(f"window {entry['window_left']}")
+    if entry.get("logits_soft_cap") is not None:
+        parts.append(f"cap {entry['logits_soft_cap']:g}")
+    if entry.get("sinks"):
+        parts.append("sinks")
+    return " " + ", ".join(parts) if parts else ""
 
 
 def _lengths_name(point: _Point) -> str:

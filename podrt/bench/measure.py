@@ -60,7 +60,9 @@ def measure(case: Case, peers: list[str]) -> list[Row]:
         The case does not fit on the GPU.
     """
     tensors = make_tensors(case)
-    expected = expected_of(tensors, case.checked_windows())
+    expected = expected_of(
+        tensors, case.checked_windows(), layer=case.spec(), sinks=tensors.host_sinks
+    )
     attempts = {name: _attempt(name, tensors, expected) for name in names_for(case)}
     works, errors = peer_works(peers, tensors)
     peer_times = _PeerTimes({**dict.fromkeys(works), **dict.fromkeys(errors)}, errors)
@@ -149,6 +151,9 @@ def _rows(case: Case, attempts: Mapping[str, _Attempt], peers: _PeerTimes) -> li
             floor_us=co_run_floor_us(*sides) if known else None,
             max_rel_err=attempt.max_rel_err,
             predicted_us=None if attempt.predicted_us is None else round(attempt.predicted_us, 2),
+            window_left=case.window_left,
+            logits_soft_cap=case.logits_soft_cap,
+            sinks=case.sinks,
         )
         for name, attempt in attempts.items()
     ]

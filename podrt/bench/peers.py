@@ -73,6 +73,9 @@ def peer_works(names: list[str], tensors: CaseTensors) -> tuple[dict[str, Work],
     works: dict[str, Work] = {}
     errors: dict[str, str] = {}
     for name in names:
+        if not tensors.case.is_plain:
+            errors[name] = "not asked: windows, soft-caps and sinks are podrt's alone here"
+            continue
         try:
             makers = import_module(PEERS[name].makers).makers(tensors)
         except Exception as error:  # other people's code: whatever it raises is the reason

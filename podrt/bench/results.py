@@ -58,6 +58,8 @@ class Row:
     predicted_us : float or None
         What `podrt.policy.cost` said of it, by the record that `environment` names; None where it
         has no model, and in files from before it was kept.
+    window_left, logits_soft_cap, sinks
+        As of the case; none in files from before there were any.
     """
 
     case: str
@@ -84,6 +86,9 @@ class Row:
     floor_us: float | None
     max_rel_err: float | None
     predicted_us: float | None = None
+    window_left: int | None = None
+    logits_soft_cap: float | None = None
+    sinks: bool = False
 
     def to_case(self) -> Case:
         """Return the case that the row is about, without its list of policies."""
@@ -99,6 +104,9 @@ class Row:
             self.page_size,
             tuple((q_len, kv_len) for q_len, kv_len in self.prefill),
             tuple(decode),
+            window_left=self.window_left,
+            logits_soft_cap=self.logits_soft_cap,
+            sinks=self.sinks,
         )
 
 

@@ -38,6 +38,7 @@ class CaseTensors:
         num_kv_heads, head_dim] of a contiguous cache
     block_table : int32 array [requests, max_pages] on the host, pages in random order; None for a
         contiguous cache
+    sinks : CuPy array [num_qo_heads] float32, or None
     """
 
     case: Case
@@ -46,6 +47,12 @@ class CaseTensors:
     v_cache: Any
     out: Any
     block_table: npt.NDArray[np.int32] | None
+    sinks: Any = None
+
+    @property
+    def host_sinks(self) -> npt.NDArray[np.float32] | None:
+        """The sinks on the host."""
+        return None if self.sinks is None else self.sinks.get()
 
     @property
     def lengths(self) -> tuple[tuple[int, int], ...]:
@@ -90,7 +97,8 @@ def make_tensors(case: Case, seed: int = 0) -> CaseTensors:
     q, k_cache, v_cache = (
         _normal(shape, case.dtype, random) for shape in (q_shape, kv_shape, kv_shape)
     )
-    return CaseTensors(case, q, k_cache, v_cache, cupy.empty_like(q), block_table)
+    sinks = random.standard_normal(case.num_qo_heads, dtype="float32") if case.sinks else None
+    return CaseTensors(case, q, k_cache, v_cache, cupy.empty_like(q), block_table, sinks)
 
 
 def fetch(array: Any, indices: npt.NDArray[Any]) -> npt.NDArray[Any]:

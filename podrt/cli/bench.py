@@ -53,8 +53,8 @@ def bench(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="balanced, paper, peers, solo, traces, or a TOML file; repeatable. Default: all "
-            "of these. host: time of plan, run and replays on the host's clock."
+            help="balanced, features, paper, peers, solo, traces, or a TOML file; repeatable. "
+            "Default: all of these. host: time of plan, run and replays on the host's clock."
         ),
     ] = None,
     only: Annotated[

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.reference import reference_attention
+from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 
 #: Spacing of the numbers just below 1: the rounding step that errors are counted in.
@@ -130,13 +131,35 @@ class Expected:
         return float(np.abs(got.astype(np.float64) - self.lse).max(initial=0.0))
 
 
-def expected_of(source: Source, windows: Sequence[Window]) -> Expected:
-    """Compute the causal reference for windows of requests."""
+def expected_of(
+    source: Source,
+    windows: Sequence[Window],
+    *,
+    layer: AttentionSpec | None = None,
+    sinks: npt.NDArray[Any] | None = None,
+) -> Expected:
+    """Compute the causal reference for windows of requests.
+
+    Parameters
+    ----------
+    source : Source
+    windows : sequence of Window
+    layer : AttentionSpec, optional
+        Whose sliding window, soft-cap and scale are taken; none, and ``head_dim ** -0.5``, if None.
+    sinks : float array [num_qo_heads], optional
+    """
+    scores: dict[str, Any] = {"sinks": sinks}
+    if layer is not None:
+        scores |= {
+            "sm_scale": layer.sm_scale,
+            "window_left": layer.mask.window_left,
+            "logits_soft_cap": layer.logits_soft_cap,
+        }
     starts = np.concatenate(([0], np.cumsum([q_len for q_len, _ in source.lengths])))
     outs, lses, rows, requests = [], [], [], []
     for request, begin, end in windows:
         first = int(starts[request])
-        out, lse = _of_window(source, first, Window(request, begin, end))
+        out, lse = _of_window(source, first, Window(request, begin, end), scores)
         outs.append(out)
         lses.append(lse)
         rows.append(first + np.arange(begin, end))
@@ -145,7 +168,7 @@ def expected_of(source: Source, windows: Sequence[Window]) -> Expected:
 
 
 def _of_window(
-    source: Source, first_row: int, window: Window
+    source: Source, first_row: int, window: Window, scores: dict[str, Any]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Tokens `begin` to `end` of a request are a request whose keys end with its last token."""
     q_len, kv_len = source.lengths[window.request]
@@ -155,4 +178,4 @@ def _of_window(
         np.array([0, window.end - window.begin], np.int32), np.array([visible], np.int32)
     )
     q = source.read_q(first_row + window.begin, first_row + window.end)
-    return reference_attention(q, keys[None], values[None], batch)
+    return reference_attention(q, keys[None], values[None], batch, **scores)

@@ -40,8 +40,10 @@ def _no_gpu(monkeypatch):
         return float("nan") if contender.variant == "kernel wrong" else 0.001
 
     works = {name: Work(lambda name=name: name) for name in PEERS_US}
-    monkeypatch.setattr(measuring, "make_tensors", lambda case: SimpleNamespace(case=case))
-    monkeypatch.setattr(measuring, "expected_of", lambda _tensors, _windows: None)
+    monkeypatch.setattr(
+        measuring, "make_tensors", lambda case: SimpleNamespace(case=case, host_sinks=None)
+    )
+    monkeypatch.setattr(measuring, "expected_of", lambda *_, **_layer: None)
     monkeypatch.setattr(measuring, "make_contender", make_contender)
     monkeypatch.setattr(measuring, "_error_of", error_of)
     monkeypatch.setattr(measuring, "time_all", time_all)

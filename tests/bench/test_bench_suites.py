@@ -41,7 +41,7 @@ def full_paper():
     return load_suite("paper", full=True)
 
 
-SHIPPED = ["balanced", "paper", "peers", "solo", "traces"]
+SHIPPED = ["balanced", "features", "paper", "peers", "solo", "traces"]
 
 
 def test_suites_ship():
@@ -206,7 +206,7 @@ def test_malformed_suites_are_refused(data, reason):
 
 
 def test_unknown_suite_names_those_there_are():
-    with pytest.raises(ValueError, match="balanced, paper, peers, solo, traces"):
+    with pytest.raises(ValueError, match="balanced, features, paper, peers, solo, traces"):
         load_suite("nothing")
 
 

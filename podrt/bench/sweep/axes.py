@@ -67,6 +67,7 @@ AXES: Mapping[str, Callable[[str], Value]] = {
     "decode_piece_keys": _whole,
     "limit_splits": _flag,
     "taper_decode": _flag,
+    "deterministic": _flag,
     "prefill_order": str,
     "max_partial_bytes": _whole,
 }
