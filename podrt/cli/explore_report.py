@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from podrt.bench.results import write_whole
-from podrt.bench.sweep.page.code import MAX_KERNELS, codes_of
+from podrt.bench.sweep.page.code import codes_of
 from podrt.bench.sweep.page.contents import contents_of
 from podrt.bench.sweep.page.page import MAX_BYTES, page_of
 from podrt.bench.sweep.page.trace import read_trace
@@ -28,10 +28,9 @@ def report(
             exists=True, dir_okay=False, help="A trace that podrt explore trace --chrome wrote."
         ),
     ] = None,
-    sass: Annotated[
-        bool,
-        typer.Option(help=f"Compile the {MAX_KERNELS} kernels that won most, for their SASS."),
-    ] = True,
+    no_sass: Annotated[
+        bool, typer.Option("--no-sass", help="Compile nothing, and leave SASS out.")
+    ] = False,
 ) -> None:
     """Write a sweep as one HTML file that needs no network. Needs no GPU.
 
@@ -46,7 +45,7 @@ def report(
     found = load(sweep)
     page = page_of(
         contents_of(found),
-        codes_of(found, with_sass=sass),
+        codes_of(found, with_sass=not no_sass),
         None if timeline is None else read_trace(timeline),
         title=f"podrt: sweep {sweep.stem}",
     )

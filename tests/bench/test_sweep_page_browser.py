@@ -108,6 +108,8 @@ def test_words_and_choices_filter(page):
     assert 0 < len(names) < whole
     assert all("decode_only_sms=8" in name for name in names)
     assert page.inner_text("#count") == f"{len(names)} of {whole} records"
+    page.locator("#summary tbody tr", has_text=names[0]).first.click()
+    assert set(_column(page, 1)) == {page.input_value("#filter").strip('"')} == {names[0]}
     page.fill("#filter", "")
     page.select_option("#status", "wrong")
     assert set(_column(page, 3)) == {"wrong"}
@@ -157,7 +159,7 @@ def test_the_timeline_zooms(page):
     begin, end = _range(page)
     assert 2.0 < end - begin < 5.0
     page.click("#zoom-all")
-    page.mouse.move(box["x"] + 300, box["y"] + 1)
+    page.mouse.move(box["x"] + 300, box["y"] + 20)
     assert page.inner_text("#span").startswith("SM 0, prefill: 0.00 to 9.00 us")
     canvas.focus()
     page.keyboard.press("+")

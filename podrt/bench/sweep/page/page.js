@@ -85,7 +85,7 @@ const summaryTable = new SortedTable(at("summary"), [
   ["wins", (row) => row.wins, number(0)],
   ["worst / fastest", (row) => row.worst, number(2)],
   ["not right", (row) => row.wrong, number(0)],
-], (row) => { at("filter").value = row.name; filter(); });
+], (row) => { at("filter").value = `"${row.name}"`; filter(); });
 
 const resultTable = new SortedTable(at("results"), [
   ["variant", (row) => row.variant, null],
@@ -100,10 +100,15 @@ const resultTable = new SortedTable(at("results"), [
 ], choose);
 
 function filter() {
-  const words = at("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const has = (name) => words.every((word) => name.toLowerCase().includes(word));
-  const rows = gpu.results.filter((row) =>
-    has(`${row.variant} ${row.case} ${row.kernels.join(" ")}`) &&
+  const asked = at("filter").value.trim();
+  const exact = /^"(.*)"$/.exec(asked); // a whole name, as a click in the first table asks for it
+  const words = asked.toLowerCase().split(/\s+/);
+  const has = (row) => {
+    if (exact) return row.variant === exact[1];
+    const names = `${row.variant} ${row.case} ${row.kernels.join(" ")}`.toLowerCase();
+    return words.every((word) => names.includes(word));
+  };
+  const rows = gpu.results.filter((row) => has(row) &&
     (!at("case").value || row.case === at("case").value) &&
     (!at("status").value || row.status === at("status").value));
   const shown = new Set(rows.map((row) => row.variant));
@@ -256,10 +261,10 @@ function showRoofline() {
 
 function showTimeline(trace) {
   const canvas = at("timeline-canvas");
-  const [margin, foot] = [54, 26];
+  const [margin, head, foot] = [54, 18, 22]; // of the canvas, and above each role's panel
   const lane = Math.max(2, Math.min(8, Math.floor(560 / (trace.rows.length * trace.roles.length))));
-  const rowHeight = lane * trace.roles.length;
-  const height = rowHeight * trace.rows.length + foot;
+  const panel = head + lane * trace.rows.length;
+  const height = panel * trace.roles.length + foot;
   const first = trace.spans.reduce((least, span) => Math.min(least, span[3]), Infinity);
   const last = trace.spans.reduce((most, span) => Math.max(most, span[3] + span[4]), -Infinity);
   let view = [first, Math.max(last, first + 1e-3)];
@@ -282,13 +287,20 @@ function showTimeline(trace) {
       if (begin > view[1] || begin + us < view[0]) continue;
       const [from, to] = [Math.max(xOf(begin), margin), Math.min(xOf(begin + us), width())];
       pen.fillStyle = colours[role];
-      pen.fillRect(from, row * rowHeight + role * lane, Math.max(to - from - (to - from > 3 ? 0.7 : 0), 0.5), lane - (lane > 3 ? 0.5 : 0));
+      const gap = to - from > 3 ? 0.7 : 0; // between the spans of an SM
+      pen.fillRect(from, role * panel + head + row * lane, Math.max(to - from - gap, 0.5), lane);
     }
     pen.fillStyle = css("--front");
     pen.font = "11px system-ui, sans-serif";
-    pen.textAlign = "right";
-    const step = Math.ceil(14 / rowHeight);
-    trace.rows.forEach((name, row) => { if (row % step === 0) pen.fillText(`SM ${name}`, margin - 4, row * rowHeight + Math.min(rowHeight, 10)); });
+    const step = 8 * Math.ceil(14 / (8 * lane));
+    trace.roles.forEach((name, role) => {
+      pen.textAlign = "left";
+      pen.fillText(name, margin, role * panel + 13);
+      pen.textAlign = "right";
+      trace.rows.forEach((sm, row) => {
+        if (row % step === 0) pen.fillText(`SM ${sm}`, margin - 4, role * panel + head + row * lane + 8);
+      });
+    });
     pen.textAlign = "center";
     for (let tick = 0; tick <= 8; tick++) {
       const us = view[0] + ((view[1] - view[0]) * tick) / 8;
@@ -328,8 +340,8 @@ function showTimeline(trace) {
   canvas.addEventListener("pointerdown", (event) => { dragFrom = dragTo = event.offsetX; canvas.setPointerCapture(event.pointerId); });
   canvas.addEventListener("pointermove", (event) => {
     if (dragFrom !== null) { dragTo = event.offsetX; paint(); }
-    const [us, row] = [usOf(event.offsetX), Math.floor(event.offsetY / rowHeight)];
-    const role = Math.floor((event.offsetY % rowHeight) / lane);
+    const [us, role] = [usOf(event.offsetX), Math.floor(event.offsetY / panel)];
+    const row = Math.floor(((event.offsetY % panel) - head) / lane);
     const span = trace.spans.find((each) => each[0] === row && each[1] === role && us >= each[3] && us <= each[3] + each[4]);
     at("span").textContent = span
       ? `SM ${trace.rows[row]}, ${trace.roles[role]}${trace.names[span[2]] === trace.roles[role] ? "" : `, ${trace.names[span[2]]}`}: ${span[3].toFixed(2)} to ${(span[3] + span[4]).toFixed(2)} us`
