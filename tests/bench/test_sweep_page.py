@@ -141,6 +141,14 @@ def test_what_is_beyond_the_bound_is_left_out_in_order(contents, trace):
         assert data["kernels"][0]["sass"] is None
         assert (data["kernels"][0]["source"] is not None) == (kept == "source")
         assert data["timeline"] == timeline | {"spans": [list(s) for s in timeline["spans"]]}
+    data = data_of(page_of(contents, codes, timeline, title="t", max_bytes=bare - 100))
+    assert [note.split(": ")[1].split()[0] for note in data["notes"]] == [
+        "SASS",
+        "sources",
+        "the",
+        "the",
+    ]
+    assert len(data["gpus"][0]["results"]) == len(contents["gpus"][0]["results"])
     with pytest.raises(ValueError, match=r"its records alone make a page of .* allowed are 1000"):
         page_of(contents, codes, timeline, title="t", max_bytes=1000)
     assert MAX_BYTES <= 2_500_000

@@ -64,7 +64,7 @@ def codes_of(sweep: Sweep, *, with_sass: bool = True) -> list[KernelCode]:
 
 
 def packed(text: str) -> str:
-    """Return a text as base64 of gzip, always the same bytes for the same text."""
+    """Return a text as base64 of gzip, without the time of day in it."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
