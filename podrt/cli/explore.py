@@ -38,6 +38,7 @@ from podrt.cli._options import (
 from podrt.cli._output import console, print_json, table
 from podrt.cli._times import roofline, trace
 from podrt.cli.explore_check import check
+from podrt.cli.explore_report import report
 from podrt.cli.explore_repro import repro
 from podrt.cli.explore_sweep import sweep
 from podrt.explore.listing import LEXERS, What, diff_of, text_of
@@ -56,7 +57,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-for command in (check, sweep, repro, roofline, trace):
+for command in (check, sweep, report, repro, roofline, trace):
     app.command()(command)
 
 #: A narrower terminal gets names without the parts that all rows share.
