@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
 from rich.syntax import Syntax
 from rich.table import Table
-from rich.text import Text
 
 from podrt.cli._building import build_all
 from podrt.cli._layer import (
@@ -36,18 +34,19 @@ from podrt.cli._options import (
     PageSizeOption,
 )
 from podrt.cli._output import console, print_json, table
+from podrt.cli._stats import print_mixes, print_phases, print_smem, print_stats
 from podrt.cli._times import roofline, trace
 from podrt.cli.explore_check import check
 from podrt.cli.explore_report import report
 from podrt.cli.explore_repro import repro
 from podrt.cli.explore_sweep import sweep
-from podrt.explore.listing import LEXERS, What, diff_of, text_of
+from podrt.explore.listing import LEXERS, What, columns_of, diff_of, text_of
 from podrt.explore.mix import instruction_mix
 from podrt.explore.names import alias_of, grouped, narrow, pages_of, the_one, tiles_of
 from podrt.explore.select import find, select
-from podrt.explore.stats import VariantStats, stats_of
-from podrt.jit import disassemble
-from podrt.kernels.families import Variant
+from podrt.explore.stats import stats_of
+from podrt.jit import compile_phases, disassemble
+from podrt.kernels.families import Variant, source_of
 from podrt.kernels.variant import DTYPE_TAGS
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
@@ -59,9 +58,6 @@ app = typer.Typer(
 
 for command in (check, sweep, report, repro, roofline, trace):
     app.command()(command)
-
-#: A narrower terminal gets names without the parts that all rows share.
-_FULL_NAMES_WIDTH = 150
 
 
 @app.command("list")
@@ -122,6 +118,9 @@ def show(
     diff: Annotated[
         str | None, typer.Option(metavar="OTHER", help="Show what differs in another variant.")
     ] = None,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="Show what differs in two columns; with --diff.")
+    ] = False,
     arch: ArchOption = None,
     batch: Annotated[
         str | None,
@@ -141,11 +140,17 @@ def show(
 ) -> None:
     """Print a variant's rendered source, PTX, SASS, compiler log or config.
 
+    In front of SASS stands what the scheduler is told: barriers to wait for, barriers that the
+    instruction holds, whether the warp may yield, and for how many cycles it stalls. "lines" is
+    SASS below the source lines that it comes from.
+
     On a terminal with colours and line numbers, in a pipe as plain text. Where words fit variants
     of several architectures, this GPU's is meant, unless --arch says which. Examples:
     podrt explore show pod hopper bf16 d128 page16 r8 --what ptx;
     podrt explore show --batch "2048@16384 + 64x16384" --heads 32/8 --gpu h100 --what config
     """
+    if columns and diff is None:
+        raise ValueError("--columns is how --diff shows two variants: pass --diff OTHER too")
     if batch is None and not variant:
         raise ValueError('pass a variant, such as pod-hopper-bf16-d128-page16-r8, or --batch "..."')
     if batch is None:
@@ -162,6 +167,10 @@ def show(
         _print_text(text_of(config, what), LEXERS[what], numbered=True)
         return
     other = find(diff.split(), arch)
+    if columns:
+        text = columns_of(config, other, what, console().width)
+        typer.echo(text or f"No difference in {what.value}.")
+        return
     text = diff_of(config, other, what)
     _print_text(text or f"No difference in {what.value}.", "diff", numbered=False)
 
@@ -180,6 +189,13 @@ def stats(
     mix: Annotated[
         bool, typer.Option("--mix", help="Show kinds of instructions instead; needs nvdisasm.")
     ] = False,
+    smem: Annotated[
+        bool, typer.Option("--smem", help="Show what lies in shared memory instead.")
+    ] = False,
+    phases: Annotated[
+        bool,
+        typer.Option("--phases", help="Compile anew and show how long each phase takes instead."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compile variants and show registers, shared memory, spills and CTAs per SM.
@@ -187,9 +203,12 @@ def stats(
     Warpgroups of a Hopper kernel have registers by role: producer/decode/prefill, or those of them
     that it has. The column "limit" names what stops one more CTA on an SM, "s" the seconds NVRTC
     took, "from" where the build came from. `--mix` counts instructions by kind, as they stand in
-    the binary; those of loops run more than once.
+    the binary; those of loops run more than once. `--smem` shows the parts of shared memory, some
+    of which overlap, as they are in use at different times; it compiles nothing.
     Example: podrt explore stats --arch sm_80 --head-dim 64
     """
+    if mix + smem + phases > 1:
+        raise ValueError("--mix, --smem and --phases each show another table: pass one of them")
     configs = select(
         archs=arch,
         families=family,
@@ -201,16 +220,24 @@ def stats(
         masks=mask,
         soft_caps=[capped],
     )
+    if smem and not as_json:
+        print_smem(configs)
+        return
     builds = build_all(configs)
     rows = [stats_of(*pair) for pair in zip(configs, builds, strict=True)]
     mixes = [instruction_mix(disassemble(build.cubin)) for build in builds] if mix else []
+    times = [compile_phases(source_of(config)) for config in configs] if phases else []
     if as_json:
-        extra = [{"mix": each} for each in mixes] or [{}] * len(rows)
-        print_json([row.to_dict() | more for row, more in zip(rows, extra, strict=True)])
+        more: list[dict[str, Any]] = [{"mix": each} for each in mixes]
+        more += [{"phases_s": each} for each in times]
+        more = more or [{}] * len(rows)
+        print_json([row.to_dict() | extra for row, extra in zip(rows, more, strict=True)])
     elif mix:
-        _print_mixes([row.name for row in rows], mixes)
+        print_mixes([row.name for row in rows], mixes)
+    elif phases:
+        print_phases(rows, times)
     else:
-        _print_stats(rows)
+        print_stats(rows)
 
 
 def alias_table(configs: list[Variant]) -> Table:
@@ -240,56 +267,3 @@ def _print_text(text: str, lexer: str, *, numbered: bool) -> None:
         console().print(Syntax(text, lexer, line_numbers=numbered, word_wrap=True))
     else:
         typer.echo(text)
-
-
-def _print_stats(rows: list[VariantStats]) -> None:
-    out = console()
-    names, title = [row.name for row in rows], None
-    if out.width < _FULL_NAMES_WIDTH:
-        names, title = shorten(names)
-    numbers = ("regs", "smem KiB", "spill B", "CTAs/SM", "s")
-    result = table("variant", *numbers[:-1], "limit", "s", "from", title=title, numbers=numbers)
-    for name, row in zip(names, rows, strict=True):
-        result.add_row(
-            name,
-            _registers(row),
-            f"{row.smem_bytes / 1024:.1f}",
-            Text(str(row.spill_bytes), "red" if row.spill_bytes else ""),
-            str(row.ctas_per_sm),
-            ", ".join(row.limited_by),
-            f"{row.compile_time_s:.1f}",
-            row.cache,
-        )
-    out.print(result)
-
-
-def _print_mixes(names: list[str], mixes: list[dict[str, int]]) -> None:
-    shown, title = shorten(names)
-    kinds = [kind for kind in mixes[0] if any(mix[kind] for mix in mixes)]
-    result = table("variant", *kinds, title=title, numbers=tuple(kinds))
-    for name, mix in zip(shown, mixes, strict=True):
-        result.add_row(name, *(str(mix[kind]) for kind in kinds))
-    console().print(result)
-
-
-def _registers(row: VariantStats) -> str:
-    return "/".join(map(str, row.role_registers.values() or [row.registers]))
-
-
-def shorten(names: list[str]) -> tuple[list[str], str | None]:
-    """Return what is left of names without the parts they all share, and a line that says so."""
-    parts = [name.split("_") for name in names]
-    head = _num_shared(parts)
-    tail = _num_shared([part[head:][::-1] for part in parts])
-    if len(names) < 2 or head + tail == 0:
-        return names, None
-    left = ["_".join(part[head : len(part) - tail]) for part in parts]
-    shared = "_".join([*parts[0][:head], "*", *parts[0][len(parts[0]) - tail :]])
-    return left, f"variants {shared}"
-
-
-def _num_shared(lists: list[list[str]]) -> int:
-    """How many leading elements are the same in all of `lists`."""
-    return sum(
-        1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*lists, strict=False))
-    )

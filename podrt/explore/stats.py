@@ -24,6 +24,8 @@ class VariantStats:
         keep `registers`.
     smem_bytes : int
         Shared memory of one CTA, static and dynamic.
+    smem_buffers : dict of str to int
+        Bytes of each part of the dynamic shared memory; parts may overlap (`SmemBuffer`).
     spill_bytes : int
         Bytes stored to and loaded from spilled registers.
     ctas_per_sm, wanted_ctas_per_sm : int
@@ -46,6 +48,7 @@ class VariantStats:
     registers: int
     role_registers: dict[str, int]
     smem_bytes: int
+    smem_buffers: dict[str, int]
     spill_bytes: int
     ctas_per_sm: int
     wanted_ctas_per_sm: int
@@ -76,6 +79,7 @@ def stats_of(config: Variant, build: Build) -> VariantStats:
         registers=resources.registers,
         role_registers=config.role_registers,
         smem_bytes=smem_bytes,
+        smem_buffers={each.name: each.size_bytes for each in config.smem_buffers},
         spill_bytes=resources.spill_store_bytes + resources.spill_load_bytes,
         ctas_per_sm=resident.ctas_per_sm,
         wanted_ctas_per_sm=config.ctas_per_sm,

@@ -9,6 +9,7 @@ from podrt.jit.key import CODE_OPTIONS, Recipe, cache_key, recipe_of
 from podrt.jit.load import KernelAttributes, LoadedKernel, load
 from podrt.jit.memory import on_reset, reset
 from podrt.jit.nvrtc import nvrtc_release, nvrtc_version
+from podrt.jit.phases import compile_phases
 from podrt.jit.render import collect_headers, render, templates_dir
 from podrt.jit.source import KernelSource
 
@@ -27,6 +28,7 @@ __all__ = [
     "build_many",
     "cache_key",
     "collect_headers",
+    "compile_phases",
     "compile_ptx",
     "compile_source",
     "disassemble",

@@ -20,8 +20,17 @@ def find_nvdisasm() -> str | None:
     return found or shutil.which("nvdisasm")
 
 
-def disassemble(cubin: bytes) -> str:
+def disassemble(cubin: bytes, *, encodings: bool = False, lines: bool = False) -> str:
     """Return the SASS of `cubin`, code sections only.
+
+    Parameters
+    ----------
+    cubin : bytes
+    encodings : bool
+        With each instruction's 128 bits, the upper half on a line of its own.
+    lines : bool
+        With the source lines that each instruction comes from, functions that were inlined too;
+        nothing where the cubin was compiled without ``-lineinfo``.
 
     Raises
     ------
@@ -33,10 +42,11 @@ def disassemble(cubin: bytes) -> str:
         raise PodrtError(
             "nvdisasm was not found. Install it with: pip install nvidia-cuda-nvdisasm"
         )
+    more = ["--print-instruction-encoding"] * encodings + ["--print-line-info-inline"] * lines
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        command = [nvdisasm, "--print-code", str(path)]
+        command = [nvdisasm, "--print-code", *more, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise PodrtError(f"nvdisasm could not read the cubin: {done.stderr.strip()}")

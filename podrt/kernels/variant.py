@@ -42,6 +42,23 @@ class TileGeometry(NamedTuple):
     decode_slots: int
 
 
+class SmemBuffer(NamedTuple):
+    """A part of a CTA's dynamic shared memory; those in use at different times may overlap.
+
+    Attributes
+    ----------
+    name : str
+    offset_bytes, size_bytes : int
+    doc : str
+        What it holds; may be empty.
+    """
+
+    name: str
+    offset_bytes: int
+    size_bytes: int
+    doc: str
+
+
 class VariantForm:
     """What every variant answers about its form and architecture, whatever its family."""
 
@@ -87,6 +104,11 @@ class VariantForm:
     @property
     def name(self) -> str:
         """Readable, file-safe name that is different for different variants."""
+        raise NotImplementedError
+
+    @property
+    def smem_buffers(self) -> tuple[SmemBuffer, ...]:
+        """What lies in the dynamic shared memory of a CTA, by offset."""
         raise NotImplementedError
 
     @property

@@ -8,7 +8,7 @@ import pytest
 from cli_support import HOPPER, SMALL, SMALL_PAGED, run, run_json, small_paged
 
 from podrt import cli
-from podrt.cli.explore import shorten
+from podrt.cli._stats import shorten
 from podrt.errors import DeviceError
 from podrt.explore.names import alias_of
 from podrt.explore.select import find, parse_page_size, select
@@ -308,3 +308,13 @@ def test_shorten_keeps_only_what_differs():
 def test_parsers():
     assert parse_page_size("none") is None
     assert parse_page_size("16") == 16
+
+
+def test_stats_of_phases_and_shared_memory():
+    rows = run_json("explore", "stats", *SMALL_PAGED, "--phases")
+    assert all(len(row["phases_s"]) >= 3 for row in rows)
+    assert "binary KiB" in run("explore", "stats", *SMALL_PAGED, "--phases")
+    text = run("explore", "stats", *HOPPER, "--smem")
+    assert "FirstLane" in text
+    with pytest.raises(ValueError, match="one of them"):
+        run("explore", "stats", *HOPPER, "--smem", "--mix")

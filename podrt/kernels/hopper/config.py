@@ -9,7 +9,7 @@ from typing import Any, get_args
 from podrt.errors import UnsupportedConfigError
 from podrt.kernels.hopper import shared_memory
 from podrt.kernels.hopper.shared_memory import DECODE_KEYS, PREFILL_ROWS
-from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantForm
+from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, SmemBuffer, VariantForm
 from podrt.spec.types import DType
 
 HOPPER_ARCH = "sm_90a"
@@ -161,6 +161,11 @@ class HopperConfig(VariantForm):
         if self.page_size is None:
             return tile_rows
         return math.gcd(self.page_size, tile_rows, DECODE_KEYS)
+
+    @property
+    def smem_buffers(self) -> tuple[SmemBuffer, ...]:
+        """What lies in the dynamic shared memory of a CTA, by offset."""
+        return shared_memory.smem_buffers(self)
 
     @property
     def launch_registers(self) -> int:

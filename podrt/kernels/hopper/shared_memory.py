@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from podrt.kernels.arguments import PLAN_HEADER_BYTES
-from podrt.kernels.variant import Form
+from podrt.kernels.variant import Form, SmemBuffer
 from podrt.plan import WORK_ITEM
 from podrt.spec.types import ELEMENT_BYTES, DType
 
@@ -153,6 +153,22 @@ def next_slots(config: Sizes) -> int:
 def smem_bytes(config: Sizes) -> int:
     """Return the dynamic shared memory of a CTA."""
     return offsets_of(cta_regions(config))["End"]
+
+
+def smem_buffers(config: Sizes) -> tuple[SmemBuffer, ...]:
+    """Return what a CTA has, with the decode lanes that lie over the prefill tiles."""
+    regions = cta_regions(config)
+    placed = [
+        SmemBuffer(region.name, offset, region.size_bytes, region.doc)
+        for region, offset in zip(regions, offsets_of(regions).values(), strict=False)
+        if region.size_bytes
+    ]
+    if config.form == "pod":
+        size_bytes = offsets_of(lane_tiles(config, next_slots(config)))["End"]
+        doc = "over the prefill tiles when there is no prefill left"
+        lanes = range(1, config.lanes)
+        placed += [SmemBuffer(f"Lane{n}", (n - 1) * size_bytes, size_bytes, doc) for n in lanes]
+    return tuple(sorted(placed, key=lambda buffer: buffer.offset_bytes))
 
 
 def render_layout(config: Sizes) -> str:

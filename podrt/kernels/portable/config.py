@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import RESERVED_SMEM_BYTES, get_arch
-from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, VariantForm
+from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, SmemBuffer, VariantForm
 from podrt.spec.types import ELEMENT_BYTES, HEAD_DIMS, DType
 
 _WARP = 32
@@ -120,6 +120,19 @@ class KernelConfig(VariantForm):
             self.prefill_smem_bytes if self.has_prefill else 0,
             self.decode_smem_bytes if self.has_decode else 0,
         )
+
+    @property
+    def smem_buffers(self) -> tuple[SmemBuffer, ...]:
+        """What lies in the dynamic shared memory of a CTA, which has one role at a time."""
+        row = self.head_dim * ELEMENT_BYTES[self.dtype]
+        q, kv = self.prefill.rows * row, self.prefill_smem_bytes - self.prefill.rows * row
+        prefill = (
+            SmemBuffer("PrefillQ", 0, q, "one prefill tile"),
+            SmemBuffer("PrefillRing", q, kv, "tiles of K and V in turn"),
+        )
+        decode = SmemBuffer("DecodeRings", 0, self.decode_smem_bytes, "of each warp, K and V")
+        there = prefill * self.has_prefill + (decode,) * self.has_decode
+        return tuple(sorted(there, key=lambda buffer: buffer.offset_bytes))
 
     @property
     def max_registers(self) -> int:
