@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.types import ELEMENT_BYTES, DType
 from podrt.workloads.accuracy import Window, windows_at_ends
+from podrt.workloads.lengths import describe_lengths
 
 Side = Literal["both", "prefill", "decode"]
 
@@ -61,6 +62,34 @@ class Case:
                 )
         if min(self.decode, default=1) < 1:
             raise ValueError(f"case {self.name!r}: a decode has {min(self.decode)} keys, not 1+")
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Sequence[tuple[int, int]],
+        layer: AttentionSpec,
+        *,
+        name: str | None = None,
+        policies: tuple[str, ...] = (),
+    ) -> Case:
+        """Return the case of ``(q_len, kv_len)`` requests of a causal layer, prefills first.
+
+        Without a name it has that of its lengths, in that order.
+        """
+        prefill, decode = split_lengths(lengths)
+        return cls(
+            name or describe_lengths([*prefill, *((1, kv_len) for kv_len in decode)]),
+            layer.num_qo_heads,
+            layer.num_kv_heads,
+            layer.head_dim,
+            layer.dtype,
+            layer.page_size,
+            prefill,
+            decode,
+            policies,
+            layer.mask.window_left,
+            layer.logits_soft_cap,
+        )
 
     @property
     def is_plain(self) -> bool:
@@ -134,6 +163,17 @@ class Case:
         return {"both": requests, "prefill": requests[:prefills], "decode": requests[prefills:]}[
             side
         ]
+
+
+def split_lengths(
+    lengths: Iterable[tuple[int, int]],
+) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """Return the prefills among ``(q_len, kv_len)`` requests, and the keys of the decodes."""
+    requests = tuple(lengths)
+    return (
+        tuple((q_len, kv_len) for q_len, kv_len in requests if q_len > 1),
+        tuple(kv_len for q_len, kv_len in requests if q_len == 1),
+    )
 
 
 def _pairs(q_len: int, kv_len: int, window_left: int | None) -> int:
