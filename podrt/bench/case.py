@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.mask import Mask
 from podrt.spec.types import ELEMENT_BYTES, DType
 from podrt.workloads.accuracy import Window, windows_at_ends
 from podrt.workloads.lengths import describe_lengths
@@ -152,8 +153,9 @@ class Case:
 
     def min_bytes(self, side: Side = "both") -> int:
         """Bytes that must move: seen keys, their values and queries read, outputs written, once."""
+        seen_keys = Mask(window_left=self.window_left).seen_keys
         rows = sum(
-            2 * q * self.num_qo_heads + 2 * _seen(q, kv, self.window_left) * self.num_kv_heads
+            2 * q * self.num_qo_heads + 2 * int(seen_keys(q, kv)) * self.num_kv_heads
             for q, kv in self._requests(side)
         )
         return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
@@ -185,8 +187,3 @@ def _pairs(q_len: int, kv_len: int, window_left: int | None) -> int:
     hidden = max(kv_len - 1 - window_left, 0)
     least = max(hidden - q_len, 0)
     return pairs - (hidden * (hidden + 1) - least * (least + 1)) // 2
-
-
-def _seen(q_len: int, kv_len: int, window_left: int | None) -> int:
-    """Return how many keys any token of a request sees."""
-    return kv_len if window_left is None else min(kv_len, q_len + window_left)

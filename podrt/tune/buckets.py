@@ -77,7 +77,7 @@ def bucket_cases(
     family = Scheduler(spec, gpu, Policy()).family
     layer, found = layer_name(spec, family), dict[Bucket, BucketCase]()
     for lengths in batches:
-        bucket = bucket_of(batch_of_lengths(lengths, spec.page_size), spec.mask.window_left)
+        bucket = bucket_of(batch_of_lengths(lengths, spec.page_size), spec.mask)
         if bucket is not None and bucket not in found:
             names = (RULES, *candidate_names(family))
             name = describe_lengths(lengths)
