@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -86,3 +87,10 @@ class Planned:
             mask = Mask() if self.device_kv_lens else self.plan.mask
             require_pages_exist(self.page_table, self.batch, num_pages, mask)
             self.checked_num_pages.add(num_pages)
+
+
+class Prepared(NamedTuple):
+    """A plan to adopt, and the stream to copy it on; without one the first run copies it."""
+
+    planned: Planned
+    stream: int | None
