@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from podrt.bench.case import Case
 from podrt.spec.attention import make_spec
-from podrt.workloads.lengths import parse_lengths
+from podrt.workloads.lengths import parse_heads, parse_lengths
 
 ALONE = ("auto",)
 #: Shares of the SMs that tell apart what the bus, the SMs and the order of prefill cost.
@@ -66,7 +66,6 @@ def designed_cases() -> tuple[Case, ...]:
 
 def make_case(heads: str, head_dim: int, lengths: str, policies: tuple[str, ...]) -> Case:
     """Return a case in bfloat16 with pages of 16, of a batch as `parse_lengths` reads it."""
-    qo, _, kv = heads.partition("/")
-    layer = make_spec(int(qo), int(kv), head_dim, 16, "NHD", "bfloat16")
+    layer = make_spec(*parse_heads(heads), head_dim, 16, "NHD", "bfloat16")
     name = f"{heads} d{head_dim}/{lengths}"
     return Case.of(parse_lengths(lengths), layer, name=name, policies=policies)

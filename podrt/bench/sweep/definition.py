@@ -24,7 +24,7 @@ from podrt.bench.sweep.axes import (
     sample,
 )
 from podrt.spec.attention import AttentionSpec, make_spec
-from podrt.workloads.lengths import parse_lengths
+from podrt.workloads.lengths import parse_heads, parse_lengths
 
 #: Samples of a timing: fewer than of podrt bench, as a sweep has many timings.
 SAMPLES = 9
@@ -159,12 +159,8 @@ def _cases(data: Mapping[str, Any]) -> tuple[Case, ...]:
         raise ValueError("must have batches or a suite, one of them")
     if "suite" in data:
         return suite_cases(data["suite"], data.get("only", ""))
-    qo, _, kv = str(data.get("heads", "32/8")).partition("/")
-    if not (qo.isdecimal() and kv.isdecimal()):
-        raise ValueError(f"heads={data['heads']!r}: expected query and KV heads, such as 32/8")
     layer = make_spec(
-        int(qo),
-        int(kv),
+        *parse_heads(str(data.get("heads", "32/8"))),
         data.get("head_dim", 128),
         data.get("page_size", 16) or None,
         "NHD",
