@@ -17,10 +17,7 @@ from podrt.gpu.device import load_cupy
 from podrt.spec.types import DType
 from podrt.tensors.view import numpy_dtype
 from podrt.workloads.accuracy import Expected, Window, expected_of
-from podrt.workloads.pages import shuffled_pages
-
-#: A contiguous cache has room for a multiple of this, so that it can be seen as pages too.
-ROOM_STEP = 16
+from podrt.workloads.pages import contiguous_rows, shuffled_pages
 
 _GIB = 1 << 30
 #: Left free for outputs, workspaces and the buffer that empties the L2 cache.
@@ -128,8 +125,7 @@ def free_memory() -> None:
 def _cache_rows(case: Case, num_pages: int) -> tuple[int, int]:
     if case.page_size is not None:
         return num_pages, case.page_size
-    room = -(-max(case.kv_lens) // ROOM_STEP) * ROOM_STEP
-    return len(case.kv_lens), room
+    return contiguous_rows(case.kv_lens)
 
 
 def _require_memory(case: Case, needed_bytes: int) -> None:
