@@ -145,7 +145,7 @@ class Timeline:
                 "tid": span.sm + row * _ROW_STEP,
                 **({} if span.item is None else {"args": _unit_of(span)}),
             }
-            for span, row in _in_rows(self.spans)
+            for span, row in zip(self.spans, _rows_of(self.spans), strict=True)
         ]
         events += [
             {
@@ -253,17 +253,17 @@ def _launch(
     return spans + [Span(sm, "decode", at, end_us) for sm, at in begins_us.items() if at < end_us]
 
 
-def _in_rows(spans: Iterable[Span]) -> list[tuple[Span, int]]:
-    """Return spans with rows in which no two of an SM's role are at the same time."""
+def _rows_of(spans: Sequence[Span]) -> list[int]:
+    """Return a row for each span, so that no two of an SM's role share one at the same time."""
     ends: dict[tuple[int, Role], list[float]] = {}
-    placed = []
-    for span in sorted(spans, key=lambda each: (each.begin_us, each.warp)):
+    found = [0] * len(spans)
+    for number in sorted(range(len(spans)), key=lambda each: spans[each].begin_us):
+        span = spans[number]
         rows = ends.setdefault((span.sm, span.role), [])
         free = (row for row, end_us in enumerate(rows) if end_us <= span.begin_us)
-        row = next(free, len(rows))
+        found[number] = row = next(free, len(rows))
         rows[row : row + 1] = [span.end_us]
-        placed.append((span, row))
-    return placed
+    return found
 
 
 def _unit_of(span: Span) -> dict[str, Any]:

@@ -4,8 +4,9 @@
 // TraceBuffer and TraceEvent are those of podrt/kernels/tracing.py, which puts them in front. The
 // begin of a unit and its end are two events, so that nothing is kept in registers in between.
 #pragma once
-#ifdef PODRT_TRACE
 #include "ptx/scalar.cuh"
+
+#ifdef PODRT_TRACE
 
 extern "C" {
 __device__ TraceBuffer* podrt_trace;  // set by the host; null: nothing is recorded
