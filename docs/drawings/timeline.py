@@ -14,6 +14,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from svg import Drawing
 
@@ -46,11 +47,16 @@ def read_trace(path: Path) -> Trace:
     """Read what ``podrt explore trace --chrome`` wrote."""
     trace = json.loads(path.read_text(encoding="utf-8"))
     spans = tuple(
-        (int(event["tid"]), str(event["pid"]), event["ts"], event["ts"] + event["dur"])
+        (_sm_of(event), str(event["pid"]), event["ts"], event["ts"] + event["dur"])
         for event in trace["traceEvents"]
         if event.get("ph") == "X" and event["pid"] in ("prefill", "decode")
     )
     return Trace(spans, trace["otherData"]["gpu"], trace["otherData"]["source"])
+
+
+def _sm_of(event: dict[str, Any]) -> int:
+    """Return the SM of an event, whose row is another one where the SM does two things at once."""
+    return int(event.get("args", {}).get("sm", event["tid"]))
 
 
 def draw(serial: Trace, fused: Trace, batch: str) -> Drawing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,10 @@ import typer
 from podrt.bench import roofline as bench_roofline
 from podrt.bench.results import load, write_whole
 from podrt.bench.roofline import USUAL_POLICIES
+from podrt.bench.sweep.definition import case_of
 from podrt.bench.sweep.records import load as load_sweep
 from podrt.bench.sweep.roofline import roofline as sweep_roofline
+from podrt.bench.trace import Traced, trace_case
 from podrt.cli._layer import (
     GpuOption,
     LayerDtype,
@@ -22,11 +25,15 @@ from podrt.cli._layer import (
     LayerSoftCap,
     LayerWindow,
     PolicyOption,
+    layer_of,
     scheduler_of,
 )
 from podrt.cli._options import JsonOption
 from podrt.cli._output import console, print_json
-from podrt.explore.timeline import plot_timeline, simulate
+from podrt.errors import DeviceError
+from podrt.explore.timeline import Timeline, plot_timeline, simulate
+from podrt.gpu.device import current_device
+from podrt.policy.policies import parse_policy
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
 
@@ -73,7 +80,12 @@ def roofline(
 
 
 def trace(
-    batch: Annotated[str, typer.Argument(help='Such as "2048@16384 + 64x16384".')],
+    batch: Annotated[
+        str | None, typer.Argument(help='Such as "2048@16384 + 64x16384"; or --batch.')
+    ] = None,
+    batch_option: Annotated[
+        str | None, typer.Option("--batch", metavar="BATCH", help="The same, as an option.")
+    ] = None,
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
     page_size: LayerPageSize = 16,
@@ -82,6 +94,18 @@ def trace(
     soft_cap: LayerSoftCap = None,
     policy: PolicyOption = "auto",
     gpu: GpuOption = None,
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="Ask the cost model even where there is a GPU.")
+    ] = False,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "-o",
+            "--out",
+            dir_okay=False,
+            help="Write it as what the name says: .json as --chrome, others as --plot; repeatable.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Draw it: .png, .svg or .pdf.")
     ] = None,
@@ -91,22 +115,66 @@ def trace(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what each SM does when, as the cost model simulates it. No GPU; nothing is measured.
+    """Show what each SM does when: measured on this GPU, or simulated by the cost model.
 
-    Example: podrt explore trace "2048@16384 + 64x16384" --gpu h100 --plot trace.svg
+    Without a GPU, with --simulated, and for a GPU that --gpu names, it is the model, and says so.
+    What is measured is an instrumented build of the same kernels, whose overhead is printed.
+    Examples:
+
+    podrt explore trace --batch "2048@16384 + 64x16384" --heads 32/8 -o trace.json -o trace.svg
+
+    podrt explore trace "2048@16384 + 64x16384" --gpu h100 --plot trace.svg
     """
-    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap)
-    lengths = batch_of_lengths(parse_lengths(batch), page_size or None)
-    timeline = simulate(scheduler.schedule(lengths), scheduler.gpu)
-    if plot is not None:
-        plot_timeline(timeline, f"{batch}, {heads} heads, {policy}", plot)
-    if chrome is not None:
-        write_whole(json.dumps(timeline.chrome_trace()), chrome)
-    summary = timeline.summary()
+    if (batch is None) == (batch_option is None):
+        raise ValueError('pass a batch once: "2048@16384 + 64x16384", or --batch "..."')
+    text = batch or batch_option or ""
+    layer = (heads, head_dim, page_size, dtype)
+    traced: Traced | None = None
+    if gpu is None and not simulated and _is_there_a_gpu():
+        spec = layer_of(*layer, window_left, soft_cap)
+        case = replace(
+            case_of(parse_lengths(text), spec), window_left=window_left, logits_soft_cap=soft_cap
+        )
+        traced = trace_case(case, parse_policy(policy))
+        timeline = traced.timeline
+    else:
+        scheduler = scheduler_of(*layer, policy, gpu, window_left, soft_cap)
+        lengths = batch_of_lengths(parse_lengths(text), page_size or None)
+        timeline = simulate(scheduler.schedule(lengths), scheduler.gpu)
+    for path in [chrome, *(each for each in out or [] if each.suffix == ".json")]:
+        if path is not None:
+            write_whole(json.dumps(timeline.chrome_trace()), path)
+    for path in [plot, *(each for each in out or [] if each.suffix != ".json")]:
+        if path is not None:
+            plot_timeline(timeline, f"{text}, {heads} heads, {policy}", path)
+    _print_timeline(text, timeline, traced, as_json=as_json)
+
+
+def _print_timeline(
+    batch: str, timeline: Timeline, traced: Traced | None, *, as_json: bool
+) -> None:
+    summary, lost = timeline.summary(), timeline.lost_events
+    times = {} if traced is None else {"plain_us": traced.plain_us, "traced_us": traced.traced_us}
     if as_json:
-        print_json({"source": "simulated", "gpu": timeline.gpu, **summary})
+        extra = {} if traced is None else {**times, "lost_events": lost}
+        print_json({"source": timeline.source, "gpu": timeline.gpu, **summary, **extra})
         return
-    typer.echo(f"simulated, {timeline.gpu}: {batch}")
+    typer.echo(f"{timeline.source}, {timeline.gpu}: {batch}")
     for name, value in summary.items():
         is_share = name in ("prefill_busy", "decode_busy", "both_busy", "idle")
         typer.echo(f"  {name:13s} {f'{value:.0%}' if is_share else f'{value:.0f}'}")
+    if traced is not None:
+        typer.echo(
+            f"overhead of the instrumented build: {traced.overhead:+.1%} "
+            f"({traced.plain_us:.1f} us -> {traced.traced_us:.1f} us)"
+        )
+    if lost:
+        typer.echo(f"{lost} events found no room: spans are missing", err=True)
+
+
+def _is_there_a_gpu() -> bool:
+    try:
+        current_device()
+    except DeviceError:
+        return False
+    return True

@@ -61,7 +61,7 @@ def _spans(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Any, flo
         (
             titles.get(event["pid"], str(event["pid"])),
             str(event["name"]),
-            event["tid"],
+            (event.get("args") or {}).get("sm", event["tid"]),
             float(event["ts"]),
             float(event["dur"]),
         )
