@@ -14,7 +14,7 @@ from podrt.policy.schedule import Scheduler
 from podrt.runtime.checks import checked_tensors
 from podrt.runtime.driver import Driver
 from podrt.runtime.plan_stream import stream_of_plan
-from podrt.runtime.planned import Planned
+from podrt.runtime.planned import Planned, Prepared
 from podrt.runtime.reservation import Limits, Reservation, room_for
 from podrt.runtime.session import Session
 from podrt.spec.attention import AttentionSpec, make_spec, positive_int
@@ -212,7 +212,7 @@ class HybridAttention:
                 kv_indptr=kv_indptr,
                 kv_indices=kv_indices,
             )
-            self.plan_batch(batch, table, device_kv_lens=device_kv_lens, stream=stream)
+            self.adopt(self.prepare(batch, table, device_kv_lens=device_kv_lens, stream=stream))
 
     def read_batch(
         self,
@@ -234,17 +234,17 @@ class HybridAttention:
             lengths = host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens")
             return make_batch(*lengths, table, self.layer.page_size), table
 
-    def plan_batch(
+    def prepare(
         self,
         batch: HybridBatch,
         table: PageTable | None,
         *,
         device_kv_lens: Any = None,
         stream: Any = None,
-    ) -> None:
-        """Prepare for a batch that `read_batch` gave, or a part of it over the same page table.
+    ) -> Prepared:
+        """Plan a batch that `read_batch` gave, or a part of it over the same page table.
 
-        Errors as `plan`.
+        The batch planned before stays in place until `adopt`. Errors as `plan`.
         """
         with self._lock:
             session = self._session_ready()
@@ -253,7 +253,14 @@ class HybridAttention:
             with session.driver.current():
                 tensors = table.tensor if table else None, lengths
                 on = stream_of_plan(session, stream, self._framework, *tensors)
-                session.adopt(session.plan(batch, table, lengths), on)
+                return Prepared(session.plan(batch, table, lengths), on)
+
+    def adopt(self, prepared: Prepared) -> None:
+        """Make a batch of `prepare` the one that runs compute."""
+        with self._lock:
+            session = self._session_ready()
+            with session.driver.current():
+                session.adopt(*prepared)
 
     def run(
         self,

@@ -137,8 +137,7 @@ class HostAttention:
                 f"q: lies on {tensors.q.place}, expected host memory, where the reference computes"
             )
         if table is not None:
-            window = self.layer.mask.window_left
-            require_pages_exist(table, batch, tensors.k_cache.shape[0], window)
+            require_pages_exist(table, batch, tensors.k_cache.shape[0], self.layer.mask)
         exact, exact_lse = reference_attention(
             to_numpy(tensors.q),
             to_numpy(tensors.k_cache),

@@ -132,9 +132,12 @@ class SharedPrefixAttention:
             else:
                 prefixes = find_prefixes(batch, table.flat(), least_saved_keys=_LEAST_SAVED_KEYS)
             parts = in_parts(batch, prefixes)
+            batches = [(self._own, parts.own)]
             if prefixes:
-                self._shared.plan_batch(parts.shared, table, stream=stream)
-            self._own.plan_batch(parts.own, table, stream=stream)
+                batches.append((self._shared, parts.shared))
+            prepared = [(each, each.prepare(part, table, stream=stream)) for each, part in batches]
+            for each, plan in prepared:
+                each.adopt(plan)
             self._prefixes = tuple(prefixes)
 
     def run(

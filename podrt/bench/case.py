@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from podrt.spec.attention import AttentionSpec, make_spec
+from podrt.spec.mask import Mask
 from podrt.spec.types import ELEMENT_BYTES, DType
 from podrt.workloads.accuracy import Window, windows_at_ends
+from podrt.workloads.lengths import describe_lengths
 
 Side = Literal["both", "prefill", "decode"]
 
@@ -61,6 +63,34 @@ class Case:
                 )
         if min(self.decode, default=1) < 1:
             raise ValueError(f"case {self.name!r}: a decode has {min(self.decode)} keys, not 1+")
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Sequence[tuple[int, int]],
+        layer: AttentionSpec,
+        *,
+        name: str | None = None,
+        policies: tuple[str, ...] = (),
+    ) -> Case:
+        """Return the case of ``(q_len, kv_len)`` requests of a causal layer, prefills first.
+
+        Without a name it has that of its lengths, in that order.
+        """
+        prefill, decode = split_lengths(lengths)
+        return cls(
+            name or describe_lengths([*prefill, *((1, kv_len) for kv_len in decode)]),
+            layer.num_qo_heads,
+            layer.num_kv_heads,
+            layer.head_dim,
+            layer.dtype,
+            layer.page_size,
+            prefill,
+            decode,
+            policies,
+            layer.mask.window_left,
+            layer.logits_soft_cap,
+        )
 
     @property
     def is_plain(self) -> bool:
@@ -123,8 +153,9 @@ class Case:
 
     def min_bytes(self, side: Side = "both") -> int:
         """Bytes that must move: seen keys, their values and queries read, outputs written, once."""
+        seen_keys = Mask(window_left=self.window_left).seen_keys
         rows = sum(
-            2 * q * self.num_qo_heads + 2 * _seen(q, kv, self.window_left) * self.num_kv_heads
+            2 * q * self.num_qo_heads + 2 * int(seen_keys(q, kv)) * self.num_kv_heads
             for q, kv in self._requests(side)
         )
         return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
@@ -136,6 +167,17 @@ class Case:
         ]
 
 
+def split_lengths(
+    lengths: Iterable[tuple[int, int]],
+) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """Return the prefills among ``(q_len, kv_len)`` requests, and the keys of the decodes."""
+    requests = tuple(lengths)
+    return (
+        tuple((q_len, kv_len) for q_len, kv_len in requests if q_len > 1),
+        tuple(kv_len for q_len, kv_len in requests if q_len == 1),
+    )
+
+
 def _pairs(q_len: int, kv_len: int, window_left: int | None) -> int:
     """Return how many keys the tokens of a request see, all together."""
     pairs = q_len * (kv_len - q_len) + q_len * (q_len + 1) // 2
@@ -145,8 +187,3 @@ def _pairs(q_len: int, kv_len: int, window_left: int | None) -> int:
     hidden = max(kv_len - 1 - window_left, 0)
     least = max(hidden - q_len, 0)
     return pairs - (hidden * (hidden + 1) - least * (least + 1)) // 2
-
-
-def _seen(q_len: int, kv_len: int, window_left: int | None) -> int:
-    """Return how many keys any token of a request sees."""
-    return kv_len if window_left is None else min(kv_len, q_len + window_left)

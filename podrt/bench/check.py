@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from podrt.bench.case import Case
+from podrt.bench.gpu_error import require_gpu
 from podrt.bench.peers import error_text
 from podrt.bench.planned import planned_attention
 from podrt.bench.tensors import CaseTensors, fetch, free_memory, make_tensors
-from podrt.errors import DeviceError
 from podrt.explore.alone import alone, edge_lengths, layer_for
 from podrt.gpu.device import DeviceInfo, load_cupy
 from podrt.kernels.families import Variant
@@ -22,10 +22,9 @@ from podrt.workloads.accuracy import (
     LSE_TOLERANCE,
     Expected,
     Window,
-    expected_of,
     tolerance_of,
 )
-from podrt.workloads.lengths import batch_of_lengths, describe_lengths
+from podrt.workloads.lengths import batch_of_lengths
 
 #: Query and KV heads of the layers: a group of 1, of 4, and one that divides no tile.
 HEADS = ((2, 2), (8, 2), (6, 1))
@@ -123,26 +122,14 @@ def check_all(
     for subject in subjects:
         checks.append(_check(subject, gpu))
         on_check(checks[-1])
-        _require_gpu(subject)
+        require_gpu(f"after {subject.name}", "go on in a new process")
     return checks
 
 
 def edge_case(variant: Variant, heads: tuple[int, int]) -> Case:
     """Return the batch that a variant is checked on with some query and KV heads."""
     qo, kv = heads
-    lengths = edge_lengths(variant, qo // kv)
-    decodes = [each for each in lengths if each[0] == 1]
-    others = [each for each in lengths if each[0] > 1]
-    return Case(
-        name=describe_lengths([*others, *decodes]),
-        num_qo_heads=qo,
-        num_kv_heads=kv,
-        head_dim=variant.head_dim,
-        dtype=variant.dtype,
-        page_size=variant.page_size,
-        prefill=tuple(others),
-        decode=tuple(kv_len for _, kv_len in decodes),
-    )
+    return Case.of(edge_lengths(variant, qo // kv), layer_for(variant, qo, kv))
 
 
 def _check(subject: Subject, gpu: DeviceInfo) -> Check:
@@ -206,7 +193,7 @@ def _on_gpu(case: Case) -> Iterator[tuple[CaseTensors, Expected]]:
                 free_memory()
             tensors = make_tensors(case)
             windows = [Window(i, 0, q_len) for i, (q_len, _) in enumerate(case.lengths)]
-            _known[case] = tensors, expected_of(tensors, windows)
+            _known[case] = tensors, tensors.expected(windows)
             stream.synchronize()
         yield _known[case]
 
@@ -218,19 +205,9 @@ def _run(tensors: CaseTensors, policy: Policy) -> tuple[Any, Any]:
     kv_lens = np.array(case.kv_lens, np.int32)
     attention = planned_attention(case.spec(), policy, qo_indptr, kv_lens, tensors.block_table)
     lse = cupy.full(tensors.q.shape[:2], np.nan, "float32")
-    tensors.out.view("uint16").fill(0x7FFF)  # NaN in both element types
+    tensors.poison()
     attention.run(tensors.q, tensors.k_cache, tensors.v_cache, out=tensors.out, lse=lse)
     return fetch(tensors.out, np.arange(len(lse))), lse.get()
-
-
-def _require_gpu(subject: Subject) -> None:
-    cuda = load_cupy().cuda
-    try:
-        cuda.runtime.deviceSynchronize()
-    except cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(
-            f"the GPU stopped working after {subject.name}: {error}; go on in a new process"
-        ) from error
 
 
 def _order(error: float | None) -> float:

@@ -20,7 +20,7 @@ from podrt.bench.peers import error_text, peer_works
 from podrt.bench.results import Row, decode_summary
 from podrt.bench.tensors import CaseTensors, fetch, make_tensors
 from podrt.bench.timing import Timing, Work, capture_graph, time_all
-from podrt.workloads.accuracy import Expected, expected_of, tolerance_of
+from podrt.workloads.accuracy import Expected, tolerance_of
 
 
 @dataclass
@@ -60,9 +60,7 @@ def measure(case: Case, peers: list[str]) -> list[Row]:
         The case does not fit on the GPU.
     """
     tensors = make_tensors(case)
-    expected = expected_of(
-        tensors, case.checked_windows(), layer=case.spec(), sinks=tensors.host_sinks
-    )
+    expected = tensors.expected()
     attempts = {name: _attempt(name, tensors, expected) for name in names_for(case)}
     works, errors = peer_works(peers, tensors)
     peer_times = _PeerTimes({**dict.fromkeys(works), **dict.fromkeys(errors)}, errors)
@@ -93,7 +91,7 @@ def _attempt(name: str, tensors: CaseTensors, expected: Expected) -> _Attempt:
 
 
 def _error_of(contender: Contender, tensors: CaseTensors, expected: Expected) -> float:
-    tensors.out.view("uint16").fill(0x7FFF)  # NaN in both element types
+    tensors.poison()
     contender.enqueue()
     mine = expected.of(contender.requests)
     return mine.error_of(fetch(tensors.out, mine.rows))

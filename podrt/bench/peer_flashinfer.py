@@ -11,8 +11,9 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from podrt.bench.peers import Maker, torch_view
-from podrt.bench.tensors import ROOM_STEP, CaseTensors
+from podrt.bench.tensors import CaseTensors
 from podrt.errors import UnsupportedConfigError
+from podrt.workloads.pages import ROOM_STEP
 
 _WORKSPACE_BYTES = 256 << 20
 

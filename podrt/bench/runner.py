@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from podrt.bench.case import Case
+from podrt.bench.gpu_error import require_gpu
 from podrt.bench.measure import failed_rows, measure
 from podrt.bench.results import Results, resume, save
 from podrt.bench.tensors import free_memory
-from podrt.errors import DeviceError
-from podrt.gpu.device import load_cupy
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,8 @@ def _measured(case: Case, peers: list[str]) -> Any:
         rows = measure(case, peers)
     except Exception as error:  # recorded as the case's failure, once the GPU is known to live on
         rows = failed_rows(case, error)
-    cuda = load_cupy().cuda
-    try:
-        cuda.runtime.deviceSynchronize()
-    except cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(
-            f"the GPU stopped working in case {case.name!r}: {error}; the cases before it are "
-            "saved, continue with --resume in a new process"
-        ) from error
+    require_gpu(
+        f"in case {case.name!r}",
+        "the cases before it are saved, continue with --resume in a new process",
+    )
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +16,14 @@ from podrt.errors import DeviceError
 from podrt.gpu.device import load_cupy
 from podrt.spec.types import DType
 from podrt.tensors.view import numpy_dtype
-from podrt.workloads.pages import shuffled_pages
-
-#: A contiguous cache has room for a multiple of this, so that it can be seen as pages too.
-ROOM_STEP = 16
+from podrt.workloads.accuracy import Expected, Window, expected_of
+from podrt.workloads.pages import contiguous_rows, shuffled_pages
 
 _GIB = 1 << 30
 #: Left free for outputs, workspaces and the buffer that empties the L2 cache.
 _RESERVE_BYTES = 4 * _GIB
 _CHUNK = 1 << 26
+_NAN_BITS = 0x7FFF  # in both element types
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +49,16 @@ class CaseTensors:
     block_table: npt.NDArray[np.int32] | None
     sinks: Any = None
 
-    @property
-    def host_sinks(self) -> npt.NDArray[np.float32] | None:
-        """The sinks on the host."""
-        return None if self.sinks is None else self.sinks.get()
+    def expected(self, windows: Sequence[Window] | None = None) -> Expected:
+        """Return what float64 says of some rows; by default of `Case.checked_windows`."""
+        case = self.case
+        sinks = None if self.sinks is None else self.sinks.get()
+        wanted = case.checked_windows() if windows is None else windows
+        return expected_of(self, wanted, layer=case.spec(), sinks=sinks)
+
+    def poison(self) -> None:
+        """Fill the output with NaN."""
+        self.out.view("uint16").fill(_NAN_BITS)
 
     @property
     def lengths(self) -> tuple[tuple[int, int], ...]:
@@ -119,8 +125,7 @@ def free_memory() -> None:
 def _cache_rows(case: Case, num_pages: int) -> tuple[int, int]:
     if case.page_size is not None:
         return num_pages, case.page_size
-    room = -(-max(case.kv_lens) // ROOM_STEP) * ROOM_STEP
-    return len(case.kv_lens), room
+    return contiguous_rows(case.kv_lens)
 
 
 def _require_memory(case: Case, needed_bytes: int) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from podrt.cli._options import parse_heads
 from podrt.errors import DeviceError
 from podrt.gpu.device import DeviceInfo, current_device
 from podrt.gpu.nominal import GPUS, H100
@@ -15,6 +14,7 @@ from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.workloads.chunked_prefill import hybrid_steps, read_trace
+from podrt.workloads.lengths import parse_heads
 
 _GPU_NAMES = " or ".join(GPUS)
 

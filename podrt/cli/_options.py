@@ -45,11 +45,3 @@ FamilyOption = Annotated[
     typer.Option("--family", help="portable, or hopper (sm_90a alone); repeatable."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def parse_heads(text: str) -> tuple[int, int]:
-    """Read query and KV heads, such as ``32/8``; ValueError if that is not what it is."""
-    qo, slash, kv = text.partition("/")
-    if not (slash and qo.isdecimal() and kv.isdecimal()):
-        raise ValueError(f"heads={text!r}: expected query and KV heads, such as 32/8")
-    return int(qo), int(kv)

@@ -84,12 +84,12 @@ def _of_axes(
     subjects = []
     for each in grid:
         try:
-            scheduler = Scheduler(layer, gpu, each.policy())
+            policy = each.policy()
+            scheduler = Scheduler(layer, gpu, policy)
             (fused,) = scheduler.captured(scheduler.decode_rows_for(1))[:1]
         except UnsupportedConfigError as error:
             lines.append(f"{each.name}: {error}")
         else:
-            policy = each.policy()
             if fused.family == "hopper":  # or batches might want another tile
                 policy = replace(policy, decode_rows=fused.decode_rows)
             subjects.append(Subject(each.name, fused, policy))

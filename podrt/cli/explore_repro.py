@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from podrt.bench.sweep.axes import combinations, parse_axes
-from podrt.cli._options import ArchOption, parse_heads
+from podrt.cli._options import ArchOption
 from podrt.cli._output import console
 from podrt.explore.alone import Alone, alone, edge_lengths, gpu_for, layer_for
 from podrt.explore.names import alias_of, narrow, the_one
 from podrt.explore.repro import Repro, write_repro
 from podrt.explore.select import find
 from podrt.policy.schedule import Scheduler
-from podrt.workloads.lengths import batch_of_lengths, parse_lengths
+from podrt.workloads.lengths import batch_of_lengths, parse_heads, parse_lengths
 
 
 def repro(

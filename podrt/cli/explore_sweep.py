@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from podrt.bench.environment import describe, gpu_slug, with_ceilings
+from podrt.bench.gpu_error import gpu_error
 from podrt.bench.sweep.axes import AXES, combinations, parse_axes
 from podrt.bench.sweep.definition import (
     SAMPLES,
@@ -23,7 +24,7 @@ from podrt.bench.sweep.definition import (
     suite_cases,
 )
 from podrt.bench.sweep.heatmap import DRAWN_AXES, USUAL_AXES
-from podrt.bench.sweep.measure import gpu_bench, gpu_error
+from podrt.bench.sweep.measure import gpu_bench
 from podrt.bench.sweep.points import Point, points_of
 from podrt.bench.sweep.records import Journal, Skip, Sweep, load
 from podrt.bench.sweep.runner import Outcome, Runner, missing_of

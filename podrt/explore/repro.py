@@ -25,7 +25,7 @@ from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.view import TensorView
 from podrt.workloads.accuracy import tolerance_of
 from podrt.workloads.lengths import describe_lengths
-from podrt.workloads.pages import shuffled_pages
+from podrt.workloads.pages import contiguous_rows, shuffled_pages
 
 _FOLDER = "repro"
 _SCRIPTS = ("run.py", "tools.py")
@@ -39,8 +39,6 @@ _BUFFERS = {
 }
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)".*\n?', re.MULTILINE)
 _ONCE = re.compile(r"^[ \t]*#[ \t]*pragma[ \t]+once[ \t]*\n", re.MULTILINE)
-#: A contiguous cache has room for a multiple of this.
-_ROOM_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -181,8 +179,7 @@ def _tensors(repro: Repro) -> tuple[RunTensors, npt.NDArray[np.int32] | None]:
     rng = np.random.default_rng(repro.seed)
     block_table = None
     if layer.page_size is None:
-        room = -(-max(kv_lens) // _ROOM_STEP) * _ROOM_STEP
-        places: tuple[int, int] = (len(lengths), room)
+        places = contiguous_rows(kv_lens)
     else:
         block_table, num_pages = shuffled_pages(kv_lens, layer.page_size, rng)
         places = num_pages, layer.page_size

@@ -101,10 +101,11 @@ def _whole(rows: Rows, tiles: Tiles, first_merge: int, first_partial_row: int) -
     items = rows.take(tiles.request[order], axis=0, mode="clip")
     if tiles.row_begin is not None:
         items[:, _ROW_BEGIN] = tiles.row_begin[order]
-        items[:, _KV_END] = tiles.falling_keys()
     if tiles.key_begin is not None:
         items[:, _KV_BEGIN] = begin = tiles.key_begin[order]
         items[:, _KV_END] = begin + tiles.falling_keys()
+    elif tiles.row_begin is not None:
+        items[:, _KV_END] = tiles.falling_keys()
     if first_merge:
         items[:, _PARTIAL_ROW] = first_partial_row
         items[:, _MERGE] = first_merge

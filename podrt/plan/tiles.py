@@ -7,7 +7,6 @@ several times faster than integers.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -152,10 +151,23 @@ def tiles_of(
     page_size : int or None
         Tokens of a page.
     """
-    if mask.window_left is not None:
-        unbounded = replace(mask, window_left=None)
-        tiles = tiles_of(requests, q_lens, kv_lens, tile_rows, kv_tile, group, unbounded, one_each)
-        return _behind_windows(tiles, q_lens, kv_lens, group, mask, window_step(page_size))
+    tiles = _from_first_key(requests, q_lens, kv_lens, tile_rows, kv_tile, group, mask, one_each)
+    if mask.window_left is None:
+        return tiles
+    return _behind_windows(tiles, q_lens, kv_lens, group, mask, window_step(page_size))
+
+
+def _from_first_key(
+    requests: Indices,
+    q_lens: npt.NDArray[Any],
+    kv_lens: npt.NDArray[Any],
+    tile_rows: int,
+    kv_tile: int,
+    group: int,
+    mask: Mask,
+    one_each: bool,
+) -> Tiles:
+    """Return the tiles of `tiles_of` as if no window hid their first keys."""
     if len(requests) == 1:
         return _tiles_of_one(requests, q_lens, kv_lens, tile_rows, kv_tile, group, mask)
     kv_len = kv_lens[requests].astype(np.float64)

@@ -9,9 +9,13 @@ import numpy as np
 
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
 
 #: Steps from a number to its double.
 _STEPS = 2
+
+
+_ALL_KEYS = Mask()
 
 
 class Bucket(NamedTuple):
@@ -38,8 +42,8 @@ class Bucket(NamedTuple):
         return f"{tokens}@{keys} + {decodes}x{decode_keys}"
 
 
-def bucket_of(batch: HybridBatch, window_left: int | None = None) -> Bucket | None:
-    """Return the bucket of a batch; None where it lacks a side, or keys."""
+def bucket_of(batch: HybridBatch, mask: Mask = _ALL_KEYS) -> Bucket | None:
+    """Return the bucket of a batch under a mask; None where it lacks a side, or keys."""
     if batch.max_q_len <= 1 or not batch.num_requests:
         return None
     are_decodes = batch.q_lens == 1
@@ -47,10 +51,9 @@ def bucket_of(batch: HybridBatch, window_left: int | None = None) -> Bucket | No
     tokens = batch.total_tokens - decodes
     if not decodes:
         return None
-    q_lens, keys = batch.q_lens.astype(np.float64), batch.kv_lens
-    if window_left is not None:
-        keys = np.minimum(keys, q_lens + window_left)
-    decode_keys = int(keys[are_decodes].sum(dtype=np.int64))
+    q_lens = batch.q_lens.astype(np.float64)
+    keys = mask.seen_keys(q_lens, batch.kv_lens.astype(np.float64))
+    decode_keys = int(keys[are_decodes].sum())
     token_keys = float(q_lens @ keys) - decode_keys
     if not (decode_keys and token_keys):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from podrt.plan import Plan, most_decode_tokens
 from podrt.policy import cost
 from podrt.policy.calibration import calibration_of
 from podrt.policy.constants import Cuts
-from podrt.policy.policies import Family, Policy
+from podrt.policy.policies import Family, FixedTiles, Policy
 from podrt.policy.sm_allocation import SmAllocation
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
@@ -31,7 +31,9 @@ _MEASURED_HEAD_DIM = 128
 
 
 @lru_cache(maxsize=1024)  # building one checks it, which takes longer than planning a small batch
-def _variant(form: Form, dtype: DType, head_dim: int, fixed: _Fixed, **chosen: Any) -> HopperConfig:
+def _variant(
+    form: Form, dtype: DType, head_dim: int, fixed: FixedTiles, **chosen: Any
+) -> HopperConfig:
     """Return the usual variant with what is fixed of the sides that it has."""
     usual = hopper_variant(form, dtype, head_dim, **chosen)
     wanted = (
@@ -41,14 +43,6 @@ def _variant(form: Form, dtype: DType, head_dim: int, fixed: _Fixed, **chosen: A
     )
     changes: Any = {name: value for name, has, value in wanted if has and value is not None}
     return replace(usual, **changes) if changes else usual
-
-
-class _Fixed(NamedTuple):
-    """What a policy fixes of tiles."""
-
-    prefill_tile_keys: int | None
-    prefill_ring: int | None
-    decode_ring: int | None
 
 
 class HopperChoices:
@@ -69,7 +63,7 @@ class HopperChoices:
         self._form = calibration.fused_form
         self._all_rows = decode_rows_of(spec.head_dim)
         self._fixed_rows = _fixed_rows(policy, spec.head_dim)
-        self._tiles = _Fixed(policy.prefill_tile_keys, policy.prefill_ring, policy.decode_ring)
+        self._tiles = policy.tiles
         self._rows_of_one = self.decode_rows_for(1)
         if policy.deterministic:  # neither batches nor limits decide
             self._fixed_rows = self._rows_of_one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -34,8 +34,6 @@ _OF_FAMILY: dict[str, Family] = {
     "decode_rows": "hopper",
     "large_prefill_tile": "hopper",
 }
-#: Fields that every family has in its own way.
-_TILES = ("prefill_tile_keys", "prefill_ring", "decode_ring")
 #: Fields that share out a fused launch.
 _SHARES = ("ratio", "decode_only_sms", "prefill_only_sms")
 #: Fields that say how a batch's splits follow from all of it.
@@ -53,6 +51,14 @@ _RANGES = {
 }
 #: What some of them are multiples of.
 _STEPS = {"decode_piece_keys": _PIECE_STEP, "prefill_tile_keys": _TILE_STEP}
+
+
+class FixedTiles(NamedTuple):
+    """What a `Policy` fixes of tiles and rings; None where the kernels' usual ones stay."""
+
+    prefill_tile_keys: int | None
+    prefill_ring: int | None
+    decode_ring: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +194,11 @@ class Policy:
         """Whether the sides of a batch may get a launch each where that is faster."""
         return self.serial is None and not self._fixed(_SHARES) and not self.deterministic
 
+    @property
+    def tiles(self) -> FixedTiles:
+        """What is fixed of tiles and rings, which every family has in its own way."""
+        return FixedTiles(self.prefill_tile_keys, self.prefill_ring, self.decode_ring)
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
@@ -212,7 +223,7 @@ class Policy:
                     f"{name}={getattr(self, name)!r}: is of the {family.capitalize()} family, but "
                     f'family={self.family!r}; pass family="{family}", or leave {name} at None'
                 )
-        for name in self._fixed(_TILES) if self.family == "auto" else ():
+        for name in self._fixed(FixedTiles._fields) if self.family == "auto" else ():
             raise UnsupportedConfigError(
                 f"{name}={getattr(self, name)!r}: is another thing in every family; pass "
                 f'family="hopper" or "portable", or leave it at None'

@@ -16,7 +16,7 @@ from podrt.kernels.variant import Form
 from podrt.plan import Plan
 from podrt.policy.calibration import calibration_of
 from podrt.policy.cost import Prediction
-from podrt.policy.policies import Family, Policy
+from podrt.policy.policies import Family, FixedTiles, Policy
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.types import DType
@@ -31,18 +31,17 @@ def _variant(
     arch: str,
     dtype: DType,
     head_dim: int,
-    fixed: tuple[int | None, int | None, int | None],
+    fixed: FixedTiles,
     **chosen: Any,
 ) -> KernelConfig:
     """Return the usual variant with what is fixed of keys of a prefill tile, and of both rings."""
     usual = variant(form, arch, dtype, head_dim, **chosen)
-    tile_keys, prefill_ring, decode_ring = fixed
     prefill = replace(
         usual.prefill,
-        kv_tile=tile_keys or usual.prefill.kv_tile,
-        kv_slots=prefill_ring or usual.prefill.kv_slots,
+        kv_tile=fixed.prefill_tile_keys or usual.prefill.kv_tile,
+        kv_slots=fixed.prefill_ring or usual.prefill.kv_slots,
     )
-    decode = replace(usual.decode, kv_slots=decode_ring or usual.decode.kv_slots)
+    decode = replace(usual.decode, kv_slots=fixed.decode_ring or usual.decode.kv_slots)
     return replace(usual, prefill=prefill, decode=decode)
 
 
@@ -55,7 +54,7 @@ class PortableChoices:
         self.cuts = calibration_of(gpu).portable_cuts
         self._spec, self._arch = spec, gpu.arch.name
         self._shape: Shape = policy.shape or "large"
-        self._tiles = policy.prefill_tile_keys, policy.prefill_ring, policy.decode_ring
+        self._tiles = policy.tiles
         self._fixed_ratio = (1, 1) if policy.serial else policy.ratio
 
     def decode_rows(self, batch: HybridBatch) -> int:

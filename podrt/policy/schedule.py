@@ -132,7 +132,7 @@ class Scheduler:
             batch.
         """
         if self._trials:
-            trial = self._trials.get(bucket_of(batch, self.spec.mask.window_left))
+            trial = self._trials.get(bucket_of(batch, self.spec.mask))
             if trial is not None:
                 return self._by_trial(trial, batch, decode_rows)
         return self._by_rules(batch, decode_rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from podrt.kernels.arguments import PLAN_HEADER_BYTES, write_plan_header
 from podrt.kernels.families import Variant
 from podrt.plan import WORK_ITEM, Plan
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
 from podrt.tensors.page_table import PageTable, require_pages_exist
 from podrt.tensors.view import TensorView
 
@@ -82,6 +84,13 @@ class Planned:
         """Check page numbers in host memory against a cache, once for each size; ValueError."""
         if self.page_table is not None and num_pages not in self.checked_num_pages:
             # Requests that are shorter than planned have windows that nobody knows yet.
-            window = None if self.device_kv_lens else self.plan.mask.window_left
-            require_pages_exist(self.page_table, self.batch, num_pages, window)
+            mask = Mask() if self.device_kv_lens else self.plan.mask
+            require_pages_exist(self.page_table, self.batch, num_pages, mask)
             self.checked_num_pages.add(num_pages)
+
+
+class Prepared(NamedTuple):
+    """A plan to adopt, and the stream to copy it on; without one the first run copies it."""
+
+    planned: Planned
+    stream: int | None

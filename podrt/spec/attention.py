@@ -7,13 +7,13 @@ import operator
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from podrt.errors import UnsupportedConfigError
 from podrt.spec.mask import Mask
-from podrt.spec.types import HEAD_DIMS, DType
+from podrt.spec.types import HEAD_DIMS, DType, dtype_name
 
 KvLayout = Literal["NHD", "HND"]
 
@@ -124,7 +124,7 @@ def make_spec(
         num_qo_heads,
         num_kv_heads,
         head_dim,
-        _dtype_name(dtype),
+        cast(DType, dtype_name(dtype, get_args(DType))),
         Mask(bool(causal), None if window_left is None else _checked_window(window_left)),
         _checked_scale(sm_scale, head_dim),
         page_size,
@@ -158,15 +158,6 @@ def _checked_window(window_left: Any) -> int:
             "pass None for all"
         )
     return keys
-
-
-def _dtype_name(dtype: Any) -> DType:
-    """Accept a name, or a framework's dtype such as torch.bfloat16 or numpy.float16."""
-    text = getattr(dtype, "__name__", None) or str(dtype)
-    name = text.rpartition(".")[2]
-    if name not in get_args(DType):
-        raise UnsupportedConfigError(f"dtype={dtype!r}: allowed are {get_args(DType)}")
-    return name  # type: ignore[return-value]
 
 
 def _checked_scale(sm_scale: float | None, head_dim: int) -> float:

@@ -60,6 +60,10 @@ class Mask:
             return np.minimum(np.maximum(tokens + (kv_len - q_len + 1), 0), kv_len)
         return kv_len + np.zeros_like(tokens)
 
+    def seen_keys(self, q_len: Numbers, kv_len: Numbers) -> Any:
+        """Return how many keys lie between the first and the last that a request's tokens see."""
+        return kv_len - np.minimum(self.key_begin(np.zeros_like(q_len), q_len, kv_len), kv_len)
+
     def sees(
         self, tokens: npt.ArrayLike, keys: npt.ArrayLike, q_len: int, kv_len: int
     ) -> npt.NDArray[np.bool_]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from podrt.errors import UnsupportedConfigError
+from podrt.spec.types import dtype_name
 from podrt.tensors.checks import (
     require_alignment,
     require_dtype,
@@ -91,7 +92,7 @@ def with_outputs(
     outs, lses = states
     first = outs[0]
     is_given = out is not None, lse is not None
-    name = None if dtype is None else _checked_name(dtype)
+    name = None if dtype is None else dtype_name(dtype, MERGED_DTYPES)
     if out is None:
         out = empty_like_caller(first, first.shape, name or "same", stream)
     out_view = view(out, "out", stream)
@@ -157,11 +158,3 @@ def _require_like(tensor: TensorView, first: TensorView, shape: tuple[int, ...])
             f"{first.shape}"
         )
     require_same_device(first, tensor)
-
-
-def _checked_name(dtype: Any) -> str:
-    """Accept a name, or a framework's dtype such as torch.float32 or numpy.float16."""
-    name = (getattr(dtype, "__name__", None) or str(dtype)).rpartition(".")[2]
-    if name not in MERGED_DTYPES:
-        raise UnsupportedConfigError(f"dtype={dtype!r}: allowed are {MERGED_DTYPES}")
-    return str(name)

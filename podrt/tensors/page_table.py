@@ -19,6 +19,9 @@ from podrt.tensors.view import TensorView, view
 Int32Array = npt.NDArray[np.int32]
 
 
+_ALL_KEYS = Mask()
+
+
 @dataclass(frozen=True, eq=False)
 class PageTable:
     """Page numbers of a batch.
@@ -141,7 +144,7 @@ def require_on_device(table: PageTable | None, device: int) -> None:
 
 
 def require_pages_exist(
-    table: PageTable, batch: HybridBatch, num_pages: int, window_left: int | None = None
+    table: PageTable, batch: HybridBatch, num_pages: int, mask: Mask = _ALL_KEYS
 ) -> None:
     """Check the page numbers that the batch reads, where they lie in host memory.
 
@@ -158,12 +161,8 @@ def require_pages_exist(
         return
     if values.size and values.min() >= 0 and values.max() < num_pages:
         return  # as nearly always, and nothing need be known of which of them are read
-    first_entry = np.zeros(batch.num_requests, np.int64)
-    if window_left is not None:
-        first_key = Mask(window_left=window_left).key_begin(
-            first_entry, batch.q_lens, batch.kv_lens
-        )
-        first_entry = first_key // batch.page_size
+    q_lens, kv_lens = batch.q_lens.astype(np.int64), batch.kv_lens.astype(np.int64)
+    first_entry = (kv_lens - mask.seen_keys(q_lens, kv_lens)) // batch.page_size
     end_entry = np.where(batch.q_lens > 0, -(-batch.kv_lens // batch.page_size), 0)
     num_entries = np.maximum(end_entry - first_entry, 0)
     request = np.repeat(np.arange(batch.num_requests), num_entries)

@@ -77,10 +77,12 @@ def bucket_cases(
     family = Scheduler(spec, gpu, Policy()).family
     layer, found = layer_name(spec, family), dict[Bucket, BucketCase]()
     for lengths in batches:
-        bucket = bucket_of(batch_of_lengths(lengths, spec.page_size), spec.mask.window_left)
+        bucket = bucket_of(batch_of_lengths(lengths, spec.page_size), spec.mask)
         if bucket is not None and bucket not in found:
             names = (RULES, *candidate_names(family))
-            found[bucket] = BucketCase(layer, bucket, _case(lengths, spec, names))
+            name = describe_lengths(lengths)
+            case = Case.of(lengths, spec, name=name, policies=names)
+            found[bucket] = BucketCase(layer, bucket, case)
     return tuple(found.values())
 
 
@@ -94,17 +96,3 @@ def run_trials(
         trials.append(Trial(each.layer, each.bucket, each.case.name, times_us))
         on_case()
     return tuple(trials)
-
-
-def _case(lengths: Lengths, spec: AttentionSpec, policies: tuple[str, ...]) -> Case:
-    return Case(
-        name=describe_lengths(lengths),
-        num_qo_heads=spec.num_qo_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        dtype=spec.dtype,
-        page_size=spec.page_size,
-        prefill=tuple((q_len, kv_len) for q_len, kv_len in lengths if q_len > 1),
-        decode=tuple(kv_len for q_len, kv_len in lengths if q_len == 1),
-        policies=policies,
-    )

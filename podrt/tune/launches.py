@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from podrt.bench.case import Case
-from podrt.workloads.lengths import parse_lengths
+from podrt.spec.attention import make_spec
+from podrt.workloads.lengths import parse_heads, parse_lengths
 
 ALONE = ("auto",)
 #: Shares of the SMs that tell apart what the bus, the SMs and the order of prefill cost.
@@ -65,16 +66,6 @@ def designed_cases() -> tuple[Case, ...]:
 
 def make_case(heads: str, head_dim: int, lengths: str, policies: tuple[str, ...]) -> Case:
     """Return a case in bfloat16 with pages of 16, of a batch as `parse_lengths` reads it."""
-    qo, _, kv = heads.partition("/")
-    requests = parse_lengths(lengths)
-    return Case(
-        name=f"{heads} d{head_dim}/{lengths}",
-        num_qo_heads=int(qo),
-        num_kv_heads=int(kv),
-        head_dim=head_dim,
-        dtype="bfloat16",
-        page_size=16,
-        prefill=tuple(each for each in requests if each[0] > 1),
-        decode=tuple(kv_len for q_len, kv_len in requests if q_len == 1),
-        policies=policies,
-    )
+    layer = make_spec(*parse_heads(heads), head_dim, 16, "NHD", "bfloat16")
+    name = f"{heads} d{head_dim}/{lengths}"
+    return Case.of(parse_lengths(lengths), layer, name=name, policies=policies)

@@ -1,4 +1,4 @@
-"""Batches as lengths, and lengths as text: ``2048@16384 + 64x16384``."""
+"""Batches as lengths, and lengths and heads as text: ``2048@16384 + 64x16384``, ``32/8``."""
 
 from __future__ import annotations
 
@@ -77,3 +77,11 @@ def batch_of_lengths(lengths: Sequence[tuple[int, int]], page_size: int | None) 
     return HybridBatch.from_block_table(
         qo_indptr, kv_lens, shape=(len(kv_lens), pages), row_stride=pages, page_size=page_size
     )
+
+
+def parse_heads(text: str) -> tuple[int, int]:
+    """Read query and KV heads, such as ``32/8``; ValueError if that is not what it is."""
+    qo, slash, kv = text.partition("/")
+    if not (slash and qo.isdecimal() and kv.isdecimal()):
+        raise ValueError(f"heads={text!r}: expected query and KV heads, such as 32/8")
+    return int(qo), int(kv)

@@ -1,4 +1,4 @@
-"""Page tables whose pages lie in random order."""
+"""Room for the keys of a batch: contiguous, or in pages that lie in random order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+#: A contiguous cache has room for a multiple of this, so that it can be seen as pages too.
+ROOM_STEP = 16
+
+
+def contiguous_rows(kv_lens: Sequence[int]) -> tuple[int, int]:
+    """Return requests and tokens of a contiguous cache that has room for such lengths."""
+    return len(kv_lens), -(-max(kv_lens) // ROOM_STEP) * ROOM_STEP
 
 
 def shuffled_pages(

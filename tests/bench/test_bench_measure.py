@@ -41,9 +41,8 @@ def _no_gpu(monkeypatch):
 
     works = {name: Work(lambda name=name: name) for name in PEERS_US}
     monkeypatch.setattr(
-        measuring, "make_tensors", lambda case: SimpleNamespace(case=case, host_sinks=None)
+        measuring, "make_tensors", lambda case: SimpleNamespace(case=case, expected=lambda: None)
     )
-    monkeypatch.setattr(measuring, "expected_of", lambda *_, **_layer: None)
     monkeypatch.setattr(measuring, "make_contender", make_contender)
     monkeypatch.setattr(measuring, "_error_of", error_of)
     monkeypatch.setattr(measuring, "time_all", time_all)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from bench_support import ENVIRONMENT, make_case, make_rows
 
-from podrt.bench import runner
+from podrt.bench import gpu_error, runner
 from podrt.bench.measure import failed_rows
 from podrt.bench.results import load
 from podrt.bench.runner import run_cases
@@ -38,7 +38,7 @@ def measured(monkeypatch):
 def set_gpu(monkeypatch, synchronize):
     runtime = SimpleNamespace(deviceSynchronize=synchronize, CUDARuntimeError=CudaError)
     cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
-    monkeypatch.setattr(runner, "load_cupy", lambda: cupy)
+    monkeypatch.setattr(gpu_error, "load_cupy", lambda: cupy)
 
 
 def run(path, **options):

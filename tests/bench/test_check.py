@@ -55,7 +55,7 @@ def runs(monkeypatch):
     made = Runs()
     monkeypatch.setattr(check_module, "_on_gpu", made.on_gpu)
     monkeypatch.setattr(check_module, "_run", made.run)
-    monkeypatch.setattr(check_module, "_require_gpu", lambda subject: None)
+    monkeypatch.setattr(check_module, "require_gpu", lambda *_: None)
     monkeypatch.setattr(explore_check, "current_device", lambda: H100)
     monkeypatch.setattr(explore_check, "build_all", lambda variants: None)
     return made

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sweep_support import BATCHES, ENVIRONMENT, FakeBench, combination, definition, run
+from sweep_support import BATCHES, ENVIRONMENT, FakeBench, combination, definition, layer, run
 
+from podrt.bench.case import Case
 from podrt.bench.sweep.axes import Skipped
+from podrt.bench.sweep.points import points_of
 from podrt.bench.sweep.records import FORMAT, Journal, Skip, load
+from podrt.gpu.nominal import H100
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "data" / "sweep.jsonl"
 
@@ -161,3 +165,26 @@ def test_committed_sweeps_can_be_replayed():
         found = load(committed)
         assert found.results, committed
         assert found.environment["ceilings"], committed
+
+
+def test_windows_caps_and_sinks_are_part_of_a_case_and_of_its_key():
+    plain = Case.of([(64, 512), (1, 300)], layer(), name="c")
+    cases = [
+        plain,
+        *(
+            replace(plain, **scores)
+            for scores in ({"window_left": 99}, {"logits_soft_cap": 5.0}, {"sinks": True})
+        ),
+    ]
+    points, skips = points_of(replace(definition(combination()), cases=tuple(cases)), H100)
+    assert skips == []
+    auto = [point for point in points if point.name == "auto"]
+    assert len({point.key for point in points}) == len(points)
+    assert [point.result("e", "failed").to_case() for point in auto] == cases
+    assert auto[0].result("e", "failed").layer.keys() == {
+        "num_qo_heads",
+        "num_kv_heads",
+        "head_dim",
+        "dtype",
+        "page_size",
+    }

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from podrt.bench.sweep.heatmap import allocation_map, axis_map, heat_maps, shape_map
+from podrt.bench.sweep.heatmap import ALLOCATION, axis_map, heat_maps, shape_map
 from podrt.bench.sweep.heatmap_figure import draw_heat_map
 from podrt.bench.sweep.records import Sweep, load
 from podrt.bench.sweep.roofline import roofline
@@ -95,7 +95,7 @@ def test_axis_effects(cases):
 
 
 def test_allocation_over_decode_share(cases):
-    found = allocation_map(cases, GPU)
+    found = axis_map(cases, ALLOCATION, GPU)
     assert found.ys[:3] == ("prefill 16", "prefill 8", "decode 0")
     assert [x.split()[0] for x in found.xs] == sorted(x.split()[0] for x in found.xs)
     columns = list(zip(*found.cells, strict=True))
@@ -110,7 +110,7 @@ def test_allocation_over_decode_share(cases):
 
 
 def test_the_automatic_choice_stands_where_it_chose(cases):
-    found = allocation_map(cases, GPU)
+    found = axis_map(cases, ALLOCATION, GPU)
     for x, case in enumerate(sorted(cases, key=lambda each: each.decode_share)):
         sms = case.auto.shares["decode_only_sms"]
         assert found.cells[found.ys.index(f"decode {sms}")][x].is_auto
@@ -150,7 +150,7 @@ def test_tables(cases):
     assert "made up" in text
     assert "error 0.4 > 0.016 at request 0" in text
     assert wrong_table([times(auto=1.0)]) is None
-    maps = shown(heat_map_table(allocation_map(cases, GPU)))
+    maps = shown(heat_map_table(axis_map(cases, ALLOCATION, GPU)))
     assert "decode 16" in maps
     assert maps.count("*") >= 4
     assert any("is of the Hopper family" in line for line in skip_lines(EXAMPLE.skips))

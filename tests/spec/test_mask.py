@@ -71,3 +71,14 @@ def test_sees_is_the_range_by_key(causal: bool) -> None:
     pairs = zip(begin, end, strict=True)
     expected = [[first <= key < last for key in keys] for first, last in pairs]
     assert seen.tolist() == expected
+
+
+@pytest.mark.parametrize("window_left", [None, 0, 3, 100])
+@pytest.mark.parametrize("lengths", [(1, 9), (4, 9), (9, 4), (1, 0)])
+def test_seen_keys_are_those_from_the_first_to_the_last_that_any_token_sees(
+    window_left: int | None, lengths: tuple[int, int]
+) -> None:
+    mask = Mask(window_left=window_left)
+    begin, end = mask.key_range(np.arange(lengths[0]), *lengths)
+    expected = max(end.max() - min(begin[0], end.max()), 0)
+    assert mask.seen_keys(*lengths) == expected

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fake_gpu import TorchTensor
 
+from podrt.spec.mask import Mask
 from podrt.tensors.page_table import (
     PageTable,
     make_batch,
@@ -220,9 +221,9 @@ def test_pages_before_all_windows_may_hold_anything() -> None:
     # Two tokens of 48 keys and one of 40, which see 15 before their own: from keys 31 and 24 on.
     table = block_table([[99, 1, 2], [-7, 0, 2], [0, 1, 2]])
     batch = make_batch(i32([0, 2, 3, 4]), i32([48, 40, 1]), table, 16)
-    require_pages_exist(table, batch, 3, 15)
+    require_pages_exist(table, batch, 3, Mask(window_left=15))
     with pytest.raises(ValueError, match="page 0 of request 0 is 99, expected"):
-        require_pages_exist(table, batch, 3, 31)
+        require_pages_exist(table, batch, 3, Mask(window_left=31))
     with pytest.raises(ValueError, match="page 0 of request 0 is 99, expected"):
         require_pages_exist(table, batch, 3)
 
@@ -230,3 +231,9 @@ def test_pages_before_all_windows_may_hold_anything() -> None:
 def test_values_on_a_gpu_are_not_looked_at() -> None:
     table = on_gpu(block_table())
     require_pages_exist(table, make_batch(QO_INDPTR, KV_LENS, table, 16), 1)
+
+
+def test_a_window_may_be_longer_than_int32() -> None:
+    table = block_table([[0, 1], [-1, 0]])
+    batch = make_batch(i32([0, 1, 2]), i32([32, 0]), table, 16)
+    require_pages_exist(table, batch, 2, Mask(window_left=2**40))

@@ -24,7 +24,7 @@ from podrt.bench.sweep.axes import (
     sample,
 )
 from podrt.spec.attention import AttentionSpec, make_spec
-from podrt.workloads.lengths import describe_lengths, parse_lengths
+from podrt.workloads.lengths import parse_heads, parse_lengths
 
 #: Samples of a timing: fewer than of podrt bench, as a sweep has many timings.
 SAMPLES = 9
@@ -130,7 +130,7 @@ def parse_definition(name: str, data: Mapping[str, Any]) -> Definition:
 
 def cases_of(batches: Sequence[str], layer: AttentionSpec) -> tuple[Case, ...]:
     """Return the cases of some batches, as `parse_lengths` reads them, of one layer."""
-    cases = [case_of(parse_lengths(text), layer) for text in batches]
+    cases = [Case.of(parse_lengths(text), layer) for text in batches]
     return tuple({case.name: case for case in cases}.values())
 
 
@@ -141,22 +141,6 @@ def suite_cases(name: str, only: str) -> tuple[Case, ...]:
     if not kept:
         raise ValueError(f"only={only!r}: no case of suite {name} has it in its name")
     return kept
-
-
-def case_of(lengths: Sequence[tuple[int, int]], layer: AttentionSpec) -> Case:
-    """Return the case of a batch, prefills first."""
-    prefill = tuple(each for each in lengths if each[0] > 1)
-    decode = tuple(kv_len for q_len, kv_len in lengths if q_len == 1)
-    return Case(
-        name=describe_lengths([*prefill, *((1, kv_len) for kv_len in decode)]),
-        num_qo_heads=layer.num_qo_heads,
-        num_kv_heads=layer.num_kv_heads,
-        head_dim=layer.head_dim,
-        dtype=layer.dtype,
-        page_size=layer.page_size,
-        prefill=prefill,
-        decode=decode,
-    )
 
 
 def _grid(tables: Sequence[Mapping[str, Any]]) -> tuple[list[Combination], list[Skipped]]:
@@ -175,12 +159,8 @@ def _cases(data: Mapping[str, Any]) -> tuple[Case, ...]:
         raise ValueError("must have batches or a suite, one of them")
     if "suite" in data:
         return suite_cases(data["suite"], data.get("only", ""))
-    qo, _, kv = str(data.get("heads", "32/8")).partition("/")
-    if not (qo.isdecimal() and kv.isdecimal()):
-        raise ValueError(f"heads={data['heads']!r}: expected query and KV heads, such as 32/8")
     layer = make_spec(
-        int(qo),
-        int(kv),
+        *parse_heads(str(data.get("heads", "32/8"))),
         data.get("head_dim", 128),
         data.get("page_size", 16) or None,
         "NHD",

@@ -94,11 +94,6 @@ def heat_maps(
     return [each for each in (*maps, shape_map(cases, gpu)) if each is not None]
 
 
-def allocation_map(cases: Sequence[CaseSummary], gpu: str) -> HeatMap | None:
-    """Return SMs that take one side first over decode's share of the time; None without data."""
-    return axis_map(cases, ALLOCATION, gpu)
-
-
 def axis_map(cases: Sequence[CaseSummary], axis: str, gpu: str) -> HeatMap | None:
     """Return an axis over cases, those with the most prefill first.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from podrt.bench.case import Case
 from podrt.bench.contenders import launch_of
@@ -13,8 +13,7 @@ from podrt.bench.sweep.points import Point
 from podrt.bench.tensors import CaseTensors, fetch, free_memory, make_tensors
 from podrt.bench.timing import Enqueue, Timing, Work, capture_graph, time_all
 from podrt.gpu.device import load_cupy
-from podrt.policy.policies import Policy
-from podrt.workloads.accuracy import Expected, expected_of, tolerance_of
+from podrt.workloads.accuracy import Expected, tolerance_of
 
 _WARM_UP_S = 0.1
 
@@ -72,8 +71,8 @@ class GpuBench:
     def check(self, point: Point) -> Checked:
         """Run a variant once and compare it with float64; raises whatever stops it."""
         tensors = self.tensors
-        tensors.out.view("uint16").fill(0x7FFF)  # NaN in both element types
-        _, enqueue = launch_of(tensors, point.requests, _policy_of(point))
+        tensors.poison()
+        _, enqueue = launch_of(tensors, point.requests, point.combination.policy())
         enqueue()
         mine = self.expected.of(point.requests)
         worst = mine.worst_of(fetch(tensors.out, mine.rows))
@@ -97,18 +96,4 @@ def gpu_bench(case: Case) -> Iterator[GpuBench]:
     free_memory()
     with load_cupy().cuda.Stream(non_blocking=True):
         tensors = make_tensors(case)
-        yield GpuBench(tensors, expected_of(tensors, case.checked_windows()))
-
-
-def gpu_error() -> Exception | None:
-    """Return what is wrong with the GPU, once all its work is done; None while it lives."""
-    cuda: Any = load_cupy().cuda
-    try:
-        cuda.runtime.deviceSynchronize()
-    except cuda.runtime.CUDARuntimeError as error:
-        return error  # type: ignore[no-any-return]
-    return None
-
-
-def _policy_of(point: Point) -> Policy:
-    return point.combination.policy()
+        yield GpuBench(tensors, tensors.expected())

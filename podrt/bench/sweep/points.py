@@ -99,11 +99,11 @@ class Point:
 
 
 def layer_fields(case: Case) -> dict[str, Any]:
-    """Return the layer of a case, as of `Result`."""
-    return {
-        name: getattr(case, name)
-        for name in ("num_qo_heads", "num_kv_heads", "head_dim", "dtype", "page_size")
-    }
+    """Return the layer of a case, as of `Result`; of a plain one without what it has not."""
+    names = ["num_qo_heads", "num_kv_heads", "head_dim", "dtype", "page_size"]
+    if not case.is_plain:
+        names += ["window_left", "logits_soft_cap", "sinks"]
+    return {name: getattr(case, name) for name in names}
 
 
 def points_of(definition: Definition, gpu: DeviceInfo) -> tuple[list[Point], list[Skip]]:

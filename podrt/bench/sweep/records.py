@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
 
-from podrt.bench.case import Case
+from podrt.bench.case import Case, split_lengths
 from podrt.bench.sweep.axes import Combination, combination_of
 from podrt.workloads.lengths import parse_lengths
 
@@ -114,13 +114,8 @@ class Result:
 
     def to_case(self) -> Case:
         """Return the case that it is about."""
-        lengths = parse_lengths(self.lengths)
-        return Case(
-            name=self.case,
-            prefill=tuple(each for each in lengths if each[0] > 1),
-            decode=tuple(kv_len for q_len, kv_len in lengths if q_len == 1),
-            **self.layer,
-        )
+        prefill, decode = split_lengths(parse_lengths(self.lengths))
+        return Case(name=self.case, prefill=prefill, decode=decode, **self.layer)
 
 
 @dataclass(frozen=True)
