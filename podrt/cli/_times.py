@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from podrt.bench import roofline as bench_roofline
+from podrt.bench.case import Case
 from podrt.bench.results import load, write_whole
 from podrt.bench.roofline import USUAL_POLICIES
-from podrt.bench.sweep.definition import case_of
 from podrt.bench.sweep.records import load as load_sweep
 from podrt.bench.sweep.roofline import roofline as sweep_roofline
 from podrt.bench.trace import Traced, trace_case
@@ -132,10 +131,7 @@ def trace(
     traced: Traced | None = None
     if gpu is None and not simulated and _is_there_a_gpu():
         spec = layer_of(*layer, window_left, soft_cap)
-        case = replace(
-            case_of(parse_lengths(text), spec), window_left=window_left, logits_soft_cap=soft_cap
-        )
-        traced = trace_case(case, parse_policy(policy))
+        traced = trace_case(Case.of(parse_lengths(text), spec), parse_policy(policy))
         timeline = traced.timeline
     else:
         scheduler = scheduler_of(*layer, policy, gpu, window_left, soft_cap)

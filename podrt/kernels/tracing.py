@@ -23,7 +23,7 @@ BEGIN, END, DRY = range(3)
 _ALIGN = 16
 _BUFFER = (
     Field("int", "count", "events so far"),
-    Field("int", "mask", "events that find room, a power of two, less 1"),
+    Field("int", "room", "events that find room; one more place is behind them"),
 )
 _EVENT = (
     Field("int", "time_ns", "low half of the clock that all SMs share"),
@@ -74,17 +74,16 @@ def traced(source: KernelSource) -> KernelSource:
     )
 
 
-def empty_buffer(least_events: int) -> npt.NDArray[np.uint8]:
-    """Return the bytes of a buffer without events, with room for at least so many."""
-    room = 1 << max(least_events - 1, 0).bit_length()
-    buffer = np.zeros(BUFFER_DTYPE.itemsize + room * EVENT_DTYPE.itemsize, np.uint8)
-    buffer[: BUFFER_DTYPE.itemsize].view(BUFFER_DTYPE)["mask"] = room - 1
+def empty_buffer(room: int) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a buffer without events, with room for so many."""
+    buffer = np.zeros(BUFFER_DTYPE.itemsize + (room + 1) * EVENT_DTYPE.itemsize, np.uint8)
+    buffer[: BUFFER_DTYPE.itemsize].view(BUFFER_DTYPE)["room"] = room
     return buffer
 
 
 def recorded(buffer: npt.NDArray[np.uint8]) -> Recorded:
     """Return the events of a buffer that was copied from the GPU."""
     header = buffer[: BUFFER_DTYPE.itemsize].view(BUFFER_DTYPE)[0]
-    events = buffer[BUFFER_DTYPE.itemsize :].view(EVENT_DTYPE)
+    events = buffer[BUFFER_DTYPE.itemsize :].view(EVENT_DTYPE)[: header["room"]]
     count = int(header["count"]) & 0xFFFF_FFFF  # unsigned on the device
     return Recorded(events[:count], max(count - len(events), 0))

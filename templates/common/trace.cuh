@@ -21,30 +21,36 @@ __device__ __forceinline__ u32 global_timer_low() {
   return time_ns;
 }
 
-// Called by one thread. The events lie behind the header, and the last ones replace the first where
-// there is no more room: the count tells.
+// Read anew wherever it is asked for, so that no register keeps it meanwhile.
+__device__ __forceinline__ u32 thread_of_cta() {
+  u32 thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+// Called by one thread. Behind the header lie `room` events, and a place that is written by all that
+// find no room: two threads write to another at no time, and recording takes as long as ever.
 __device__ __forceinline__ void trace_event(int kind, int side, int4 unit) {
   const u32 time_ns = global_timer_low();
   TraceBuffer* const buffer = podrt_trace;
   if (!buffer) return;
   const u32 number = atomicAdd(reinterpret_cast<u32*>(&buffer->count), 1u);
   TraceEvent* const events = reinterpret_cast<TraceEvent*>(buffer + 1);
-  events[number & buffer->mask] = {int(time_ns), int(sm_id()), int(blockIdx.x),
-                                   kind | side << 8 | int(threadIdx.x / kWarp) << 16,
-                                   unit.x, unit.y, unit.z, unit.w};
+  events[min(number, u32(buffer->room))] = {int(time_ns), int(sm_id()), int(blockIdx.x),
+                                            kind | side << 8 | int(thread_of_cta() / kWarp) << 16,
+                                            unit.x, unit.y, unit.z, unit.w};
 }
 
-// Called by the whole warps that work on a unit; its first thread records.
-template <class Item>
-__device__ __forceinline__ void trace_unit(int kind, int side, const Item& item, int kv_head,
-                                           bool is_first) {
-  if (is_first)
+// Called by whole warps, of which the first of every `kThreads` threads of the CTA records.
+template <int kThreads, class Item>
+__device__ __forceinline__ void trace_unit(int kind, int side, const Item& item, int kv_head) {
+  if (thread_of_cta() % kThreads == 0)
     trace_event(kind, side, make_int4(item.request, item.row_begin, item.split, kv_head));
   __syncwarp();
 }
 
-#define TRACE_BEGIN(...) trace_unit(kTraceBegin, __VA_ARGS__)
-#define TRACE_END(...) trace_unit(kTraceEnd, __VA_ARGS__)
+#define TRACE_BEGIN(threads, ...) trace_unit<threads>(kTraceBegin, __VA_ARGS__)
+#define TRACE_END(threads, ...) trace_unit<threads>(kTraceEnd, __VA_ARGS__)
 #define TRACE_DRY(side) trace_event(kTraceDry, side, make_int4(-1, -1, -1, -1))
 #else
 #define TRACE_BEGIN(...)

@@ -59,9 +59,9 @@ struct DecodeConsumer {
       const WorkSlot& slot = work.next();
       const int kv_head = warp_uniform(slot.kv_head);
       if (kv_head < 0) break;
-      TRACE_BEGIN(kDecode, slot.item, kv_head, thread == 0);
+      TRACE_BEGIN(kWarpgroup, kDecode, slot.item, slot.kv_head);
       run_unit(slot.item, kv_head);
-      TRACE_END(kDecode, slot.item, kv_head, thread == 0);
+      TRACE_END(kWarpgroup, kDecode, slot.item, slot.kv_head);
       work.release();
     }
   }

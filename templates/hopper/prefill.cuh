@@ -46,9 +46,9 @@ struct PrefillConsumer {
       const WorkSlot& slot = work.next();
       const int kv_head = warp_uniform(slot.kv_head);
       if (kv_head < 0) break;
-      TRACE_BEGIN(kPrefill, slot.item, kv_head, thread == 0);
+      TRACE_BEGIN(kWarpgroup, kPrefill, slot.item, slot.kv_head);
       run_unit(slot.item, kv_head);
-      TRACE_END(kPrefill, slot.item, kv_head, thread == 0);
+      TRACE_END(kWarpgroup, kPrefill, slot.item, slot.kv_head);
       work.release();
     }
   }

@@ -54,7 +54,7 @@ struct AttentionTile {
         q_smem(shared_address(smem)), ring(q_smem + kQBytes) {}
 
   __device__ __forceinline__ void run() {
-    TRACE_BEGIN(Tile::kWarps == 1, item, kv_head, warp == 0 && lane == 0);
+    TRACE_BEGIN(Tile::kWarps * kWarp, Tile::kWarps == 1, item, kv_head);
     const int tiles = ceil_div(item.kv_end - item.kv_begin, Tile::kKvTile);
     Stream stream(p, item, kv_head, warp, lane, ring, tiles);
     if constexpr (!Tile::kQInRegisters) copy_q();  // completes with the first K tile
@@ -70,7 +70,7 @@ struct AttentionTile {
 
     cp_async_wait<0>();
     finish();
-    TRACE_END(Tile::kWarps == 1, item, kv_head, warp == 0 && lane == 0);
+    TRACE_END(Tile::kWarps * kWarp, Tile::kWarps == 1, item, kv_head);
   }
 
  private:

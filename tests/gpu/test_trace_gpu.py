@@ -10,8 +10,8 @@ from gpu_support import bits, skip_without_hopper
 from typer.testing import CliRunner
 
 from podrt import cli
+from podrt.bench.case import Case
 from podrt.bench.planned import planned_attention
-from podrt.bench.sweep.definition import case_of
 from podrt.bench.tensors import make_tensors
 from podrt.bench.trace import recording, trace_case
 from podrt.gpu.device import current_device
@@ -24,7 +24,7 @@ from podrt.workloads.lengths import parse_lengths
 pytestmark = pytest.mark.gpu
 
 LAYER = make_spec(32, 8, 128, 16, "NHD", "bfloat16", True, None)
-CASE = case_of(parse_lengths("1024@4096 + 300@300 + 40x4096 + 3x50"), LAYER)
+CASE = Case.of(parse_lengths("1024@4096 + 300@300 + 40x4096 + 3x50"), LAYER)
 POLICIES = {
     "hopper": Policy(family="hopper"),
     "hopper decode first": Policy(family="hopper", decode_only_sms=8),
