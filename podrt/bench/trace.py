@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,39 +14,21 @@ from podrt.bench.case import Case
 from podrt.bench.planned import planned_attention
 from podrt.bench.tensors import CaseTensors, free_memory, make_tensors
 from podrt.bench.timing import median_times_us
+from podrt.explore.record import TracedRun
 from podrt.explore.spans import events_of, timeline_of
 from podrt.explore.timeline import Timeline
 from podrt.gpu.device import DeviceInfo, current_device, load_cupy
 from podrt.jit import LoadedKernel
 from podrt.kernels.families import full_grid
-from podrt.kernels.tracing import TRACE_SYMBOL, empty_buffer, recorded
-from podrt.policy.policies import Policy
+from podrt.kernels.tracing import BUFFER_DTYPE, TRACE_SYMBOL, empty_buffer, recorded
+from podrt.policy.policies import parse_policy
 from podrt.runtime.kernels import instrumented_kernels, load_kernel
 
-
-@dataclass(frozen=True)
-class Traced:
-    """A measured timeline, and what recording it costs.
-
-    Attributes
-    ----------
-    timeline : Timeline
-        Of one run of the instrumented build.
-    plain_us, traced_us : float
-        Median times of the plain and of the instrumented build, which took turns.
-    """
-
-    timeline: Timeline
-    plain_us: float
-    traced_us: float
-
-    @property
-    def overhead(self) -> float:
-        """What the instrumented build takes more, as a share of the plain one's time."""
-        return self.traced_us / self.plain_us - 1
+#: Runs that are recorded, of which the one of median length is kept.
+_RUNS = 5
 
 
-def trace_case(case: Case, policy: str | Policy = "auto", *, room: int | None = None) -> Traced:
+def trace_case(case: Case, policy: str = "auto", *, room: int | None = None) -> TracedRun:
     """Run a batch of random tensors with instrumented builds on the current GPU.
 
     Both builds are timed before, so that the GPU's clocks have settled.
@@ -56,10 +37,10 @@ def trace_case(case: Case, policy: str | Policy = "auto", *, room: int | None = 
     ----------
     case : Case
         The batch and its layer.
-    policy : str or Policy
-        As of `podrt.HybridAttention`.
+    policy : str
+        As of `podrt.HybridAttention`, or fields of `podrt.Policy`.
     room : int, optional
-        Events that find room at least; as many as there can be if None.
+        Events that find room; as many as there can be if None.
 
     Raises
     ------
@@ -75,7 +56,9 @@ def trace_case(case: Case, policy: str | Policy = "auto", *, room: int | None = 
         plain = _planned(tensors, policy)
         with instrumented_kernels():
             instrumented = _planned(tensors, policy)
-        return _trace(tensors, plain, instrumented, gpu, room)
+        timeline, times_us = _trace(tensors, plain, instrumented, gpu, room)
+    names = tuple(variant.name for variant in instrumented.variants)
+    return TracedRun(policy, names, timeline, *times_us)
 
 
 def _trace(
@@ -84,19 +67,23 @@ def _trace(
     instrumented: HybridAttention,
     gpu: DeviceInfo,
     room: int | None,
-) -> Traced:
+) -> tuple[Timeline, list[float]]:
+    """Return the timeline, and the times of the plain and of the instrumented build."""
     plan, variants = instrumented.current_plan, instrumented.variants
     if room is None:
         room = events_of(plan, sum(full_grid(each, gpu.num_sms) for each in variants))
     run = partial(_run_instrumented, tensors, instrumented)
     with instrumented_kernels():
         kernels = [load_kernel(variant, gpu.ordinal) for variant in variants]
+    buffers = []
     with recording(kernels, room) as (clear, read):
-        plain_us, traced_us = median_times_us([partial(_run, tensors, plain), run])
-        clear()
-        run()
-        timeline = timeline_of(recorded(read()), plan, gpu.name, gpu.num_sms)
-    return Traced(timeline, plain_us, traced_us)
+        times_us = median_times_us([partial(_run, tensors, plain), run])
+        for _ in range(_RUNS):
+            clear()
+            run()
+            buffers.append(read())
+    found = [timeline_of(recorded(each), plan, gpu.name, gpu.num_sms) for each in buffers]
+    return sorted(found, key=lambda each: each.end_us)[_RUNS // 2], times_us
 
 
 @contextmanager
@@ -110,7 +97,7 @@ def recording(
     kernels : sequence of LoadedKernel
         Loaded inside `instrumented_kernels`.
     room : int
-        Events that find room at least.
+        Events that find room.
 
     Yields
     ------
@@ -118,12 +105,12 @@ def recording(
         What empties the buffer, and what waits for the stream and returns its bytes for `recorded`.
     """
     cupy = load_cupy()
-    empty = empty_buffer(room)
-    buffer = cupy.asarray(empty)
+    buffer = cupy.asarray(empty_buffer(room))
+    count = buffer[: BUFFER_DTYPE["count"].itemsize]  # the first of it
     stream = cupy.cuda.get_current_stream()
     _point(kernels, buffer.data.ptr)
     try:
-        yield partial(buffer.set, empty), buffer.get
+        yield partial(count.fill, 0), buffer.get
     finally:
         stream.synchronize()
         _point(kernels, 0)
@@ -140,11 +127,11 @@ def _point(kernels: Sequence[LoadedKernel], address: int) -> None:
     runtime.deviceSynchronize()
 
 
-def _planned(tensors: CaseTensors, policy: str | Policy) -> HybridAttention:
-    case = tensors.case
+def _planned(tensors: CaseTensors, policy: str) -> HybridAttention:
+    case, chosen = tensors.case, parse_policy(policy)
     qo_indptr = np.concatenate(([0], np.cumsum(case.q_lens))).astype(np.int32)
     kv_lens = np.array(case.kv_lens, np.int32)
-    return planned_attention(case.spec(), policy, qo_indptr, kv_lens, tensors.block_table)
+    return planned_attention(case.spec(), chosen, qo_indptr, kv_lens, tensors.block_table)
 
 
 def _run(tensors: CaseTensors, attention: HybridAttention) -> None:

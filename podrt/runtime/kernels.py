@@ -35,8 +35,8 @@ def load_kernel(config: Variant, device: int) -> LoadedKernel:
     key = config, device, _instrumented.get()
     known = _loaded.get(key)
     if known is None:
-        source = source_of(config)
-        known = _loaded[key] = load(build(traced(source) if key[2] else source), device)
+        built = build(traced(source_of(config))) if key[2] else compile_variant(config)
+        known = _loaded[key] = load(built, device)
     return known
 
 

@@ -12,8 +12,8 @@ from schedule_support import scheduled
 
 from podrt.bench.case import Case
 from podrt.bench.sweep.page.trace import read_trace
-from podrt.bench.trace import Traced
 from podrt.errors import UnsupportedConfigError
+from podrt.explore.record import TracedRun, read_record
 from podrt.explore.timeline import Dry, Span, Timeline, plot_timeline, simulate
 from podrt.gpu.nominal import H100
 from podrt.policy.calibration import calibration_of
@@ -120,23 +120,39 @@ def test_the_command_measures_where_there_is_a_gpu(
     measured = Timeline("a GPU", 4, spans, "measured", marks, lost_events=3)
     cases = []
 
-    def traced(case: Case, policy: Policy) -> Traced:
+    def traced(case: Case, policy: str) -> TracedRun:
         cases.append((case, policy))
-        return Traced(measured, 100.0, 103.0)
+        return TracedRun(policy, ("a_kernel",), measured, 100.0, 103.0)
 
-    monkeypatch.setattr("podrt.cli._times.current_device", lambda: H100)
-    monkeypatch.setattr("podrt.cli._times.trace_case", traced)
+    monkeypatch.setattr("podrt.cli.explore_trace.current_device", lambda: H100)
+    monkeypatch.setattr("podrt.cli.explore_trace.trace_case", traced)
     options = "--window-left", "500", "--policy", "serial"
     text = run("explore", "trace", BATCH, *options, "-o", str(tmp_path / "t.json"))
     assert text.startswith("measured, a GPU: ")
     assert "prefill_dry_us 50" in " ".join(text.split())
     assert "overhead of the instrumented build: +3.0% (100.0 us -> 103.0 us)" in text
     ((case, policy),) = cases
-    assert case.window_left == 500 and case.decode == (16384,) * 64 and policy.serial
+    assert case.window_left == 500 and case.decode == (16384,) * 64 and policy == "serial"
     assert read_trace(tmp_path / "t.json")["source"] == "measured"
     found = run_json("explore", "trace", BATCH)
     assert (found["source"], found["traced_us"], found["lost_events"]) == ("measured", 103, 3)
     assert run("explore", "trace", BATCH, "--gpu", "h100").startswith("simulated, ")
+
+
+def test_a_record_has_the_batch_under_each_policy(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "timeline.json"
+    command = "explore", "trace", BATCH, "--gpu", "h100", "--beside", "serial"
+    text = run(*command, "--record", str(path))
+    assert f"simulated, {H100.name}: {BATCH}, serial" in text
+    record = read_record(path)
+    assert (record.batch, record.layer["num_kv_heads"], record.environment) == (BATCH, 8, {})
+    fused, serial = record.runs
+    assert (fused.policy, serial.policy) == ("auto", "serial")
+    assert (len(fused.kernels), len(serial.kernels)) == (1, 2)
+    assert fused.overhead is None and fused.timeline.source == "simulated"
+    as_json = run_json(*command)
+    assert fused.timeline.end_us == pytest.approx(as_json["end_us"], abs=1e-3)
+    assert serial.timeline.end_us == pytest.approx(as_json["beside"][0]["end_us"], abs=1e-3)
 
 
 def test_a_measured_timeline_is_drawn_with_its_marks(tmp_path: Path) -> None:

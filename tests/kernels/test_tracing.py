@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from podrt.explore.select import select
+from podrt.gpu.arch import ARCHS
 from podrt.jit import KernelSource, compile_source
-from podrt.kernels.families import source_of
+from podrt.kernels.families import all_default_variants, source_of
 from podrt.kernels.tracing import (
     BUFFER_DTYPE,
     EVENT_DTYPE,
@@ -70,10 +71,26 @@ def test_instrumented_builds_compile_and_spill_hardly_anything(variant):
     assert build.resources.warnings == ()
 
 
+@pytest.mark.parametrize("arch", sorted(ARCHS))
+def test_no_source_of_a_variant_has_anything_of_traces_but_calls_that_are_empty(arch):
+    headers = {}
+    for variant in all_default_variants(arch, page_sizes=(None, 16), soft_caps=(False, True)):
+        source = source_of(variant)
+        assert "trace" not in source.text.lower()
+        assert not any("TRACE" in option for option in source.options)
+        headers.update(source.headers)
+    own = headers.pop("common/trace.cuh")
+    assert own.count("#ifdef PODRT_TRACE") == own.count("#else") == own.count("#endif") == 1
+    otherwise = own[own.index("#else") : own.index("#endif")].splitlines()[1:]
+    assert all(re.fullmatch(r"#define TRACE_[A-Z]+\(.*\)", line) for line in otherwise)
+    for text in headers.values():
+        assert "trace" not in _CALLS.sub("", text).replace(_INCLUDE, "").lower()
+
+
 def test_events_are_read_from_a_buffer():
     buffer = empty_buffer(5)
     header, events = views(buffer)
-    assert len(events) == 8 and header["mask"] == 7
+    assert len(events) == 6 and header["room"] == 5  # and a place for what finds none
     assert len(recorded(buffer).events) == recorded(buffer).lost == 0
     events["sm"][:2] = 3, 4
     header["count"] = 2
