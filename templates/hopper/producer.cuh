@@ -1,6 +1,7 @@
 // The producer warps: they draw units of work, hand them to the consumers and keep their rings full.
 #pragma once
 #include "common/queue.cuh"
+#include "common/trace.cuh"
 #include "common/unit.cuh"
 #include "hopper/kv_copy.cuh"
 #include "hopper/shared_memory.cuh"
@@ -61,6 +62,7 @@ struct WorkProducer {
       if (lane == 0) slot.kv_head = drawn.kv_head;
     } else if (lane == 0) {
       slot.kv_head = -1;
+      TRACE_DRY(kSide);
     }
     mbarrier_arrive(full + 8 * position.slot);
     __syncwarp();
