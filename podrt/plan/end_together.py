@@ -102,7 +102,10 @@ def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> tuple[Floats, Flo
 
     An end is when the last slot ends, in keys. None of the limits leaves all tiles whole.
     """
-    counts, lengths = cut_steps(tiles.steps, _column(limits))
+    if len(tiles) <= _FEW:
+        counts, lengths = _cuts_of_few(tiles.steps_bytes, limits)
+    else:
+        counts, lengths = cut_steps(tiles.steps, _column(limits))
     pieces = piece_keys(tiles, lengths)
     order = longest_first(pieces, limits[0] * tiles.kv_tile)
     order += _beginnings(*pieces.shape)
@@ -111,16 +114,23 @@ def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> tuple[Floats, Flo
     waves /= side.slots
     np.ceil(waves, waves)  # that have begun when the units of a tile and those before are taken
     num_waves = waves[:, -1].tolist()
-    begun = waves.copy()
+    begun = waves
     begun[:, 1:] -= waves[:, :-1]
     # A wave takes as long as its first unit.
-    keys = np.einsum("ij,ij->i", begun, pieces.take(order)).tolist()
+    begun *= pieces.take(order)
+    keys = np.add.reduce(begun, 1).tolist()
     whole, costs = tiles.longest_steps, side.costs
     ends = [
         keys[i] + costs.start_keys * num_waves[i] + costs.split_keys * -(-whole // limit)
         for i, limit in enumerate(limits)
     ]
     return counts, lengths, ends
+
+
+@lru_cache(maxsize=64)  # few tiles often have as many steps as in the batch before
+def _cuts_of_few(steps: bytes, limits: tuple[int, ...]) -> tuple[Floats, Floats]:
+    """Return the cuts by some limits; not to be changed."""
+    return cut_steps(np.frombuffer(steps), _column(limits))
 
 
 @lru_cache(maxsize=256)

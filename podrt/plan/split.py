@@ -140,10 +140,12 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     last = min(total // _MOST_TAPERED, side.slots * total // units)
     handed_out = np.add.accumulate(in_order)
     half, quarter = handed_out.searchsorted((total - last, total - last // 2), "right").tolist()
+    in_order = handed_out  # memory to write to
+    in_order[:half] = _steps_within(longest, side, kv_tile)
+    in_order[half:quarter] = _steps_within(longest // 2, side, kv_tile)
+    in_order[quarter:] = _steps_within(longest // 4, side, kv_tile)
     limit = np.empty(len(tiles))
-    limit.fill(_steps_within(longest, side, kv_tile))
-    limit[order[half:]] = _steps_within(longest // 2, side, kv_tile)
-    limit[order[quarter:]] = _steps_within(longest // 4, side, kv_tile)
+    limit[order] = in_order
     np.minimum(limit, lengths, out=limit)
     tapered = Cut(*cut_steps(tiles.steps, limit), longest)
     return tapered if _fits(tapered, side) else cut

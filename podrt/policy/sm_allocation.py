@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from podrt.plan import Plan, WorkList, keys_of
+from podrt.plan import Plan, keys_of
 from podrt.policy.constants import SmSharing
 from podrt.spec.types import ELEMENT_BYTES
 
@@ -29,16 +30,12 @@ from podrt.spec.types import ELEMENT_BYTES
 class _Work(NamedTuple):
     """What there is to do: prefill items, the longest first, and what they and decode cost."""
 
-    prefill: WorkList
-    longest: int  # keys of the first
+    prefill_keys: npt.NDArray[np.int64]  # of each item
+    longest: int  # the first of them
     num_kv_heads: int
+    num_units: int  # of prefill
     us_per_key: float  # of a prefill unit alone
     decode_bytes: int
-
-    @property
-    def num_units(self) -> int:
-        """Units of prefill."""
-        return len(self.prefill) * self.num_kv_heads
 
 
 @dataclass(frozen=True)
@@ -99,14 +96,14 @@ class SmAllocation:
     def _work(self, plan: Plan) -> _Work:
         flops_per_key = 4.0 * self.head_dim * plan.prefill_rows
         row_bytes = self.head_dim * ELEMENT_BYTES[plan.spec.dtype]
-        prefill = plan.prefill_longest_first()
-        longest = prefill[0]
+        keys, heads = keys_of(plan.prefill_longest_first()), plan.spec.num_kv_heads
         return _Work(
-            prefill=prefill,
-            longest=int(longest["kv_end"] - longest["kv_begin"]),
-            num_kv_heads=plan.num_kv_heads,
+            prefill_keys=keys,
+            longest=keys.item(0),
+            num_kv_heads=heads,
+            num_units=len(keys) * heads,
             us_per_key=flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6,
-            decode_bytes=2 * plan.decode_keys * plan.num_kv_heads * row_bytes,
+            decode_bytes=2 * plan.decode_keys * heads * row_bytes,
         )
 
     def _prefill_us(self, work: _Work) -> float:
@@ -157,7 +154,7 @@ class SmAllocation:
             return 0
         others = np.arange(num_sms, num_sms - most - 1, -1)
         beside_us = speeds.us_per_decoded_mb * decode_mb / others
-        beside_us += keys_of(work.prefill).repeat(work.num_kv_heads)[: most + 1] * us_per_key
+        beside_us += work.prefill_keys.repeat(work.num_kv_heads)[: most + 1] * us_per_key
         return int(np.maximum(beside_us, longest_us).argmin())
 
 
@@ -167,7 +164,7 @@ def _waves_keys(work: _Work, num_sms: int) -> int:
         return work.longest
     firsts = np.arange(0, work.num_units, num_sms)
     firsts //= work.num_kv_heads
-    return int(np.add.reduce(keys_of(work.prefill)[firsts]))
+    return int(np.add.reduce(work.prefill_keys[firsts]))
 
 
 def _interpolated(x: float, xs: tuple[float, ...], ys: tuple[float, ...]) -> float:
