@@ -110,7 +110,7 @@ def limit_for(tiles: Tiles, side: Side, max_items: int) -> int:
     longest, kv_tile = tiles.longest, tiles.kv_tile
     low = -(-min(side.min_keys, longest) // kv_tile)
     high = max(low, tiles.longest_steps)
-    spare = max_items - len(tiles)
+    spare = max_items - len(tiles.keys)
     if spare <= 0:
         return high
     # total / limit <= pieces < total / limit + tiles
@@ -124,7 +124,7 @@ def limit_within(tiles: Tiles, max_partials: int | None) -> int:
     if max_partials is None:
         return 1
     # total / limit - tiles <= partial results
-    low = max(1, tiles.total // ((max_partials + len(tiles)) * tiles.kv_tile))
+    low = max(1, tiles.total // ((max_partials + len(tiles.keys)) * tiles.kv_tile))
     return _smallest(tiles, low, max(low, tiles.longest_steps), max_partials, whole_costs=0)
 
 
@@ -133,7 +133,7 @@ def _smallest(tiles: Tiles, low: int, high: int, most: int, *, whole_costs: int 
 
     Whole tiles count as one piece or none. The number of pieces falls as the limit grows.
     """
-    if low < high and (high - low) * len(tiles) <= _BLOCK:
+    if low < high and (high - low) * len(tiles.keys) <= _BLOCK:
         return _smallest_of_few(tiles.steps_bytes, low, high, most, whole_costs)
     steps = tiles.steps
     while low < high:
@@ -145,7 +145,7 @@ def _smallest(tiles: Tiles, low: int, high: int, most: int, *, whole_costs: int 
     return low
 
 
-@lru_cache(maxsize=64)  # few tiles often have as many steps as in the batch before
+@lru_cache(maxsize=8)  # few tiles often have as many steps as in the batch before
 def _smallest_of_few(steps: bytes, low: int, high: int, most: int, whole_costs: int) -> int:
     """Try all limits at once."""
     limits = np.arange(low, high, dtype=np.float64)

@@ -65,8 +65,7 @@ def _places(counts: Floats) -> Places:
     # Tiles in one piece leave no partial result: of the pieces before, those of split tiles count.
     first_partial = first_piece - np.arange(num_tiles)
     first_partial += split_before
-    counts = counts.copy() if counts.flags.writeable else counts
-    for array in (counts, first_partial, split_before, tile, split):
+    for array in (first_partial, split_before, tile, split):
         array.flags.writeable = False
     num_partials = num_pieces - num_tiles + num_split
     return Places(num_partials, num_split, counts, first_partial, split_before, tile, split)

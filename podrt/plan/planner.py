@@ -146,13 +146,12 @@ def _cuts(
     max_partials: tuple[int | None, int | None] = (None, None),
 ) -> tuple[Cut | None, Cut | None]:
     """Return the cuts of prefill and decode, with no more partial results than given for each."""
-    min_keys, slots = tiling.min_prefill_keys, tiling.prefill_slots
-    prefill_side = Side(min_keys, num_kv_heads, slots, tiling.costs, max_partials[0])
-    min_keys, slots = tiling.min_decode_keys, tiling.decode_slots
-    decode_side = Side(min_keys, num_kv_heads, slots, tiling.costs, max_partials[1])
+    prefill_most, decode_most = max_partials
     return (
-        _cut_prefill(prefill, prefill_side, tiling, decode),
-        _cut_decode(decode, decode_side, tiling, prefill),
+        None
+        if prefill is None
+        else _cut_prefill(prefill, tiling, num_kv_heads, prefill_most, decode),
+        None if decode is None else _cut_decode(decode, tiling, num_kv_heads, decode_most, prefill),
     )
 
 
@@ -176,26 +175,31 @@ def _fair_shares(
 
 
 def _cut_decode(
-    decode: Tiles | None, side: Side, tiling: Tiling, prefill: Tiles | None
+    decode: Tiles, tiling: Tiling, num_kv_heads: int, max_partials: int | None, beside: Tiles | None
 ) -> Cut | None:
-    if decode is None:
-        return None
-    if prefill is None:
+    side = Side(
+        tiling.min_decode_keys, num_kv_heads, tiling.decode_slots, tiling.costs, max_partials
+    )
+    if beside is None:
         return split_to_end_together(decode, side, max_keys=tiling.decode_piece_keys)
     cut = split_to_end_together(decode, side, max_keys=tiling.fused_piece_keys)
     return taper(decode, side, cut) if tiling.taper_decode else cut
 
 
 def _cut_prefill(
-    prefill: Tiles | None, side: Side, tiling: Tiling, decode: Tiles | None
+    prefill: Tiles,
+    tiling: Tiling,
+    num_kv_heads: int,
+    max_partials: int | None,
+    beside: Tiles | None,
 ) -> Cut | None:
-    if prefill is None:
-        return None
-    units, waves = side.units_per_tile, tiling.prefill_waves
+    waves, slots = tiling.prefill_waves, tiling.prefill_slots
+    if waves is not None and beside is not None:
+        if len(beside) * num_kv_heads >= tiling.decode_slots:
+            return None  # decode keeps busy what prefill leaves idle
+    side = Side(tiling.min_prefill_keys, num_kv_heads, slots, tiling.costs, max_partials)
     if waves is None:
         return split_for_waves(prefill, side)
-    if decode is not None and len(decode) * units >= tiling.decode_slots:
-        return None  # decode keeps busy what prefill leaves idle
-    if len(prefill) * units < (1 - side.costs.max_idle_prefill) * side.slots:
-        return split_keys(prefill, side, max_items=waves * side.slots // units)
+    if len(prefill) * num_kv_heads < (1 - side.costs.max_idle_prefill) * slots:
+        return split_keys(prefill, side, max_items=waves * slots // num_kv_heads)
     return split_to_fill_waves(prefill, side)

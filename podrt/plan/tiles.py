@@ -51,8 +51,8 @@ class Tiles:
         First packed row of each tile; None where all are 0.
     key_begin : float64 array [tiles] or None
         First key of each tile; None where all are 0.
-    is_rising : bool
-        Each tile is known to have more keys than the one before.
+    rising_total : int or None
+        Keys of all, where each tile is known to have more than the one before.
     longest, total : int
         Keys of the longest tile, at least 1, and of all.
     longest_steps : int
@@ -82,19 +82,19 @@ class Tiles:
         row_begin: Floats | None = None,
         key_begin: Floats | None = None,
         *,
-        is_rising: bool = False,
+        rising_total: int | None = None,
     ) -> None:
         self.request, self.row_begin, self.key_begin = request, row_begin, key_begin
         self.keys, self.kv_tile = keys, kv_tile
         self._order: Indices | None = None
         self._falling_keys: Floats | None = None
-        if is_rising:
-            self._order, self._falling_keys = _falling(len(keys)), keys[::-1]
-            self.longest = int(keys[-1]) or 1
-        else:
+        if rising_total is None:
             self.longest = int(keys[keys.argmax()]) or 1
+            self.total = int(np.add.reduce(keys))
+        else:
+            self.longest, self.total = int(keys[-1]) or 1, rising_total
+            self._order, self._falling_keys = _falling(len(keys)), keys[::-1]
         self.longest_steps = -(-self.longest // kv_tile)
-        self.total = int(np.add.reduce(keys))
         self._steps: Floats | None = None
         self._steps_bytes: bytes | None = None
 
@@ -167,9 +167,10 @@ class TileRows:
     last_token : float64 array [tiles] or None
         Last token of each tile, counted from the end of its request: -1 is its last one, more is
         beyond. None where no tile ends before its request.
-    rising : (float64 array [tiles], float) or None
+    rising : (float64 array [tiles], float, float) or None
         Of one request, as most batches with prefill have: where each tile ends, counted likewise,
-        and the fewest keys with which each has more than the one before; None where some have not.
+        the sum of that, and the fewest keys with which each tile has more than the one before. None
+        where some have not.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class TileRows:
         self.request = requests
         self.row_begin: Floats | None = None
         self.last_token: Floats | None = None
-        self.rising: tuple[Floats, float] | None = None
+        self.rising: tuple[Floats, float, float] | None = None
         self._picked: Indices | slice | int = requests  # of kv_lens, where that is cheaper
         counts = q_len * group
         counts /= tile_rows
@@ -200,7 +201,7 @@ class TileRows:
                 self._picked = int(requests[0])
                 ends = np.minimum(self.last_token + 1, 0)
                 if (ends[1:] > ends[:-1]).all():
-                    self.rising = ends, q_len.item(0)
+                    self.rising = ends, float(ends.sum()), q_len.item(0)
         elif requests[-1] - requests[0] == len(requests) - 1:
             self._picked = slice(int(requests[0]), int(requests[-1]) + 1)
 
@@ -247,9 +248,10 @@ def tiles_of(
     # Tokens are counted from the end of their requests, as if those had no others.
     kv_len = rows.keys_of(kv_lens)
     if rows.rising is not None and mask.causal and mask.window_left is None:
-        ends, least_keys = rows.rising
+        ends, sum_of_ends, least_keys = rows.rising
         if kv_len >= least_keys:
-            return Tiles(rows.request, ends + kv_len, kv_tile, rows.row_begin, is_rising=True)
+            total = int(sum_of_ends + len(ends) * kv_len)
+            return Tiles(rows.request, ends + kv_len, kv_tile, rows.row_begin, rising_total=total)
     keys = kv_len
     if rows.last_token is not None:
         keys = mask.key_end(rows.last_token, 0, kv_len)

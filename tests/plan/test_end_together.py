@@ -105,3 +105,20 @@ def test_a_bound_makes_pieces_longer_rather_than_whole() -> None:
     free, bound = (cut_together([65_536] * 8, slots=264, max_partials=most) for most in (None, 70))
     assert partials(free) > 70
     assert 2 <= max(count for count, _ in bound) <= 8
+
+
+@given(
+    keys=st.lists(st.integers(0, 3000), min_size=2, max_size=40),
+    growths=st.lists(st.integers(0, 70), min_size=1, max_size=6),
+    slots=st.integers(4, 300),
+    units=st.sampled_from([1, 4, 8]),
+)
+def test_a_choice_that_is_kept_is_the_one_that_would_be_made(
+    keys: list[int], growths: list[int], slots: int, units: int
+) -> None:
+    side = side_of(max(slots, units), units, min_keys=64)
+    for growth in [0, *growths]:
+        keys = [n + growth * (at % 3 != 1) for at, n in enumerate(keys)]
+        tiles = tiles_of_keys(keys, 64)
+        cut = split_to_end_together(tiles, side, max_keys=4096)
+        assert pieces_of(tiles, cut) == slow_end_together(keys, 64, side, 4096)
