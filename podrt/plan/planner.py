@@ -194,9 +194,9 @@ def _cut_prefill(
     beside: Tiles | None,
 ) -> Cut | None:
     waves, slots = tiling.prefill_waves, tiling.prefill_slots
-    if waves is not None and beside is not None:
-        if len(beside) * num_kv_heads >= tiling.decode_slots:
-            return None  # decode keeps busy what prefill leaves idle
+    num_beside = 0 if beside is None else len(beside) * num_kv_heads
+    if waves is not None and num_beside >= tiling.decode_slots:
+        return None  # decode keeps busy what prefill leaves idle
     side = Side(tiling.min_prefill_keys, num_kv_heads, slots, tiling.costs, max_partials)
     if waves is None:
         return split_for_waves(prefill, side)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from split_support import (
     Pieces,
@@ -108,17 +108,21 @@ def test_a_bound_makes_pieces_longer_rather_than_whole() -> None:
 
 
 @given(
-    keys=st.lists(st.integers(0, 3000), min_size=2, max_size=40),
-    growths=st.lists(st.integers(0, 70), min_size=1, max_size=6),
-    slots=st.integers(4, 300),
+    steps=st.lists(st.integers(1, 30), min_size=2, max_size=20),
+    growths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    slots=st.integers(8, 150),
     units=st.sampled_from([1, 4, 8]),
 )
-def test_a_choice_that_is_kept_is_the_one_that_would_be_made(
-    keys: list[int], growths: list[int], slots: int, units: int
+@example(steps=[4, 16, 13, 6], growths=[19, 40, 40], slots=13, units=8)
+@example(steps=[10, 13, 13, 6], growths=[20], slots=42, units=8)
+@example(steps=[4, 9, 26, 7, 20], growths=[39, 40, 40], slots=34, units=8)
+def test_a_choice_is_kept_only_as_long_as_it_would_be_made_again(
+    steps: list[int], growths: list[int], slots: int, units: int
 ) -> None:
-    side = side_of(max(slots, units), units, min_keys=64)
-    for growth in [0, *growths]:
-        keys = [n + growth * (at % 3 != 1) for at, n in enumerate(keys)]
-        tiles = tiles_of_keys(keys, 64)
+    side = side_of(slots, units, min_keys=64)
+    keys = [128 * (n - 1) + 1 for n in steps]
+    for growth in [0, *growths]:  # none begins another KV tile
+        keys = [n + growth for n in keys]
+        tiles = tiles_of_keys(keys, 128)
         cut = split_to_end_together(tiles, side, max_keys=4096)
-        assert pieces_of(tiles, cut) == slow_end_together(keys, 64, side, 4096)
+        assert pieces_of(tiles, cut) == slow_end_together(keys, 128, side, 4096)
