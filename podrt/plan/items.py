@@ -36,6 +36,15 @@ class SideItems(NamedTuple):
     partial_rows: int
 
 
+class _Pieces(NamedTuple):
+    """Items of pieces in as far as their keys do not matter, and what they were made for."""
+
+    whole: Rows
+    places: Places
+    first: tuple[int, int]
+    rows: Rows
+
+
 class TileItems:
     """Items of tiles in as far as their keys do not matter: those are filled in by `lay_out`.
 
@@ -53,17 +62,10 @@ class TileItems:
 
     def __init__(self, queries: QueryLengths, rows: TileRows, tile_rows: int) -> None:
         self.tile_rows = tile_rows
-        self._request = rows.request
-        self._whole = whole = np.zeros((len(rows.request), len(WORK_ITEM_FIELDS)), np.int32)
-        whole[:, _REQUEST] = rows.request
-        whole[:, _Q_BEGIN] = queries.qo_indptr[rows.request]
-        whole[:, _Q_LEN] = queries.q_lens[rows.request]
-        if rows.row_begin is not None:
-            whole[:, _ROW_BEGIN] = rows.row_begin
-        whole[:, _NUM_SPLITS] = 1
-        self._last_whole: tuple[npt.NDArray[np.int32] | None, Rows] = None, whole
-        self._last_pieces: tuple[Rows, Places | None, tuple[int, int], Rows]
-        self._last_pieces = whole, None, (0, 0), whole
+        self._rows = rows
+        self._q_begin, self._q_len = queries.qo_indptr[rows.picked], queries.q_lens[rows.picked]
+        self._whole: tuple[npt.NDArray[np.int32], Rows] | None = None
+        self._pieces: list[_Pieces] = []  # at most one
 
     def whole(self, page_begin: npt.NDArray[np.int32]) -> Rows:
         """Return the items of whole tiles, int32 ``[tiles, 12]``; not to be changed.
@@ -73,15 +75,29 @@ class TileItems:
         page_begin : int32 array [requests]
             As `HybridBatch.page_begin`.
         """
-        of_pages, whole = self._last_whole
-        if of_pages is not page_begin:
-            whole = self._whole.copy()
-            whole[:, _PAGE_BEGIN] = page_begin[self._request]
-            self._last_whole = page_begin, whole
+        kept = self._whole
+        if kept is not None and kept[0] is page_begin:
+            return kept[1]
+        whole = self._without_pages() if kept is None else kept[1].copy()
+        whole[:, _PAGE_BEGIN] = page_begin[self._rows.picked]
+        self._whole = page_begin, whole
         return whole
 
-    def pieces(self, whole: Rows, places: Places, first_merge: int, first_partial_row: int) -> Rows:
-        """Return the items of pieces, int32 ``[pieces, 12]``; not to be changed.
+    def _without_pages(self) -> Rows:
+        rows = self._rows
+        whole = np.zeros((len(rows.request), len(WORK_ITEM_FIELDS)), np.int32)
+        whole[:, _REQUEST] = rows.request
+        whole[:, _Q_BEGIN] = self._q_begin
+        whole[:, _Q_LEN] = self._q_len
+        if rows.row_begin is not None:
+            whole[:, _ROW_BEGIN] = rows.row_begin
+        whole[:, _NUM_SPLITS] = 1
+        return whole
+
+    def take_pieces(
+        self, whole: Rows, places: Places, first_merge: int, first_partial_row: int
+    ) -> _Pieces:
+        """Return the items of pieces, which are the caller's until `give_back`.
 
         Parameters
         ----------
@@ -92,17 +108,25 @@ class TileItems:
         first_merge, first_partial_row : int
             What other items have before these.
         """
-        of_whole, of_places, of_first, pieces = self._last_pieces
         first = first_merge, first_partial_row
-        if of_places is not places or of_whole is not whole or of_first != first:
-            of_tiles = whole.copy()
-            of_tiles[:, _NUM_SPLITS] = places.counts
-            of_tiles[:, _PARTIAL_ROW] = places.first_partial * self.tile_rows + first_partial_row
-            of_tiles[:, _MERGE] = places.split_before + first_merge
-            pieces = of_tiles.take(places.tile, axis=0, mode="clip")
-            pieces[:, _SPLIT] = places.split
-            self._last_pieces = whole, places, first, pieces
-        return pieces
+        try:
+            kept = self._pieces.pop()
+        except IndexError:  # the first time, or another thread has them
+            pass
+        else:
+            if kept.whole is whole and kept.places is places and kept.first == first:
+                return kept
+        of_tiles = whole.copy()
+        of_tiles[:, _NUM_SPLITS] = places.counts
+        of_tiles[:, _PARTIAL_ROW] = places.first_partial * self.tile_rows + first_partial_row
+        of_tiles[:, _MERGE] = places.split_before + first_merge
+        rows = of_tiles.take(places.tile, axis=0, mode="clip")
+        rows[:, _SPLIT] = places.split
+        return _Pieces(whole, places, first, rows)
+
+    def give_back(self, pieces: _Pieces) -> None:
+        """Keep items that were taken for the next time."""
+        self._pieces[:] = (pieces,)
 
 
 def lay_out(
@@ -138,8 +162,9 @@ def lay_out(
             items[:, _MERGE] = first_merge
         return SideItems(np.frombuffer(items, WORK_ITEM), 0, 0)
     places = cut.places
-    rows = tile_items.pieces(whole, places, first_merge, first_partial_row)
-    items = _pieces(rows, tiles, cut, kv_len)
+    pieces = tile_items.take_pieces(whole, places, first_merge, first_partial_row)
+    items = _pieces(pieces.rows, tiles, cut, kv_len)
+    tile_items.give_back(pieces)
     partial_rows = places.num_partials * tile_items.tile_rows
     return SideItems(np.frombuffer(items, WORK_ITEM), places.num_split, partial_rows)
 
@@ -161,19 +186,18 @@ def _whole(rows: Rows, tiles: Tiles, kv_len: npt.NDArray[Any]) -> Rows:
 
 
 def _pieces(rows: Rows, tiles: Tiles, cut: Cut, kv_len: npt.NDArray[Any]) -> Rows:
-    """Return an item for every piece, longest first."""
+    """Fill in what depends on keys, and return an item for every piece, longest first."""
     tile, split = cut.places.tile, cut.places.split
     length = (cut.lengths * tiles.kv_tile)[tile]
     begin = split * length
     keys = tiles.keys[tile]
-    items = rows.copy()
-    items[:, _KV_LEN] = keys if kv_len is tiles.keys else kv_len[tile]
+    rows[:, _KV_LEN] = keys if kv_len is tiles.keys else kv_len[tile]
     keys -= begin
     np.minimum(keys, length, out=keys)
     order = longest_first(keys, min(cut.longest, tiles.longest))
     if tiles.key_begin is not None:
         begin += tiles.key_begin[tile]
-    items[:, _KV_BEGIN] = begin
+    rows[:, _KV_BEGIN] = begin
     begin += keys
-    items[:, _KV_END] = begin
-    return items.take(order, axis=0, mode="clip")
+    rows[:, _KV_END] = begin
+    return rows.take(order, axis=0, mode="clip")

@@ -19,6 +19,7 @@ from podrt.plan.work import WORK_ITEM, Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch, QueryLengths
 
+_NOBODY = np.empty(0, np.intp)
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 
 
@@ -93,27 +94,32 @@ def _sides(queries: QueryLengths, tiling: Tiling, group: int) -> _Sides:
     if found is None:
         large, small = _requests(queries, most_decode_tokens(group, tiling.decode_rows))
         found = queries.derived[made_for] = (
-            _side_rows(queries, large, tiling.prefill_rows, group),
-            _side_rows(queries, small, tiling.decode_rows, group),
+            _side_rows(queries, large, tiling.prefill_rows, group, one_each=False),
+            _side_rows(
+                queries, small, tiling.decode_rows, group, one_each=group <= tiling.decode_rows
+            ),
         )
     return found
 
 
 def _side_rows(
-    queries: QueryLengths, requests: Indices, tile_rows: int, group: int
+    queries: QueryLengths, requests: Indices, tile_rows: int, group: int, *, one_each: bool
 ) -> _SideRows | None:
     if not len(requests):
         return None
-    rows = TileRows(queries, requests, tile_rows, group)
+    rows = TileRows(queries, requests, tile_rows, group, one_each=one_each)
     return _SideRows(rows, TileItems(queries, rows, tile_rows))
 
 
 def _requests(queries: QueryLengths, most_tokens: int) -> tuple[Indices, Indices]:
     """Return the requests that are prefill, and those that are decode: at most so many tokens."""
-    q_lens = queries.q_lens
-    return (q_lens > most_tokens).nonzero()[0], ((q_lens > 0) & (q_lens <= most_tokens)).nonzero()[
-        0
-    ]
+    if queries.min_q_len > 0 and queries.max_q_len <= most_tokens:
+        return _NOBODY, np.arange(len(queries.q_lens))
+    is_small = queries.q_lens <= most_tokens
+    large = (~is_small).nonzero()[0]
+    if queries.min_q_len == 0:
+        is_small &= queries.q_lens > 0
+    return large, is_small.nonzero()[0]
 
 
 def _tiles(side: _SideRows, batch: HybridBatch, kv_tile: int, spec: AttentionSpec) -> Tiles:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -157,70 +156,100 @@ class TileRows:
         Packed query rows of a tile.
     group : int
         Query heads per KV head.
+    one_each : bool
+        Each request is known to fit into one tile.
 
     Attributes
     ----------
     request : int array [tiles]
         The request that each tile is of.
+    picked : int, slice or int array [tiles]
+        What picks those of arrays with an element a request, in the cheapest way; an int where all
+        tiles are of one request.
     row_begin : float64 array [tiles] or None
         First packed row of each tile; None where all are 0.
     last_token : float64 array [tiles] or None
         Last token of each tile, counted from the end of its request: -1 is its last one, more is
         beyond. None where no tile ends before its request.
-    rising : (float64 array [tiles], float, float) or None
-        Of one request, as most batches with prefill have: where each tile ends, counted likewise,
-        the sum of that, and the fewest keys with which each tile has more than the one before. None
-        where some have not.
+    rising : (float64 array [tiles], float) or None
+        Of one request, as most batches with prefill have: where each tile ends, counted likewise
+        and rising from tile to tile, and the sum of that. None where tiles may end alike.
     """
 
     def __init__(
-        self, queries: QueryLengths, requests: Indices, tile_rows: int, group: int
+        self,
+        queries: QueryLengths,
+        requests: Indices,
+        tile_rows: int,
+        group: int,
+        *,
+        one_each: bool = False,
     ) -> None:
-        self._group = group
-        self._q_len = q_len = queries.q_lens[requests].astype(np.float64)
+        # Not the object itself, in whose memory this is kept.
+        self._q_lens, self._group = queries.q_lens, group
         self.request = requests
+        self.picked: int | slice | Indices = _picked(requests)
         self.row_begin: Floats | None = None
         self.last_token: Floats | None = None
-        self.rising: tuple[Floats, float, float] | None = None
-        self._picked: Indices | slice | int = requests  # of kv_lens, where that is cheaper
+        self.rising: tuple[Floats, float] | None = None
+        if not one_each:
+            if len(requests) == 1:
+                self._tile_one(int(requests[0]), tile_rows)
+            else:
+                self._tile(tile_rows)
+
+    def _tile_one(self, request: int, tile_rows: int) -> None:
+        """Tile one request."""
+        q_len = self._q_lens.item(request)
+        num_tiles = -(-q_len * self._group // tile_rows)
+        if num_tiles == 1:
+            return
+        self.request, self.picked = self.request.repeat(num_tiles), request
+        self.row_begin, last_token = _rows_of_one(num_tiles, tile_rows, self._group)
+        self.last_token = last_token - q_len
+        if tile_rows % self._group == 0:  # no token has rows in two tiles
+            ends = np.minimum(self.last_token + 1.0, 0.0)
+            self.rising = ends, float(np.add.reduce(ends))
+
+    def _tile(self, tile_rows: int) -> None:
+        """Tile several requests."""
+        requests, group = self.request, self._group
+        q_len = self._q_lens[requests].astype(np.float64)
         counts = q_len * group
         counts /= tile_rows
         np.ceil(counts, counts)
         num_tiles = int(np.add.reduce(counts))
-        if num_tiles > len(requests):
-            repeats = counts.astype(np.intp)
-            firsts = np.add.accumulate(counts)
-            firsts -= counts
-            self.request = self._picked = requests.repeat(repeats)
-            self.row_begin = np.arange(num_tiles, dtype=np.float64)
-            self.row_begin -= firsts.repeat(repeats)
-            self.row_begin *= tile_rows
-            self._q_len = q_len.repeat(repeats)
-            self.last_token = _token_of(self.row_begin + (tile_rows - 1), group) - self._q_len
-            if len(requests) == 1:
-                self._picked = int(requests[0])
-                ends = np.minimum(self.last_token + 1, 0)
-                if (ends[1:] > ends[:-1]).all():
-                    self.rising = ends, float(ends.sum()), q_len.item(0)
-        elif requests[-1] - requests[0] == len(requests) - 1:
-            self._picked = slice(int(requests[0]), int(requests[-1]) + 1)
-
-    def keys_of(self, kv_lens: npt.NDArray[np.int32]) -> Any:
-        """Return the keys of each tile's request, float64 ``[tiles]``, or of the one that all have.
-
-        Parameters
-        ----------
-        kv_lens : int32 array [requests of the batch]
-            Keys of every request.
-        """
-        return kv_lens[self._picked].astype(np.float64)
+        if num_tiles == len(requests):
+            return
+        repeats = counts.astype(np.intp)
+        firsts = np.add.accumulate(counts)
+        firsts -= counts
+        self.request = self.picked = requests.repeat(repeats)
+        self.row_begin = np.arange(num_tiles, dtype=np.float64)
+        self.row_begin -= firsts.repeat(repeats)
+        self.row_begin *= tile_rows
+        self.last_token = _token_of(self.row_begin + (tile_rows - 1), group)
+        self.last_token -= q_len.repeat(repeats)
 
     @cached_property
     def first_token(self) -> Floats:
         """First token of each tile, counted as `last_token`."""
-        if self.row_begin is None:
-            return -self._q_len
-        return _token_of(self.row_begin, self._group) - self._q_len
+        q_len = self._q_lens[self.request].astype(np.float64)
+        return -q_len if self.row_begin is None else _token_of(self.row_begin, self._group) - q_len
+
+
+def _picked(requests: Indices) -> slice | Indices:
+    first, last = requests.item(0), requests.item(-1)
+    return slice(first, last + 1) if last - first == len(requests) - 1 else requests
+
+
+@lru_cache(maxsize=64)  # prompts are mostly cut into chunks of about one size
+def _rows_of_one(num_tiles: int, tile_rows: int, group: int) -> tuple[Floats, Floats]:
+    """Return the first row and the last token, from 0 on, of so many tiles of a request."""
+    row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
+    last_token = _token_of(row_begin + (tile_rows - 1), group)
+    row_begin.flags.writeable = last_token.flags.writeable = False
+    return row_begin, last_token
 
 
 def tiles_of(
@@ -246,10 +275,10 @@ def tiles_of(
         Tokens of a page.
     """
     # Tokens are counted from the end of their requests, as if those had no others.
-    kv_len = rows.keys_of(kv_lens)
+    kv_len = kv_lens[rows.picked].astype(np.float64)
     if rows.rising is not None and mask.causal and mask.window_left is None:
-        ends, sum_of_ends, least_keys = rows.rising
-        if kv_len >= least_keys:
+        ends, sum_of_ends = rows.rising
+        if kv_len + ends[0] >= 0:  # then each tile sees more keys than the one before
             total = int(sum_of_ends + len(ends) * kv_len)
             return Tiles(rows.request, ends + kv_len, kv_tile, rows.row_begin, rising_total=total)
     keys = kv_len

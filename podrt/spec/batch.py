@@ -36,7 +36,15 @@ class QueryLengths:
         What others have made of them, by what it was made for: to be looked up, not changed.
     """
 
-    __slots__ = ("derived", "max_q_len", "min_q_len", "q_lens", "qo_indptr", "total_tokens")
+    __slots__ = (
+        "__weakref__",
+        "derived",
+        "max_q_len",
+        "min_q_len",
+        "q_lens",
+        "qo_indptr",
+        "total_tokens",
+    )
 
     def __init__(self, qo_indptr: Int32Array, q_lens: Int32Array, min_q_len: int) -> None:
         self.qo_indptr, self.q_lens, self.min_q_len = qo_indptr, q_lens, min_q_len
@@ -269,14 +277,21 @@ def _query_lengths(qo_indptr: Int32Array, requests: int) -> QueryLengths:
     return _kept_query_lengths(qo_indptr.tobytes(), requests)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _kept_query_lengths(qo_indptr: bytes, requests: int) -> QueryLengths:
-    return QueryLengths(*_indptr(np.frombuffer(qo_indptr, np.int32), "qo_indptr", requests))
+    indptr = np.frombuffer(qo_indptr, np.int32)
+    return QueryLengths(*_differences(indptr, "qo_indptr", requests))
 
 
 def _indptr(array: Int32Array, name: str, requests: int) -> tuple[Int32Array, Int32Array, int]:
     """Return a checked copy, its differences and the least of these; 0 if there are none."""
-    indptr = _int32_vector(array, name)
+    return _differences(_int32_vector(array, name), name, requests)
+
+
+def _differences(
+    indptr: Int32Array, name: str, requests: int
+) -> tuple[Int32Array, Int32Array, int]:
+    """Do so for an array that nobody changes."""
     if len(indptr) != requests + 1:
         raise ValueError(
             f"{name} has {len(indptr)} entries; expected {requests + 1}, "
