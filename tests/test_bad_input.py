@@ -60,6 +60,11 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         UnsupportedConfigError,
         "head_dim=24: allowed are multiples of 8 from 32 to 256",
     ),
+    "values of another width": (
+        {"v_cache": GOOD.v[..., :32]},
+        UnsupportedConfigError,
+        "v_cache: got head_dim=32 where k_cache has 64; keys and values must be as wide",
+    ),
     "negative length": (
         {"kv_lens": shifted(GOOD.kv_lens, 1, -40)},
         ValueError,

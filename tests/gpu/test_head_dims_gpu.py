@@ -169,6 +169,23 @@ def test_results_stay_within_their_heads(family_and_dim):
     assert (bits(larger)[:, 1::2] == before[:, 1::2]).all()
 
 
+def test_keys_and_values_are_views_of_one_tensor(family_and_dim):
+    """Heads are any multiple of 16 bytes apart, with NaN between keys and values."""
+    family, head_dim = family_and_dim
+    if family == "hopper" and head_dim % 64 == 0:
+        pytest.skip("the maps of whole blocks step over heads by blocks")
+    case = Case([1, 70, 2, 300], [3000, 200, 129, 700], has_sinks=True, **layers(head_dim)[0])
+    q, k, v = inputs_on_gpu(case)
+    one = poisoned((*k.shape[:3], 2 * (head_dim + 8)), case.k_cache.dtype)
+    k_view, v_view = one[..., :head_dim], one[..., head_dim + 8 : 2 * head_dim + 8]
+    k_view[:], v_view[:] = k, v
+    attention = HybridAttention(**case.layer_arguments, policy=family)
+    attention.plan(*case.lengths, block_table=cupy.asarray(case.block_table))
+    out, lse = poisoned(q.shape, case.q.dtype), poisoned(q.shape[:2], np.float32)
+    attention.run(q, k_view, v_view, out=out, lse=lse, sinks=cupy.asarray(case.sinks))
+    case.check(out.get(), lse.get(), allowed_steps=ALLOWED_STEPS)
+
+
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_every_head_dim(head_dim):
     """Those of the family that `auto` takes."""

@@ -110,6 +110,8 @@ def test_later_lanes_fit_over_the_prefill_tiles(head_dim: int, decode_rows: int)
     lane_bytes += pod.next_slots * 64 * of_slot * 2
     assert pod.next_slots >= 3
     assert 2 * lane_bytes <= prefill_bytes < 2 * (lane_bytes + 64 * of_slot * 2)
+    alone = hopper_variant("decode", "bfloat16", head_dim, decode_rows=decode_rows)
+    assert alone.next_slots == alone.decode_slots
 
 
 def all_configs() -> list[HopperConfig]:
