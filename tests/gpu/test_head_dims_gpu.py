@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from attention_case import Case, poisoned, run
+from edge_case import EdgeCase
+from edge_case import edge_lengths as all_edge_lengths
 from gpu_support import bits, inputs_on_gpu, skip_without_hopper
 
 from podrt import HybridAttention
@@ -99,6 +101,15 @@ def test_lengths_at_every_edge(family_and_dim, layer, group, record_property):
     for policy in (family, f"{family}-serial"):
         attention = checked(case, policy, record_property)
         assert {config.head_dim for config in attention.variants} == {head_dim}
+
+
+def test_scores_that_grow_at_every_edge(family_and_dim, record_property):
+    """Requests share their keys, so that there are many more lengths."""
+    family, head_dim = family_and_dim
+    q_lens, kv_lens = (list(each) for each in zip(*all_edge_lengths(), strict=True))
+    case = EdgeCase(q_lens, kv_lens, num_kv_heads=1, group=4, seed=head_dim, **layers(head_dim)[0])
+    for policy in (family, f"{family}-serial"):
+        checked(case, policy, record_property, strided=False)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
