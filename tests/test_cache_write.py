@@ -123,7 +123,7 @@ def test_head_sizes_without_a_kernel_are_refused() -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim", [40, 64, 96, 128, 192, 256])
 def test_the_kernel_compiles_without_spills(arch: str, head_dim: int) -> None:
     resources = build(source_of(CacheWriteConfig(arch, head_dim, PAGE_SIZE))).resources
     assert resources.spill_store_bytes == 0
