@@ -41,7 +41,8 @@ class HybridAttention:
     num_kv_heads : int
         KV heads.
     head_dim : int
-        64, 128 or 256.
+        A multiple of 8 from 32 to 256. Those of the Hopper family: 64, 80, 96, 112, 128,
+        192, 256.
     page_size : int, optional
         Tokens of a page of the KV cache; None (the default) is a contiguous cache.
     kv_layout : {"NHD", "HND"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,13 @@ from podrt.explore.names import alias_of, narrow, the_one
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
-from podrt.kernels.variant import DEFAULT_PAGE_SIZES
+from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES
+from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
 #: Compiled for when there is no GPU to ask.
 FALLBACK_ARCH = "sm_90a"
+#: A head_dim in a name, an alias or a field.
+_HEAD_DIM = re.compile(r"(?<![a-z0-9])(?:d|head_dim=)(\d+)(?![0-9x])")
 
 
 def detected_arch() -> str:
@@ -40,7 +44,7 @@ def select(
     """Return the default variants that pass every given filter; None lets everything pass.
 
     Of the masks, None lets the causal one pass alone; of scores, those that are not capped pass
-    unless `soft_caps` says otherwise. Page sizes need not be among the default
+    unless `soft_caps` says otherwise. Head dims and page sizes need not be among the default
     ones: variants are made for any that a family serves.
 
     Raises
@@ -51,16 +55,18 @@ def select(
     sizes = (
         DEFAULT_PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
     )
+    dims = DEFAULT_HEAD_DIMS if head_dims is None else [_checked_head_dim(d) for d in head_dims]
     found = [
         variant
         for arch in _archs(archs)
-        for variant in all_default_variants(arch, page_sizes=sizes, soft_caps=soft_caps)
+        for variant in all_default_variants(
+            arch, head_dims=dims, page_sizes=sizes, soft_caps=soft_caps
+        )
     ]
     filters: dict[str, Sequence[Any] | None] = {
         "family": families,
         "form": forms,
         "dtype": dtypes,
-        "head_dim": head_dims,
         "decode_rows": decode_rows,
     }
     for field, allowed in filters.items():
@@ -72,6 +78,8 @@ def select(
 def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
     """Return the one default variant, of any mask and scores, that words select (`names.narrow`).
 
+    Of head dims that are not among the default ones, those that the words name.
+
     Where they fit several, a full name means that one, then the causal ones are meant, then those
     that do not cap scores, then those of the current GPU's architecture, unless `archs` says which.
 
@@ -81,7 +89,13 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
         No variant matches, or several do; the message says what would tell them apart.
     """
     asked = " ".join(words)
-    variants = select(archs=archs or ["all"], masks=["causal", "full"], soft_caps=[False, True])
+    named = {int(head_dim) for head_dim in _HEAD_DIM.findall(asked.lower())} & set(HEAD_DIMS)
+    variants = select(
+        archs=archs or ["all"],
+        head_dims=sorted(named.union(DEFAULT_HEAD_DIMS)),
+        masks=["causal", "full"],
+        soft_caps=[False, True],
+    )
     exact = [v for v in variants if asked in (v.name, alias_of(v))]
     found = exact or narrow(variants, words)
     found = [v for v in found if v.causal] or found
@@ -98,6 +112,12 @@ def parse_page_size(text: str) -> int | None:
     if not text.isdecimal():
         raise ValueError(f"page-size={text!r}: must be a whole number, or 'none' for contiguous")
     return int(text)
+
+
+def _checked_head_dim(head_dim: int) -> int:
+    if head_dim not in HEAD_DIMS:
+        raise ValueError(f"head_dim={head_dim}: allowed are {HEAD_DIMS_TEXT}")
+    return head_dim
 
 
 def _archs(names: Sequence[str] | None) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from podrt.errors import UnsupportedConfigError
 from podrt.spec.mask import Mask
-from podrt.spec.types import HEAD_DIMS, DType, dtype_name
+from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT, DType, dtype_name
 
 KvLayout = Literal["NHD", "HND"]
 
@@ -115,7 +115,7 @@ def make_spec(
             f"num_qo_heads={num_qo_heads}: must be a multiple of num_kv_heads={num_kv_heads}"
         )
     if head_dim not in HEAD_DIMS:
-        raise UnsupportedConfigError(f"head_dim={head_dim!r}: allowed are {HEAD_DIMS}")
+        raise UnsupportedConfigError(f"head_dim={head_dim}: allowed are {HEAD_DIMS_TEXT}")
     if page_size is not None:
         page_size = positive_int("page_size", page_size)
     if not isinstance(causal, bool | np.bool_):

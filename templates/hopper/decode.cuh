@@ -34,6 +34,7 @@ struct DecodeConsumer {
   // Column blocks of results, as floats, that find room where Q and the probabilities were.
   static constexpr int kStaged = kBlocks * kRows * 256 <= Smem::kLaneRing ? kBlocks : 1;
   static constexpr int kStagedColumns = kStaged * 64;
+  static_assert(kBlocks % kStaged == 0, "");
   static_assert(kStagedColumns * kRows * 4 <= Smem::kLaneRing, "");
 
   const Params& p;
@@ -391,6 +392,11 @@ struct DecodeConsumer {
               out[first_block + block][c / 2 * 4 + half * 2 + c % 2];
   }
 
+  // Whether a lane's columns of a block are some of the head's.
+  __device__ __forceinline__ bool column_exists(int block) const {
+    return Tile::kWholeBlocks || block * 64 + 2 * lane < Config::kHeadDim;
+  }
+
   // Called by a warp: normalises what is staged of a row and writes it.
   __device__ __forceinline__ void store_row(const WorkItem& item, int kv_head, int first_block,
                                             int row) const {
@@ -415,14 +421,16 @@ struct DecodeConsumer {
       u32* destination = reinterpret_cast<u32*>(address.out(p) + first_block * 64) + lane;
 #pragma unroll
       for (int i = 0; i < kStaged; i++)
-        destination[i * 32] = Config::Element::pack(value[i].x, value[i].y);
+        if (column_exists(first_block + i))
+          destination[i * 32] = Config::Element::pack(value[i].x, value[i].y);
       if (stores_lse) address.store_lse(p, lse);
     } else {
       const i64 partial = partial_row(p, item, kv_head, kRows, item.split, row);
       float2* destination = reinterpret_cast<float2*>(p.partial_o + partial * Config::kHeadDim +
                                                       first_block * 64) + lane;
 #pragma unroll
-      for (int i = 0; i < kStaged; i++) destination[i * 32] = value[i];
+      for (int i = 0; i < kStaged; i++)
+        if (column_exists(first_block + i)) destination[i * 32] = value[i];
       if (stores_lse) p.partial_lse[partial] = lse;
     }
   }

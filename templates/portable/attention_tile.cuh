@@ -4,8 +4,9 @@
 //
 // Packed row r is token r / group and query head kv_head * group + r % group.
 //
-// Shared memory of a tile: [Q: rows x head_dim, prefill only][K/V ring: kSlots x kv_tile x head_dim],
-// 2-byte elements, swizzled as in common/swizzle.cuh.
+// Shared memory of a tile: [Q: rows x kRowColumns, prefill only][K/V ring: kSlots x kv_tile x
+// kRowColumns], 2-byte elements, swizzled as in common/swizzle.cuh. Behind head_dim columns nothing is
+// read, but for the second half of a product's 16 columns, which is filled with zeros.
 #pragma once
 #include "common/item.cuh"
 #include "common/kv_stream.cuh"
@@ -31,11 +32,12 @@ struct AttentionTile {
   using Element = typename Config::Element;
   using Stream = KvStream<Config, Tile>;
   static constexpr int kHeadDim = Config::kHeadDim;
-  static constexpr int kSteps = kHeadDim / 16;          // MMA steps over the head dim
+  static constexpr int kRowColumns = Config::kRowColumns;
+  static constexpr int kSteps = ceil_div(kHeadDim, 16);  // MMA steps over the head dim
   static constexpr int kColumns = Tile::kKvTile / 8;    // 8-key column blocks of the scores
   static constexpr int kOutColumns = kHeadDim / 8;      // 8-wide column blocks of the output
-  static constexpr int kRowBytes = kHeadDim * 2;
-  static constexpr int kQBytes = Tile::kQInRegisters ? 0 : Tile::kRows * kHeadDim * 2;
+  static constexpr int kRowBytes = kRowColumns * 2;
+  static constexpr int kQBytes = Tile::kQInRegisters ? 0 : Tile::kRows * kRowBytes;
 
   const Params& p;
   const PlanHeader& plan;
@@ -97,12 +99,13 @@ struct AttentionTile {
 
   // Copies this warp's own rows of Q to shared memory.
   __device__ __forceinline__ void copy_q() const {
-    const int chunk = lane % Stream::kChunks;
+    const int chunk = lane % Stream::kRowLanes;
+    if (!Stream::chunk_is_filled(chunk)) return;
 #pragma unroll 4
     for (int i = 0; i < Tile::kWarpRows / Stream::kRowsAtOnce; i++) {
-      const int row = warp * Tile::kWarpRows + i * Stream::kRowsAtOnce + lane / Stream::kChunks;
-      const bool valid = row < num_rows();
-      cp_async_16(q_smem + swizzled_offset<kHeadDim>(row, chunk),
+      const int row = warp * Tile::kWarpRows + i * Stream::kRowsAtOnce + lane / Stream::kRowLanes;
+      const bool valid = row < num_rows() && Stream::chunk_exists(chunk);
+      cp_async_16(q_smem + swizzled_offset<kRowColumns>(row, chunk),
                   (valid ? row_address(row).q(p) : p.q) + chunk * kChunkElements, valid);
     }
   }
@@ -120,7 +123,7 @@ struct AttentionTile {
 #pragma unroll
         for (int k = 0; k < kSteps; k++) {
           q[block][k][half] = valid ? __ldg(source + k * 8) : 0;
-          q[block][k][half + 2] = valid ? __ldg(source + k * 8 + 4) : 0;
+          q[block][k][half + 2] = valid && 2 * k + 1 < kOutColumns ? __ldg(source + k * 8 + 4) : 0;
         }
       }
   }
@@ -194,9 +197,9 @@ struct AttentionTile {
 #pragma unroll
         for (int i = 0; i < 4; i++) scores[block][n][i] = 0.f;
     const u32 q_address =
-        q_smem + swizzled_offset<kHeadDim>(warp * Tile::kWarpRows + lane % 16, lane / 16);
-    const u32 k_address = k_tile + swizzled_offset<kHeadDim>((lane & 7) + ((lane & 16) >> 1),
-                                                             (lane >> 3) & 1);
+        q_smem + swizzled_offset<kRowColumns>(warp * Tile::kWarpRows + lane % 16, lane / 16);
+    const u32 k_address = k_tile + swizzled_offset<kRowColumns>((lane & 7) + ((lane & 16) >> 1),
+                                                                (lane >> 3) & 1);
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {
       u32 a[Tile::kBlocks][4];
@@ -206,13 +209,14 @@ struct AttentionTile {
 #pragma unroll
           for (int i = 0; i < 4; i++) a[block][i] = q[block][k][i];
         } else {
-          ldmatrix_x4(a[block], advance_chunks(q_address, 2 * k) + block * 16 * kRowBytes);
+          ldmatrix_x4(a[block],
+                      advance_chunks<kRowColumns>(q_address, 2 * k) + block * 16 * kRowBytes);
         }
       }
 #pragma unroll
       for (int n = 0; n < kColumns; n += 2) {
         u32 b[4];  // keys 8n..8n+7 in b[0], b[1]; keys 8n+8.. in b[2], b[3]
-        ldmatrix_x4(b, advance_chunks(k_address, 2 * k) + n * 8 * kRowBytes);
+        ldmatrix_x4(b, advance_chunks<kRowColumns>(k_address, 2 * k) + n * 8 * kRowBytes);
 #pragma unroll
         for (int block = 0; block < Tile::kBlocks; block++) {
           Element::mma(scores[block][n], a[block], b[0], b[1]);
@@ -254,7 +258,7 @@ struct AttentionTile {
   // Score fragments of two column blocks are the A fragment of one MMA step over the keys.
   __device__ __forceinline__ void multiply_pv(u32 v_tile,
                                               float (&p_)[Tile::kBlocks][kColumns][4]) {
-    const u32 v_address = v_tile + swizzled_offset<kHeadDim>(lane % 16, lane / 16);
+    const u32 v_address = v_tile + swizzled_offset<kRowColumns>(lane % 16, lane / 16);
 #pragma unroll
     for (int k = 0; k < kColumns / 2; k++) {
       u32 a[Tile::kBlocks][4];
@@ -267,11 +271,11 @@ struct AttentionTile {
 #pragma unroll
       for (int n = 0; n < kOutColumns; n += 2) {
         u32 b[4];
-        ldmatrix_x4_trans(b, advance_chunks(v_address, n) + k * 16 * kRowBytes);
+        ldmatrix_x4_trans(b, advance_chunks<kRowColumns>(v_address, n) + k * 16 * kRowBytes);
 #pragma unroll
         for (int block = 0; block < Tile::kBlocks; block++) {
           Element::mma(o[block][n], a[block], b[0], b[1]);
-          Element::mma(o[block][n + 1], a[block], b[2], b[3]);
+          if (n + 1 < kOutColumns) Element::mma(o[block][n + 1], a[block], b[2], b[3]);
         }
       }
     }
@@ -326,7 +330,7 @@ struct AttentionTile {
     // decode it is the other way round.
     constexpr bool kDecode = Tile::kWarps == 1;
     constexpr int kRows = !kDecode ? 4 : Config::kHasPrefill ? 2 : 4;
-    constexpr int kSplits = (kDecode ? 1024 : 512) / kHeadDim;
+    constexpr int kSplits = (kDecode ? 1024 : 512) / (kHeadDim > 128 ? 256 : kRowColumns);
     const int step = share.count * Tile::kWarps * kRows;
     for (int row = (share.index * Tile::kWarps + warp) * kRows; row < num_rows(); row += step)
       merge_rows<Config, kRows, kSplits>(p, item, kv_head, Tile::kRows, row, num_rows(), lane);

@@ -63,6 +63,16 @@ def test_words_mean_the_causal_variant_of_this_gpu() -> None:
     assert find(["pod", "portable", "bf16", "d128", "page16", "c2", "softcap"]).soft_cap
 
 
+@pytest.mark.parametrize(
+    ("word", "head_dim"),
+    [("pod-hopper-bf16-d96-page16-r8", 96), ("pod-portable-sm_90a-bf16-d72-page16-c2", 72)],
+)
+def test_other_head_dims_are_found_where_a_word_names_them(word: str, head_dim: int) -> None:
+    found = find([word])
+    assert found.head_dim == head_dim
+    assert find([found.name]) == found
+
+
 def test_groups_share_all_but_types_and_pages() -> None:
     groups = grouped(HOPPER)
     assert sum(map(len, groups.values())) == len(HOPPER)

@@ -7,6 +7,7 @@ decode_rows.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import get_args
 
@@ -23,7 +24,7 @@ from podrt.kernels.hopper.presets import (
     hopper_variant,
     why_unsupported,
 )
-from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
+from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import DType
 
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -50,8 +51,13 @@ def complaints_of(config: HopperConfig, build: Build) -> Iterator[str]:
         yield f"{smem_bytes} bytes of shared memory with static variables"
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("page_size", DEFAULT_PAGE_SIZES)
+@pytest.mark.parametrize(
+    ("head_dim", "page_size"),
+    [
+        *itertools.product(DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES),
+        *((head_dim, 16) for head_dim in HEAD_DIMS if head_dim not in DEFAULT_HEAD_DIMS),
+    ],
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_variant_compiles_without_spills(
     form: Form, page_size: int | None, head_dim: int
@@ -59,7 +65,7 @@ def test_every_variant_compiles_without_spills(
     configs = default_hopper_variants(
         forms=[form], dtypes=["bfloat16"], head_dims=[head_dim], page_sizes=[page_size]
     )
-    prefills = 2 if head_dim == 128 else 1
+    prefills = 1 + has_large_tile(head_dim)
     assert len(configs) == (prefills if form == "prefill" else len(decode_rows_of(head_dim)))
     build_clean(configs)
 
@@ -120,7 +126,9 @@ def test_every_variant_renders_as_a_text_of_its_own() -> None:
 def test_filters_select() -> None:
     everything = default_hopper_variants()
     # pod and decode once for each decode_rows, prefill once or, for head_dim 128, twice.
-    of_a_page_size = sum(2 * len(decode_rows_of(head_dim)) + 1 for head_dim in HEAD_DIMS) + 1
+    of_a_page_size = 1 + sum(
+        2 * len(decode_rows_of(head_dim)) + 1 for head_dim in DEFAULT_HEAD_DIMS
+    )
     assert len(everything) == len(get_args(DType)) * len(DEFAULT_PAGE_SIZES) * of_a_page_size
     few = default_hopper_variants(
         forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])
@@ -141,13 +149,14 @@ def test_prefill_does_not_depend_on_decode_rows() -> None:
     assert len(prefills) == 1
 
 
-def test_large_tiles_are_of_prefill_alone_at_128() -> None:
+def test_large_tiles_are_of_prefill_alone_at_80_to_128() -> None:
     tiles = {
         (head_dim, large): hopper_variant("prefill", "float16", head_dim, large_tile=large).kv_tile
         for head_dim in HEAD_DIMS
         for large in (False, True)
     }
-    assert {which for which, tile in tiles.items() if tile > 128} == {(128, True)}
+    large = {which for which, tile in tiles.items() if tile > 128}
+    assert large == {(head_dim, True) for head_dim in (80, 96, 112, 128)}
     capped = hopper_variant("prefill", "float16", 128, large_tile=True, soft_cap=True)
     assert capped.kv_tile == 128
     assert has_large_tile(128)
@@ -163,7 +172,10 @@ def test_large_tiles_are_of_prefill_alone_at_128() -> None:
         (128, 4, None, True),
         (64, 128, 256, True),
         (256, 4, None, True),
-        (192, 4, None, False),
+        (192, 4, None, True),
+        (96, 4, 16, True),
+        (160, 4, None, False),
+        (72, 4, 16, False),
         (128, 129, None, False),
         (128, 4, 8, False),
         (128, 4, 48, False),

@@ -13,17 +13,19 @@ from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, SmemBuffe
 from podrt.spec.types import DType
 
 HOPPER_ARCH = "sm_90a"
-HEAD_DIMS = (64, 128, 256)
+HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
 KV_TILES = (48, 64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
 #: Page sizes whose pages a TMA load can place in a swizzled tile.
 PAGE_SIZES = (16, 32, 64, 128, 256)
 #: Decode tiles of a step: more of them share the latency of its chain of products and softmax. At
-#: head_dim 256 one is as many bytes.
+#: head_dim 192 and 256 one is as many bytes.
 DECODE_TILES = 2
-#: Most columns of a tile in one slot of a decode ring, and of one product of prefill beside decode,
-#: whose 512 threads are launched with too few registers for accumulators of more.
+#: Most columns of a tile in one slot of a decode ring.
 _MOST_COLUMNS = 128
+#: The same of one product of prefill beside decode, whose 512 threads are launched with too few
+#: registers for accumulators of more.
+_MOST_VALUE_COLUMNS = 192
 
 _WARPGROUP = 128
 #: Registers that the warpgroups of one CTA share, in units of one thread of each (ISA limits).
@@ -32,7 +34,7 @@ _REGISTER_POOL = {3: 504, 4: 512}
 
 def decode_rows_of(head_dim: int) -> tuple[int, ...]:
     """Return the packed query rows that a decode tile may have; registers decide."""
-    return DECODE_ROWS if head_dim <= _MOST_COLUMNS else DECODE_ROWS[:-1]
+    return DECODE_ROWS if head_dim <= _MOST_VALUE_COLUMNS else DECODE_ROWS[:-1]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class HopperConfig(VariantForm):
     dtype : {"bfloat16", "float16"}
         Element type of q, k, v and out.
     head_dim : int
-        64, 128 or 256.
+        64, 80, 96, 112, 128, 192 or 256.
     decode_rows : int
         Packed query rows of a decode tile: 8, 16 or, but for head_dim 256, 32.
     kv_tile : int
@@ -56,8 +58,8 @@ class HopperConfig(VariantForm):
     stages : int
         Depth of the prefill ring, for K and V each.
     decode_slots : int
-        Depth of a decode ring, in tiles of 64 keys or values, or halves of them at head_dim 256;
-        `next_slots` has those of the rings that lie over the prefill tiles.
+        Depth of a decode ring, in tiles of 64 keys or values, or parts of them, of
+        `decode_columns`; `next_slots` has those of the rings that lie over the prefill tiles.
     producer_registers, decode_registers, prefill_registers : int
         Registers of a thread, by role.
     page_size : int or None
@@ -116,12 +118,16 @@ class HopperConfig(VariantForm):
     @property
     def decode_columns(self) -> int:
         """Columns of a decode tile in one slot of the ring; the others follow in the next slot."""
-        return min(self.head_dim, _MOST_COLUMNS)
+        if self.head_dim <= _MOST_COLUMNS:
+            return self.head_dim
+        return math.gcd(self.head_dim, _MOST_COLUMNS)
 
     @property
     def value_columns(self) -> int:
         """Columns of V in one product of prefill."""
-        return min(self.head_dim, _MOST_COLUMNS) if self.form == "pod" else self.head_dim
+        if self.form != "pod" or self.head_dim <= _MOST_VALUE_COLUMNS:
+            return self.head_dim
+        return _MOST_COLUMNS
 
     @property
     def family(self) -> str:

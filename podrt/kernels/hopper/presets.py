@@ -14,7 +14,7 @@ from podrt.kernels.hopper.config import (
 )
 from podrt.kernels.hopper.config import PAGE_SIZES as TMA_PAGE_SIZES
 from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
-from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
+from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import DType
 
 
@@ -34,9 +34,21 @@ _PODS = {
     (64, 8): _Pod(128, 40, 136, 168),
     (64, 16): _Pod(128, 40, 136, 168),
     (64, 32): _Pod(128, 40, 120, 176),
+    (80, 8): _Pod(112, 40, 104, 184),
+    (80, 16): _Pod(112, 40, 104, 184),
+    (80, 32): _Pod(96, 40, 120, 176),
+    (96, 8): _Pod(112, 40, 88, 192),
+    (96, 16): _Pod(112, 40, 88, 192),
+    (96, 32): _Pod(96, 40, 120, 176),
+    (112, 8): _Pod(112, 40, 72, 200),
+    (112, 16): _Pod(112, 40, 88, 192),
+    (112, 32): _Pod(96, 40, 120, 176),
     (128, 8): _Pod(112, 40, 104, 184),
     (128, 16): _Pod(112, 40, 80, 192),
     (128, 32): _Pod(96, 40, 120, 176),
+    (192, 8): _Pod(80, 40, 72, 200),
+    (192, 16): _Pod(80, 40, 72, 200),
+    (192, 32): _Pod(64, 40, 120, 176),
     (256, 8): _Pod(48, 40, 72, 200),
     (256, 16): _Pod(48, 32, 80, 200),
 }
@@ -44,6 +56,7 @@ _PODS = {
 _SOFT_CAP_PODS = {
     (64, 8): _Pod(128, 40, 120, 176),
     (64, 16): _Pod(128, 40, 120, 176),
+    (112, 32): _Pod(96, 40, 136, 168),
 }
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left.
@@ -53,14 +66,17 @@ _DECODE_SLOTS = {
     ("pod", 128, 96): 4,
     ("decode", 64, 128): 8,
     ("decode", 128, 128): 4,
+    ("pod", 192, 80): 5,
+    ("pod", 192, 64): 6,
+    ("decode", 192, 128): 11,
     ("pod", 256, 48): 3,
     ("decode", 256, 128): 6,
 }
 #: Keys of a prefill tile without decode, by head_dim, and the larger one if there is any. With
 #: larger tiles queries are read from shared memory less often, and a unit takes longer to begin and
 #: to end (`bench/results/h200/NOTES.md`).
-_PREFILL_TILES = {64: 128, 128: 128, 256: 80}
-_LARGE_PREFILL_TILES = {128: 176}
+_PREFILL_TILES = {64: 128, 80: 128, 96: 128, 112: 128, 128: 128, 192: 112, 256: 80}
+_LARGE_PREFILL_TILES = {80: 176, 96: 176, 112: 176, 128: 176}
 
 
 def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None) -> str | None:
@@ -110,7 +126,7 @@ def hopper_variant(
         dtype=dtype,
         head_dim=head_dim,
         decode_rows=decode_rows if form != "prefill" else DECODE_ROWS[0],
-        decode_slots=_DECODE_SLOTS.get((form, head_dim, budget.kv_tile), 2),
+        decode_slots=_decode_slots(form, head_dim, budget.kv_tile),
         **budget._asdict(),
         page_size=page_size,
         causal=causal,
@@ -118,11 +134,17 @@ def hopper_variant(
     )
 
 
+def _decode_slots(form: Form, head_dim: int, kv_tile: int) -> int:
+    """Return the depth of the decode ring; heads of 80 to 112 take the room of those of 128."""
+    width = 128 if 64 < head_dim < 128 else head_dim
+    return _DECODE_SLOTS.get((form, width, kv_tile), 2)
+
+
 def default_hopper_variants(
     *,
     forms: Iterable[Form] = get_args(Form),
     dtypes: Iterable[DType] = get_args(DType),
-    head_dims: Iterable[int] = HEAD_DIMS,
+    head_dims: Iterable[int] = DEFAULT_HEAD_DIMS,
     decode_rows: Iterable[int] = DECODE_ROWS,
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
     soft_caps: Iterable[bool] = (False,),
