@@ -16,9 +16,11 @@ from podrt.plan.tiling import Tiling
 from podrt.plan.work import WORK_ITEM, Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import MOST_TREE_TOKENS, Mask
 
 _NOBODY = np.empty(0, np.intp)
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
+_CAUSAL = Mask()
 
 
 def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
@@ -66,9 +68,9 @@ def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> np
     return decoding
 
 
-def most_decode_tokens(group: int, decode_rows: int) -> int:
-    """Return the most query tokens of a decode."""
-    return max(1, decode_rows // group)
+def most_decode_tokens(group: int, decode_rows: int, mask: Mask = _CAUSAL) -> int:
+    """Return the most query tokens of a decode; those that may have a tree take several tiles."""
+    return max(MOST_TREE_TOKENS if mask.tree else 1, decode_rows // group)
 
 
 def _tiles(
@@ -76,7 +78,8 @@ def _tiles(
 ) -> tuple[Tiles | None, Tiles | None]:
     """Return the tiles of prefill and decode, None for a side without any."""
     q_lens, kv_lens, group, mask = batch.q_lens, batch.kv_lens, spec.group, spec.mask
-    large, small = _sides(batch, most_decode_tokens(group, tiling.decode_rows))
+    most_tokens = most_decode_tokens(group, tiling.decode_rows, mask)
+    large, small = _sides(batch, most_tokens)
     prefill = decode = None
     if len(large):
         rows, kv_tile = tiling.prefill_rows, tiling.prefill_kv_tile
@@ -85,7 +88,7 @@ def _tiles(
         )
     if len(small):
         rows, kv_tile = tiling.decode_rows, tiling.decode_kv_tile
-        fits = group <= rows
+        fits = min(most_tokens, batch.max_q_len) * group <= rows
         decode = tiles_of(small, q_lens, kv_lens, rows, kv_tile, group, mask, fits, batch.page_size)
     return prefill, decode
 

@@ -94,6 +94,7 @@ def hopper_variant(
     page_size: int | None = None,
     causal: bool = True,
     soft_cap: bool = False,
+    tree_mask: bool = False,
 ) -> HopperConfig:
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     if form == "pod":
@@ -115,6 +116,7 @@ def hopper_variant(
         page_size=page_size,
         causal=causal,
         soft_cap=soft_cap,
+        tree_mask=tree_mask,
     )
 
 
@@ -126,10 +128,11 @@ def default_hopper_variants(
     decode_rows: Iterable[int] = DECODE_ROWS,
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
     soft_caps: Iterable[bool] = (False,),
+    tree_masks: Iterable[bool] = (False,),
 ) -> list[HopperConfig]:
     """Return the causal variants that a schedule may pick, as the filters allow."""
     forms, decode_rows, head_dims = tuple(forms), tuple(decode_rows), tuple(head_dims)
-    page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
+    page_sizes, dtypes, soft_caps = tuple(page_sizes), tuple(dtypes), tuple(soft_caps)
     found = [
         hopper_variant(
             form,
@@ -139,7 +142,9 @@ def default_hopper_variants(
             large_tile=large,
             page_size=page_size,
             soft_cap=soft_cap,
+            tree_mask=tree_mask,
         )
+        for tree_mask in tree_masks
         for soft_cap in soft_caps
         for head_dim in head_dims
         if head_dim in HEAD_DIMS
