@@ -115,7 +115,7 @@ def check_all(
             )
         if not variant.causal or variant.soft_cap or variant.tree_mask:
             raise ValueError(
-                f"{variant.name}: the reference of check is causal, with no soft-caps and no "
+                f"{variant.name}: the reference of check is causal and caps no scores, and has no "
                 "trees; the tests in tests/gpu check the others"
             )
     checks = []
