@@ -45,10 +45,16 @@ _SOFT_CAP_PODS = {
     (64, 8): _Pod(128, 40, 120, 176),
     (64, 16): _Pod(128, 40, 120, 176),
 }
+#: The same where decodes have trees too, whose masks need a few registers.
+_TREE_SOFT_CAP_PODS = {
+    **{(64, rows): _Pod(112, 40, 120, 176) for rows in DECODE_ROWS},
+    (128, 16): _Pod(112, 40, 104, 184),
+}
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left.
 _DECODE_SLOTS = {
     ("pod", 64, 128): 8,
+    ("pod", 64, 112): 8,
     ("pod", 128, 112): 4,
     ("pod", 128, 96): 4,
     ("decode", 64, 128): 8,
@@ -99,6 +105,8 @@ def hopper_variant(
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     if form == "pod":
         pods = _PODS | _SOFT_CAP_PODS if soft_cap else _PODS
+        if soft_cap and tree_mask:
+            pods = pods | _TREE_SOFT_CAP_PODS
         budget = pods[head_dim, decode_rows]
     elif form == "decode":
         budget = _Pod(128, 40, 216, 232)
