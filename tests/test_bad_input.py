@@ -216,6 +216,12 @@ def test_bad_pages_name_the_argument(case: str) -> None:
         ({"sm_scale": math.nan}, ValueError, "sm_scale=nan"),
         ({"window_left": -1}, ValueError, "window_left=-1: must be at least 0"),
         ({"logits_soft_cap": 0.0}, ValueError, "logits_soft_cap=0.0: must be finite and greater"),
+        ({"tree_mask": 1}, TypeError, "tree_mask=1: expected True or False"),
+        (
+            {"tree_mask": True, "causal": False},
+            UnsupportedConfigError,
+            "tree_mask=True with causal=False",
+        ),
         ({"device": -1}, ValueError, "device=-1: must be at least 0"),
         (
             {"device": "cuda:0"},

@@ -40,12 +40,14 @@ def select(
     families: Sequence[str] | None = None,
     masks: Sequence[str] | None = None,
     soft_caps: Sequence[bool] = (False,),
+    tree_masks: Sequence[bool] = (False,),
 ) -> list[Variant]:
     """Return the default variants that pass every given filter; None lets everything pass.
 
     Of the masks, None lets the causal one pass alone; of scores, those that are not capped pass
-    unless `soft_caps` says otherwise. Head dims and page sizes need not be among the default
-    ones: variants are made for any that a family serves.
+    unless `soft_caps` says otherwise, and those without trees unless `tree_masks` does. Head dims
+    and page sizes need not be among the default ones: variants are made for any that a family
+    serves.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def select(
         variant
         for arch in _archs(archs)
         for variant in all_default_variants(
-            arch, head_dims=dims, page_sizes=sizes, soft_caps=soft_caps
+            arch, head_dims=dims, page_sizes=sizes, soft_caps=soft_caps, tree_masks=tree_masks
         )
     ]
     filters: dict[str, Sequence[Any] | None] = {
@@ -72,7 +74,13 @@ def select(
     for field, allowed in filters.items():
         if allowed is not None:
             found = _keep(found, field, allowed)
-    return [replace(v, causal=causal) for causal in _causals(masks) for v in found]
+    # Trees are causal.
+    return [
+        replace(v, causal=causal)
+        for causal in _causals(masks)
+        for v in found
+        if causal or not v.tree_mask
+    ]
 
 
 def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
@@ -81,7 +89,8 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
     Of head dims that are not among the default ones, those that the words name.
 
     Where they fit several, a full name means that one, then the causal ones are meant, then those
-    that do not cap scores, then those of the current GPU's architecture, unless `archs` says which.
+    that do not cap scores, then those without trees, then those of the current GPU's architecture,
+    unless `archs` says which.
 
     Raises
     ------
@@ -95,11 +104,13 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
         head_dims=sorted(named.union(DEFAULT_HEAD_DIMS)),
         masks=["causal", "full"],
         soft_caps=[False, True],
+        tree_masks=[False, True],
     )
     exact = [v for v in variants if asked in (v.name, alias_of(v))]
     found = exact or narrow(variants, words)
     found = [v for v in found if v.causal] or found
     found = [v for v in found if not v.soft_cap] or found
+    found = [v for v in found if not v.tree_mask] or found
     if not archs:
         found = [v for v in found if v.arch == detected_arch()] or found
     return the_one(found, asked)

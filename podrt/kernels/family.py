@@ -34,6 +34,8 @@ class Filters:
         Rows of a decode tile, where the family has several.
     soft_caps : tuple of bool
         Whether scores are capped.
+    tree_masks : tuple of bool
+        Whether decodes have trees.
     """
 
     forms: tuple[Form, ...] = get_args(Form)
@@ -42,6 +44,7 @@ class Filters:
     page_sizes: tuple[int | None, ...] = DEFAULT_PAGE_SIZES
     decode_rows: tuple[int, ...] = (8, 16, 32)
     soft_caps: tuple[bool, ...] = (False,)
+    tree_masks: tuple[bool, ...] = (False,)
 
     @classmethod
     def of(cls, **filters: Iterable[Any]) -> Filters:

@@ -71,11 +71,19 @@ class VariantForm:
     causal: bool
     page_size: int | None
     soft_cap: bool
+    tree_mask: bool
 
     @cached_property
     def spec(self) -> KernelSpec:
         """What the kernel is compiled for, to be compared with that of a layer."""
-        return KernelSpec(self.head_dim, self.dtype, self.causal, self.page_size, self.soft_cap)
+        return KernelSpec(
+            self.head_dim,
+            self.dtype,
+            self.causal,
+            self.page_size,
+            self.soft_cap,
+            self.tree_mask,
+        )
 
     def require_spec(self, spec: AttentionSpec) -> None:
         """Check that the kernel is compiled for a layer.

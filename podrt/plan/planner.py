@@ -18,9 +18,11 @@ from podrt.plan.tiling import Tiling
 from podrt.plan.work import WORK_ITEM, Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch, QueryLengths
+from podrt.spec.mask import MOST_TREE_TOKENS, Mask
 
 _NOBODY = np.empty(0, np.intp)
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
+_CAUSAL = Mask()
 
 
 def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
@@ -35,7 +37,7 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     spec : AttentionSpec
         The attention layer: its heads and mask.
     """
-    prefill_side, decode_side = _sides(batch.queries, tiling, spec.group)
+    prefill_side, decode_side = _sides(batch.queries, tiling, spec)
     prefill = decode = None
     if prefill_side is not None:
         prefill = _tiles(prefill_side, batch, tiling.prefill_kv_tile, spec)
@@ -72,9 +74,9 @@ def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> np
     return decoding
 
 
-def most_decode_tokens(group: int, decode_rows: int) -> int:
-    """Return the most query tokens of a decode."""
-    return max(1, decode_rows // group)
+def most_decode_tokens(group: int, decode_rows: int, mask: Mask = _CAUSAL) -> int:
+    """Return the most query tokens of a decode; those that may have a tree take several tiles."""
+    return max(MOST_TREE_TOKENS if mask.tree else 1, decode_rows // group)
 
 
 class _SideRows(NamedTuple):
@@ -87,17 +89,18 @@ class _SideRows(NamedTuple):
 _Sides = tuple[_SideRows | None, _SideRows | None]
 
 
-def _sides(queries: QueryLengths, tiling: Tiling, group: int) -> _Sides:
+def _sides(queries: QueryLengths, tiling: Tiling, spec: AttentionSpec) -> _Sides:
     """Return prefill and decode, None for a side without any; kept as long as the lengths are."""
-    made_for = _sides, group, tiling.prefill_rows, tiling.decode_rows
+    group, trees, decode_rows = spec.group, spec.mask.tree, tiling.decode_rows
+    made_for = _sides, group, trees, tiling.prefill_rows, decode_rows
     found: _Sides | None = queries.derived.get(made_for)
     if found is None:
-        large, small = _requests(queries, most_decode_tokens(group, tiling.decode_rows))
+        most_tokens = most_decode_tokens(group, decode_rows, spec.mask)
+        large, small = _requests(queries, most_tokens)
+        fits = min(most_tokens, queries.max_q_len) * group <= decode_rows
         found = queries.derived[made_for] = (
             _side_rows(queries, large, tiling.prefill_rows, group, one_each=False),
-            _side_rows(
-                queries, small, tiling.decode_rows, group, one_each=group <= tiling.decode_rows
-            ),
+            _side_rows(queries, small, decode_rows, group, one_each=fits),
         )
     return found
 

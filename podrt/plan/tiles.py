@@ -21,6 +21,7 @@ Indices = npt.NDArray[np.intp]
 #: NumPy sorts 16-bit numbers by radix, ten times faster than others.
 RADIX_LIMIT = 2**16
 
+_CAUSAL = Mask()
 
 #: Tiles whose first keys are hidden begin at multiples of so many, or of less in smaller pages.
 _WINDOW_STEP = 64
@@ -232,10 +233,16 @@ class TileRows:
         self.last_token -= q_len.repeat(repeats)
 
     @cached_property
+    def q_len(self) -> Floats:
+        """Query tokens of each tile's request."""
+        return self._q_lens[self.request].astype(np.float64)
+
+    @cached_property
     def first_token(self) -> Floats:
         """First token of each tile, counted as `last_token`."""
-        q_len = self._q_lens[self.request].astype(np.float64)
-        return -q_len if self.row_begin is None else _token_of(self.row_begin, self._group) - q_len
+        if self.row_begin is None:
+            return -self.q_len
+        return _token_of(self.row_begin, self._group) - self.q_len
 
 
 def _picked(requests: Indices) -> slice | Indices:
@@ -276,17 +283,19 @@ def tiles_of(
     """
     # Tokens are counted from the end of their requests, as if those had no others.
     kv_len = kv_lens[rows.picked].astype(np.float64)
-    if rows.rising is not None and mask.causal and mask.window_left is None:
+    if rows.rising is not None and mask == _CAUSAL:
         ends, sum_of_ends = rows.rising
         if kv_len + ends[0] >= 0:  # then each tile sees more keys than the one before
             total = int(sum_of_ends + len(ends) * kv_len)
             return Tiles(rows.request, ends + kv_len, kv_tile, rows.row_begin, rising_total=total)
+    # Yet how many there are says whether a request may have a tree.
+    q_len = rows.q_len if mask.tree else 0
     keys = kv_len
     if rows.last_token is not None:
-        keys = mask.key_end(rows.last_token, 0, kv_len)
+        keys = mask.key_end(rows.last_token + q_len, q_len, kv_len)
     if mask.window_left is None:
         return Tiles(rows.request, keys, kv_tile, rows.row_begin)
-    begin = np.minimum(mask.key_begin(rows.first_token, 0, kv_len), keys)
+    begin = np.minimum(mask.key_begin(rows.first_token + q_len, q_len, kv_len), keys)
     begin -= begin % window_step(page_size)
     return Tiles(rows.request, keys - begin, kv_tile, rows.row_begin, begin)
 

@@ -93,7 +93,8 @@ class HopperChoices:
         if held >= covered * (len(q_lens) - empty):  # of all requests, so of the decodes too
             return self._rows_of_one
         # A token may have more rows than the largest tile.
-        decodes = _num_within(q_lens, max(self._all_rows[-1] // group, 1)) - empty
+        most_tokens = most_decode_tokens(group, self._all_rows[-1], self._spec.mask)
+        decodes = _num_within(q_lens, most_tokens) - empty
         for rows in self._all_rows[:-1]:
             if rows >= group:
                 held = _num_within(q_lens, rows // group) - empty
@@ -139,6 +140,7 @@ class HopperChoices:
                 page_size=spec.page_size,
                 causal=spec.mask.causal,
                 soft_cap=spec.logits_soft_cap is not None,
+                tree_mask=spec.mask.tree,
             )
         return found
 
@@ -178,7 +180,8 @@ class HopperChoices:
         return self._sms.why(plan)
 
     def _require_held(self, tokens: int, rows: int) -> None:
-        held, group = most_decode_tokens(self._spec.group, rows), self._spec.group
+        group = self._spec.group
+        held = most_decode_tokens(group, rows, self._spec.mask)
         if tokens > held:
             raise UnsupportedConfigError(
                 f"max_decode_tokens={tokens}: with {group} query heads per KV head, the policy's "

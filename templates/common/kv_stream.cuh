@@ -7,6 +7,7 @@
 #pragma once
 #include "common/item.cuh"
 #include "common/swizzle.cuh"
+#include "common/tree.cuh"
 #include "ptx/async_copy.cuh"
 #include "ptx/scalar.cuh"
 
@@ -17,13 +18,13 @@ struct TileItem : WorkItem {
   int first_full, end_full;  // keys that every row sees
 
   // Called by one thread once the item is there, for a tile of so many rows.
-  template <class Config>
+  template <class Config, bool kTree>
   __device__ __forceinline__ void prepare(const Params& p, const PlanHeader& plan, int tile_rows) {
     const int last_row = min(row_begin + tile_rows, q_len * p.group) - 1;
     pages = plan.page_table + page_begin;
-    first_seen = first_visible(p, *this, row_begin / p.group);
-    first_full = first_visible(p, *this, last_row / p.group);
-    end_full = visible_keys<Config>(*this, row_begin / p.group);
+    first_seen = first_seen_key<kTree>(p, *this, row_begin / p.group);
+    first_full = first_seen_key<kTree>(p, *this, last_row / p.group);
+    end_full = end_of_sure_keys<Config, kTree>(*this, row_begin / p.group);
   }
 };
 

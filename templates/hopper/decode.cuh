@@ -12,6 +12,7 @@
 #include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
 #include "common/trace.cuh"
+#include "common/tree.cuh"
 #include "hopper/barriers.cuh"
 #include "hopper/producer.cuh"
 #include "ptx/warpgroup.cuh"
@@ -20,6 +21,7 @@ template <class Config>
 struct DecodeConsumer {
   using Smem = SharedMemory<Config>;
   using Tile = typename Smem::DecodeTile;
+  static constexpr bool kTree = Config::kTree;
   static constexpr int kRows = Config::kDecodeRows;
   static constexpr int kScores = kRows / 2;  // accumulators of a thread
   static constexpr int kColumns = kRows / 4;  // tile rows of a thread: 2 for each block of 8
@@ -113,8 +115,8 @@ struct DecodeConsumer {
     const int steps = warp_uniform(ceil_div(item.kv_end - item.kv_begin, kKeys));
     // Keys that every row sees: from what the last one begins with to what the first one ends with.
     const int seen_begin =
-        first_visible(p, item, (item.row_begin + num_rows(item) - 1) / p.group);
-    const int seen_end = visible_keys<Config>(item, item.row_begin / p.group);
+        first_seen_key<kTree>(p, item, (item.row_begin + num_rows(item) - 1) / p.group);
+    const int seen_end = end_of_sure_keys<Config, kTree>(item, item.row_begin / p.group);
     int first_key = item.kv_begin + (steps - 1) * kKeys;
     for (int step = 0; step < steps; step++, first_key -= kKeys) {
       multiply_kq();
@@ -122,7 +124,7 @@ struct DecodeConsumer {
       const bool masked = first_key < seen_begin || first_key + kKeys > seen_end;
       if (masked) {
         mask(item, first_key);
-        clear_values(first_visible(p, item, item.row_begin / p.group) - first_key,
+        clear_values(first_seen_key<kTree>(p, item, item.row_begin / p.group) - first_key,
                      item.kv_len - first_key);
       }
       softmax(masked || step == 0);
@@ -241,13 +243,15 @@ struct DecodeConsumer {
     for (int c = 0; c < kColumns; c++) {
       const int token = (item.row_begin + column_row(c, lane)) / p.group;
       const int first = first_key + warp * 16 + lane / 4;
-      const int begin = first_visible(p, item, token) - first;
-      const int end = visible_keys<Config>(item, token) - first;
+      const int begin = first_seen_key<kTree>(p, item, token) - first;
+      const int end = end_of_seen_keys<Config, kTree>(item, token) - first;
+      const TreeRow<kTree> tree(smem.plan(), item, token, first);
 #pragma unroll
       for (int t = 0; t < kTiles; t++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          if (t * kTileKeys + 8 * half < begin || t * kTileKeys + 8 * half >= end)
+          if (t * kTileKeys + 8 * half < begin || t * kTileKeys + 8 * half >= end ||
+              tree.hides(t * kTileKeys + 8 * half))
             scores[t][c / 2 * 4 + half * 2 + c % 2] = -infinity();
     }
   }

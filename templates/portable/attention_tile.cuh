@@ -27,10 +27,15 @@ struct TileShape {
   static constexpr int kBlocks = kWarpRows / 16;  // 16-row MMA blocks of one warp
 };
 
+// A decode tile, of one warp, is asked for trees.
+template <class Config, class Tile>
+constexpr bool kTreeOf = Config::kTree && Tile::kWarps == 1;
+
 template <class Config, class Tile>
 struct AttentionTile {
   using Element = typename Config::Element;
   using Stream = KvStream<Config, Tile>;
+  static constexpr bool kTree = kTreeOf<Config, Tile>;
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kRowColumns = Config::kRowColumns;
   static constexpr int kSteps = ceil_div(kHeadDim, 16);  // MMA steps over the head dim
@@ -244,13 +249,14 @@ struct AttentionTile {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int token = (item.row_begin + tile_row(block, half)) / p.group;
-        const int limit = visible_keys<Config>(item, token) - first_column;
-        const int begin = first_visible(p, item, token) - first_column;
+        const int limit = end_of_seen_keys<Config, kTree>(item, token) - first_column;
+        const int begin = first_seen_key<kTree>(p, item, token) - first_column;
+        const TreeRow<kTree> tree(plan, item, token, first_column);
 #pragma unroll
         for (int n = 0; n < kColumns; n++)
 #pragma unroll
           for (int i = 0; i < 2; i++)
-            if (n * 8 + i >= limit || n * 8 + i < begin)
+            if (n * 8 + i >= limit || n * 8 + i < begin || tree.hides(n * 8 + i))
               scores[block][n][2 * half + i] = -infinity();
       }
   }

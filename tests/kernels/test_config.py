@@ -81,6 +81,7 @@ OTHERS: list[dict[str, object]] = [
     {"page_size": 32},
     {"causal": False},
     {"soft_cap": True},
+    {"tree_mask": True},
 ]
 
 

@@ -141,6 +141,7 @@ def test_names_are_unique_and_safe_for_files() -> None:
         {"page_size": None},
         {"causal": False},
         {"soft_cap": True},
+        {"tree_mask": True},
     ],
     ids=str,
 )

@@ -84,6 +84,26 @@ def test_kernels_with_a_soft_cap_compile_without_spills(form: Form, head_dim: in
     )
 
 
+@pytest.mark.parametrize("soft_cap", [False, True])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_kernels_for_trees_compile_without_spills(head_dim: int, soft_cap: bool) -> None:
+    build_clean(
+        [
+            hopper_variant(
+                form,
+                "bfloat16",
+                head_dim,
+                decode_rows=count,
+                page_size=16,
+                soft_cap=soft_cap,
+                tree_mask=True,
+            )
+            for form in FORMS
+            for count in (decode_rows_of(head_dim) if form != "prefill" else DECODE_ROWS[:1])
+        ]
+    )
+
+
 def of_other_values() -> list[HopperConfig]:
     """float16 in every form and tile, over pages of all sizes, with and without a mask."""
     page_sizes = (None, 16, 32, 64, 128, 256)

@@ -123,6 +123,20 @@ def test_rows_with_room_behind_the_head_compile_without_spills(head_dim: int) ->
     )
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_kernels_for_trees_compile_without_spills(arch: str) -> None:
+    build_clean(
+        default_variants(
+            arch,
+            dtypes=["bfloat16"],
+            shapes=["large"],
+            page_sizes=[16],
+            soft_caps=[False, True],
+            tree_masks=[True],
+        )
+    )
+
+
 def test_pairwise_choice_compiles_without_spills() -> None:
     build_clean(pairwise())
 

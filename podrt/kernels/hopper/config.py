@@ -68,6 +68,8 @@ class HopperConfig(VariantForm):
         Bottom-right aligned causal mask.
     soft_cap : bool
         Scores are capped; without, the kernel has no instruction for it.
+    tree_mask : bool
+        Decodes have trees; likewise.
     """
 
     form: Form
@@ -83,6 +85,7 @@ class HopperConfig(VariantForm):
     page_size: int | None = None
     causal: bool = True
     soft_cap: bool = False
+    tree_mask: bool = False
     arch: str = HOPPER_ARCH
 
     def __post_init__(self) -> None:
@@ -104,10 +107,14 @@ class HopperConfig(VariantForm):
             value = getattr(self, field)
             if type(value) is not int or value < 2:
                 raise UnsupportedConfigError(f"{field}={value!r}: must be an int of at least 2")
-        for field in ("causal", "soft_cap"):
+        for field in ("causal", "soft_cap", "tree_mask"):
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise UnsupportedConfigError(f"{field}={value!r}: allowed are True, False")
+        if self.tree_mask and not self.causal:
+            raise UnsupportedConfigError(
+                "tree_mask=True with causal=False: a tree is a causal mask"
+            )
         self._check_budgets()
 
     @property
@@ -223,6 +230,8 @@ class HopperConfig(VariantForm):
         parts.append("causal" if self.causal else "full")
         if self.soft_cap:
             parts.append("softcap")
+        if self.tree_mask:
+            parts.append("tree")
         return "_".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

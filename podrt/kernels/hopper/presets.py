@@ -58,10 +58,16 @@ _SOFT_CAP_PODS = {
     (64, 16): _Pod(128, 40, 120, 176),
     (112, 32): _Pod(96, 40, 136, 168),
 }
+#: The same where decodes have trees too, whose masks need a few registers.
+_TREE_SOFT_CAP_PODS = {
+    **{(64, rows): _Pod(112, 40, 120, 176) for rows in DECODE_ROWS},
+    (128, 16): _Pod(112, 40, 104, 184),
+}
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left.
 _DECODE_SLOTS = {
     ("pod", 64, 128): 8,
+    ("pod", 64, 112): 8,
     ("pod", 128, 112): 4,
     ("pod", 128, 96): 4,
     ("decode", 64, 128): 8,
@@ -110,10 +116,13 @@ def hopper_variant(
     page_size: int | None = None,
     causal: bool = True,
     soft_cap: bool = False,
+    tree_mask: bool = False,
 ) -> HopperConfig:
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     if form == "pod":
         pods = _PODS | _SOFT_CAP_PODS if soft_cap else _PODS
+        if soft_cap and tree_mask:
+            pods = pods | _TREE_SOFT_CAP_PODS
         budget = pods[head_dim, decode_rows]
     elif form == "decode":
         budget = _Pod(128, 40, 216, 232)
@@ -131,6 +140,7 @@ def hopper_variant(
         page_size=page_size,
         causal=causal,
         soft_cap=soft_cap,
+        tree_mask=tree_mask,
     )
 
 
@@ -148,10 +158,11 @@ def default_hopper_variants(
     decode_rows: Iterable[int] = DECODE_ROWS,
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
     soft_caps: Iterable[bool] = (False,),
+    tree_masks: Iterable[bool] = (False,),
 ) -> list[HopperConfig]:
     """Return the causal variants that a schedule may pick, as the filters allow."""
     forms, decode_rows, head_dims = tuple(forms), tuple(decode_rows), tuple(head_dims)
-    page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
+    page_sizes, dtypes, soft_caps = tuple(page_sizes), tuple(dtypes), tuple(soft_caps)
     found = [
         hopper_variant(
             form,
@@ -161,7 +172,9 @@ def default_hopper_variants(
             large_tile=large,
             page_size=page_size,
             soft_cap=soft_cap,
+            tree_mask=tree_mask,
         )
+        for tree_mask in tree_masks
         for soft_cap in soft_caps
         for head_dim in head_dims
         if head_dim in HEAD_DIMS

@@ -73,6 +73,8 @@ class KernelConfig(VariantForm):
         Bottom-right aligned causal mask.
     soft_cap : bool
         Scores are capped; without, the kernel has no instruction for it.
+    tree_mask : bool
+        Decodes have trees; likewise.
     """
 
     form: Form
@@ -86,6 +88,7 @@ class KernelConfig(VariantForm):
     page_size: int | None = None
     causal: bool = True
     soft_cap: bool = False
+    tree_mask: bool = False
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -167,6 +170,8 @@ class KernelConfig(VariantForm):
         parts.append("causal" if self.causal else "full")
         if self.soft_cap:
             parts.append("softcap")
+        if self.tree_mask:
+            parts.append("tree")
         return "_".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,10 +200,14 @@ class KernelConfig(VariantForm):
                 _require_positive_int(f"{side}.{field}", value)
         if self.page_size is not None:
             _require_positive_int("page_size", self.page_size, ", or None")
-        for field in ("causal", "soft_cap"):
+        for field in ("causal", "soft_cap", "tree_mask"):
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise UnsupportedConfigError(f"{field}={value!r}: must be a bool")
+        if self.tree_mask and not self.causal:
+            raise UnsupportedConfigError(
+                "tree_mask=True with causal=False: a tree is a causal mask"
+            )
         get_arch(self.arch)
 
     def _check_tiles(self) -> None:

@@ -84,6 +84,7 @@ def variant(
     page_size: int | None = None,
     causal: bool = True,
     soft_cap: bool = False,
+    tree_mask: bool = False,
 ) -> KernelConfig:
     """Return the default variant for a job."""
     prefill, decode, warps, ctas_per_sm = preset(arch, head_dim, shape)
@@ -99,6 +100,7 @@ def variant(
         page_size=page_size,
         causal=causal,
         soft_cap=soft_cap,
+        tree_mask=tree_mask,
     )
 
 
@@ -111,12 +113,23 @@ def default_variants(
     shapes: Iterable[Shape] = get_args(Shape),
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
     soft_caps: Iterable[bool] = (False,),
+    tree_masks: Iterable[bool] = (False,),
 ) -> list[KernelConfig]:
     """Return the causal variants that a schedule may pick on `arch`, as the filters allow."""
     forms, shapes, head_dims = tuple(forms), tuple(shapes), tuple(head_dims)
-    page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
+    page_sizes, dtypes, soft_caps = tuple(page_sizes), tuple(dtypes), tuple(soft_caps)
     return [
-        variant(form, arch, dtype, head_dim, shape=shape, page_size=page_size, soft_cap=soft_cap)
+        variant(
+            form,
+            arch,
+            dtype,
+            head_dim,
+            shape=shape,
+            page_size=page_size,
+            soft_cap=soft_cap,
+            tree_mask=tree_mask,
+        )
+        for tree_mask in tree_masks
         for soft_cap in soft_caps
         for head_dim in head_dims
         for dtype in dtypes
