@@ -206,14 +206,11 @@ class HybridAttention:
             There is no usable GPU, or a kernel did not compile.
         """
         with self._lock:
-            batch, table = self.read_batch(
-                qo_indptr,
-                kv_lens,
-                block_table=block_table,
-                kv_indptr=kv_indptr,
-                kv_indices=kv_indices,
-            )
-            self.adopt(self.prepare(batch, table, device_kv_lens=device_kv_lens, stream=stream))
+            session = self._session_ready()
+            lengths, pages = (qo_indptr, kv_lens), (block_table, kv_indptr, kv_indices)
+            batch, table = self._read_batch(session, lengths, pages)
+            with session.driver.current():
+                session.adopt(*self._prepare(session, batch, table, device_kv_lens, stream))
 
     def read_batch(
         self,
@@ -229,11 +226,8 @@ class HybridAttention:
         For objects made of several of these, which plan parts of a batch.
         """
         with self._lock:
-            device = self._session_ready().driver.ordinal
-            table = self._page_table(block_table, kv_indptr, kv_indices)
-            require_on_device(table, device)
-            lengths = host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens")
-            return make_batch(*lengths, table, self.layer.page_size), table
+            lengths, pages = (qo_indptr, kv_lens), (block_table, kv_indptr, kv_indices)
+            return self._read_batch(self._session_ready(), lengths, pages)
 
     def prepare(
         self,
@@ -249,12 +243,8 @@ class HybridAttention:
         """
         with self._lock:
             session = self._session_ready()
-            device = session.driver.ordinal
-            lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
             with session.driver.current():
-                tensors = table.tensor if table else None, lengths
-                on = stream_of_plan(session, stream, self._framework, *tensors)
-                return Prepared(session.plan(batch, table, lengths), on)
+                return self._prepare(session, batch, table, device_kv_lens, stream)
 
     def adopt(self, prepared: Prepared) -> None:
         """Make a batch of `prepare` the one that runs compute."""
@@ -411,9 +401,36 @@ class HybridAttention:
             if self._session is not None:
                 self._session.workspaces.release_captured()
 
-    def _page_table(self, block_table: Any, kv_indptr: Any, kv_indices: Any) -> PageTable | None:
+    def _read_batch(
+        self, session: Session, lengths: tuple[Any, Any], pages: tuple[Any, Any, Any]
+    ) -> tuple[HybridBatch, PageTable | None]:
+        """Do what `read_batch` says, under the lock."""
+        table = self._page_table(session, *pages)
+        require_on_device(table, session.driver.ordinal)
+        qo_indptr, kv_lens = lengths
+        on_host = host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens")
+        return make_batch(*on_host, table, self.layer.page_size), table
+
+    def _prepare(
+        self,
+        session: Session,
+        batch: HybridBatch,
+        table: PageTable | None,
+        device_kv_lens: Any,
+        stream: Any,
+    ) -> Prepared:
+        """Do what `prepare` says, under the lock, with the GPU current."""
+        device = session.driver.ordinal
+        lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
+        tensors = table.tensor if table else None, lengths
+        on = stream_of_plan(session, stream, self._framework, *tensors)
+        return Prepared(session.plan(batch, table, lengths), on)
+
+    def _page_table(
+        self, session: Session, block_table: Any, kv_indptr: Any, kv_indices: Any
+    ) -> PageTable | None:
         """Read the page table, unless it is like the last one: a tensor on the GPU, used again."""
-        page_size, reserved = self.layer.page_size, self._session_ready().reservation
+        page_size, reserved = self.layer.page_size, session.reservation
         max_pages = reserved.limits.max_pages(page_size) if reserved else None
         self._table = read_page_table(
             page_size, block_table, kv_indptr, kv_indices, max_pages=max_pages, last=self._table

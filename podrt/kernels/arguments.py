@@ -42,6 +42,8 @@ _HEADER_ALIGN = 64
 _MAX_STRIDE = 2**31 - 1
 PLAN_HEADER_DTYPE = struct_dtype(PLAN_HEADER, align=_HEADER_ALIGN)
 PLAN_HEADER_BYTES = PLAN_HEADER_DTYPE.itemsize
+#: Least memory of a plan on the device: kernels fetch so much of it to L2 before they know more.
+PLAN_BYTES_AT_LEAST = 32 * 1024
 _pack_header = packer(PLAN_HEADER_DTYPE).pack_into
 
 PLAN_STRUCTS = "\n\n".join(
@@ -50,6 +52,7 @@ PLAN_STRUCTS = "\n\n".join(
         render_struct(
             "WorkItem", tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS), align=16
         ),
+        f"constexpr int kPlanBytesAtLeast = {PLAN_BYTES_AT_LEAST};  // memory of header and items",
     )
 )
 

@@ -15,6 +15,15 @@ __device__ __forceinline__ void load_header(PlanHeader& to, const PlanHeader* fr
     reinterpret_cast<int4*>(&to)[lane] = __ldg(reinterpret_cast<const int4*>(from) + lane);
 }
 
+// Fetches to L2 the beginning of the work list, which all CTAs are about to read, while they wait for
+// the header: a line each. Memory of a plan is never smaller. Called by a whole warp.
+__device__ __forceinline__ void prefetch_items(const PlanHeader* plan, int lane) {
+  constexpr int kLine = 128;
+  const int line = blockIdx.x + lane * gridDim.x;
+  if (line < kPlanBytesAtLeast / kLine)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const char*>(plan) + line * kLine));
+}
+
 // What the first key of a tile is a multiple of where a window hides those before it, as of any of
 // its splits (podrt/plan/tiles.py): a tile's rows are copied in runs that no page ends within.
 template <class Config>

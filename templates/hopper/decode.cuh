@@ -11,6 +11,7 @@
 #include "common/descriptor.cuh"
 #include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
+#include "common/trace.cuh"
 #include "hopper/barriers.cuh"
 #include "hopper/producer.cuh"
 #include "ptx/warpgroup.cuh"
@@ -59,7 +60,9 @@ struct DecodeConsumer {
       const WorkSlot& slot = work.next();
       const int kv_head = warp_uniform(slot.kv_head);
       if (kv_head < 0) break;
+      TRACE_BEGIN(kWarpgroup, kDecode, slot.item, slot.kv_head);
       run_unit(slot.item, kv_head);
+      TRACE_END(kWarpgroup, kDecode, slot.item, slot.kv_head);
       work.release();
     }
   }

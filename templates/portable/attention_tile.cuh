@@ -13,6 +13,7 @@
 #include "common/queue.cuh"
 #include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
+#include "common/trace.cuh"
 #include "ptx/mma.cuh"
 
 template <int kRows_, int kKvTile_, int kSlots_, int kWarps_, bool kQInRegisters_>
@@ -55,6 +56,7 @@ struct AttentionTile {
         q_smem(shared_address(smem)), ring(q_smem + kQBytes) {}
 
   __device__ __forceinline__ void run() {
+    TRACE_BEGIN(Tile::kWarps * kWarp, Tile::kWarps == 1, item, kv_head);
     const int tiles = ceil_div(item.kv_end - item.kv_begin, Tile::kKvTile);
     Stream stream(p, item, kv_head, warp, lane, ring, tiles);
     if constexpr (!Tile::kQInRegisters) copy_q();  // completes with the first K tile
@@ -70,6 +72,7 @@ struct AttentionTile {
 
     cp_async_wait<0>();
     finish();
+    TRACE_END(Tile::kWarps * kWarp, Tile::kWarps == 1, item, kv_head);
   }
 
  private:
