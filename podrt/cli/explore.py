@@ -53,6 +53,12 @@ from podrt.kernels.families import Variant, source_of
 from podrt.kernels.variant import DTYPE_TAGS
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
+#: Options of `show` that say which layer runs a batch, where, and under which policy.
+_OF_A_BATCH = (
+    *("heads", "head_dim", "page_size", "dtype"),
+    *("window_left", "soft_cap", "policy", "gpu"),
+)
+
 app = typer.Typer(
     help="The kernel variants: list them, read their code, see their resources. Needs no GPU.",
     no_args_is_help=True,
@@ -110,6 +116,7 @@ def list_variants(
 
 @app.command()
 def show(
+    context: typer.Context,
     variant: Annotated[
         list[str] | None,
         typer.Argument(
@@ -159,6 +166,7 @@ def show(
     """
     if columns and diff is None:
         raise ValueError("--columns is how --diff shows two variants: pass --diff OTHER too")
+    _require_used(context, has_batch=batch is not None, has_diff=diff is not None)
     if batch is None and not variant:
         raise ValueError('pass a variant, such as pod-hopper-bf16-d128-page16-r8, or --batch "..."')
     if batch is None:
@@ -264,6 +272,22 @@ def alias_table(configs: list[Variant]) -> Table:
             " | ".join(dict.fromkeys(tiles_of(v) for v in group)),
         )
     return result
+
+
+def _require_used(context: typer.Context, *, has_batch: bool, has_diff: bool) -> None:
+    """Refuse options of `show` that would be ignored."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in (*_OF_A_BATCH, "arch")
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if not has_batch and (layer := [name for name in given if name != "--arch"]):
+        raise ValueError(
+            f"{', '.join(layer)}: of the layer that runs --batch; without it words say what the "
+            "variant is, such as d64 page16 f16"
+        )
+    if has_batch and not has_diff and "--arch" in given:
+        raise ValueError("--arch: --batch is run on a GPU; say which with --gpu")
 
 
 def _described(config: Variant) -> dict[str, Any]:

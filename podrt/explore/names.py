@@ -9,7 +9,7 @@ from typing import Any
 
 from podrt.kernels.families import Variant
 from podrt.kernels.variant import DTYPE_TAGS
-from podrt.spec.types import HEAD_DIMS_TEXT
+from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
 #: How many variants an error lists.
 _SHOWN = 12
@@ -157,7 +157,7 @@ def _nearest(variants: Sequence[Variant], word: str) -> str:
     pieces = word.replace("_", "-").split("-")
     unknown = [piece for piece in pieces if piece and piece not in known] or pieces
     near = [m for piece in unknown for m in difflib.get_close_matches(piece, known, n=3)]
-    near = near or differences(variants)[:_SHOWN]
-    dims = any(re.fullmatch(r"d\d+", piece) and piece not in known for piece in pieces)
+    near = near or (differences(variants) or list(known))[:_SHOWN]
+    dims = any(re.fullmatch(r"d\d+", p) and int(p[1:]) not in HEAD_DIMS for p in pieces)
     more = f"; head dims are {HEAD_DIMS_TEXT}" if dims else ""
-    return f"has it in its name; try {', '.join(dict.fromkeys(near)) or 'explore list'}{more}"
+    return f"has it in its name; try {', '.join(dict.fromkeys(near))}{more}"
