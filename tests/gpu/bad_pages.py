@@ -1,6 +1,6 @@
 """Runs batches with page numbers that are none; a process of its own, because it may hang.
 
-python tests/gpu/bad_pages.py portable|hopper
+PYTHONPATH=tests python tests/gpu/bad_pages.py portable|hopper
 
 Requests of such pages get zeros, or keys of another page; all others must be right.
 """

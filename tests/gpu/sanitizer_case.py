@@ -1,5 +1,6 @@
 """Small batches for compute-sanitizer, which is too slow for the tests proper.
 
+export PYTHONPATH=tests
 timeout 550 compute-sanitizer --tool memcheck  --error-exitcode 9 python tests/gpu/sanitizer_case.py
 timeout 550 compute-sanitizer --tool racecheck --error-exitcode 9 python tests/gpu/sanitizer_case.py
 
