@@ -19,6 +19,7 @@ from podrt.jit import CODE_OPTIONS, KernelSource, render, templates_dir
 from podrt.kernels.arguments import PLAN_HEADER_BYTES, PLAN_HEADER_DTYPE, Buffers, write_plan_header
 from podrt.kernels.families import Variant, family_of, grid_of, params_dtype, source_of
 from podrt.kernels.portable.host import NUM_COUNTERS
+from podrt.kernels.tensor_map import MapShape
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
@@ -163,7 +164,11 @@ def _params(variant: Variant, layer: AttentionSpec, tensors: RunTensors) -> list
         member, offset = members[name][:2]
         if name in maps:
             tensor, shape = maps[name]
-            found.append([offset, "map", tensor, *map(list, shape)])
+            if isinstance(shape, MapShape):
+                found.append([offset, "map", tensor, *map(list, shape)])
+            else:
+                found.append([offset, "address", tensor])
+                found += [[offset + at, "int", value] for at, value in shape.by_offset().items()]
         elif member.kind == "u":
             if name in _BUFFERS:
                 found.append([offset, "address", _BUFFERS[name]])

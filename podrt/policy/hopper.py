@@ -13,7 +13,7 @@ import numpy.typing as npt
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import Variant
-from podrt.kernels.hopper.config import HopperConfig, decode_rows_of
+from podrt.kernels.hopper.config import HopperConfig, decode_rows_of, gathers_rows
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan, most_decode_tokens
@@ -61,8 +61,8 @@ class HopperChoices:
         self.cuts = _cuts(calibration.hopper_cuts, spec.head_dim)
         self._spec, self._gpu = spec, gpu
         self._form = calibration.fused_form
-        self._all_rows = decode_rows_of(spec.head_dim)
-        self._fixed_rows = _fixed_rows(policy, spec.head_dim)
+        self._all_rows = decode_rows_of(spec.head_dim, spec.page_size)
+        self._fixed_rows = _fixed_rows(policy, spec)
         self._tiles = policy.tiles
         self._rows_of_one = self.decode_rows_for(1)
         if policy.deterministic:  # neither batches nor limits decide
@@ -179,12 +179,15 @@ class HopperChoices:
         return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
 
 
-def _fixed_rows(policy: Policy, head_dim: int) -> int | None:
+def _fixed_rows(policy: Policy, spec: AttentionSpec) -> int | None:
     """Return the rows of decode tiles that the policy fixes, if any."""
-    rows, allowed = policy.decode_rows, decode_rows_of(head_dim)
+    rows, allowed = policy.decode_rows, decode_rows_of(spec.head_dim, spec.page_size)
     if rows is not None and rows not in allowed:
+        layer = f"head_dim={spec.head_dim}"
+        if gathers_rows(spec.page_size):
+            layer += f" and page_size={spec.page_size}"
         raise UnsupportedConfigError(
-            f"decode_rows={rows}: with head_dim={head_dim} allowed are {allowed}; fix one of them, "
+            f"decode_rows={rows}: with {layer} allowed are {allowed}; fix one of them, "
             "or leave it at None"
         )
     return rows

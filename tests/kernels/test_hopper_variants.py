@@ -65,6 +65,31 @@ def test_every_variant_compiles_without_spills(
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("soft_cap", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_kernels_that_gather_rows_compile_without_spills(
+    form: Form, soft_cap: bool, head_dim: int
+) -> None:
+    """Pages of 12 take most registers: page and token are both to be found."""
+    build_clean(
+        default_hopper_variants(
+            forms=[form],
+            dtypes=["bfloat16"],
+            head_dims=[head_dim],
+            page_sizes=[12],
+            soft_caps=[soft_cap],
+        )
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pages_of_one_token_and_of_8_compile_without_spills(form: Form) -> None:
+    build_clean(
+        [hopper_variant(form, "bfloat16", 128, page_size=page_size) for page_size in (1, 8)]
+    )
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("form", FORMS)
 def test_kernels_with_a_soft_cap_compile_without_spills(form: Form, head_dim: int) -> None:
     rows = decode_rows_of(head_dim) if form != "prefill" else DECODE_ROWS[:1]
@@ -106,7 +131,7 @@ def test_other_values_compile_without_spills(half: int) -> None:
 
 
 def test_every_variant_renders_as_a_text_of_its_own() -> None:
-    configs = default_hopper_variants(page_sizes=(None, 16, 32, 64, 128, 256))
+    configs = default_hopper_variants(page_sizes=(None, 1, 4, 8, 12, 16, 32, 64, 128, 256))
     sources = [source_of(config) for config in configs]
     for config, source in zip(configs, sources, strict=True):
         assert (source.name, source.entry, source.arch) == (config.name, config.name, "sm_90a")
@@ -132,8 +157,8 @@ def test_filters_select() -> None:
 
 
 def test_filters_of_other_families_pass_through() -> None:
-    assert default_hopper_variants(head_dims=[256], page_sizes=[1]) == []
-    assert {c.page_size for c in default_hopper_variants(page_sizes=[1, 32])} == {32}
+    assert default_hopper_variants(head_dims=[96]) == []
+    assert {c.page_size for c in default_hopper_variants(page_sizes=[1, 32])} == {1, 32}
 
 
 def test_prefill_does_not_depend_on_decode_rows() -> None:

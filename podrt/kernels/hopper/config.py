@@ -16,8 +16,9 @@ HOPPER_ARCH = "sm_90a"
 HEAD_DIMS = (64, 128, 256)
 KV_TILES = (48, 64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
-#: Page sizes whose pages a TMA load can place in a swizzled tile.
-PAGE_SIZES = (16, 32, 64, 128, 256)
+#: Tokens of a group that a TMA load places in a swizzled tile; pages that are no whole groups come
+#: row by row.
+GROUP_TOKENS = 8
 #: Decode tiles of a step: more of them share the latency of its chain of products and softmax. At
 #: head_dim 256 one is as many bytes.
 DECODE_TILES = 2
@@ -30,9 +31,16 @@ _WARPGROUP = 128
 _REGISTER_POOL = {3: 504, 4: 512}
 
 
-def decode_rows_of(head_dim: int) -> tuple[int, ...]:
+def gathers_rows(page_size: int | None) -> bool:
+    """Tell whether K and V are copied row by row, as no TMA load can place pieces of the pages."""
+    return page_size is not None and page_size % GROUP_TOKENS != 0
+
+
+def decode_rows_of(head_dim: int, page_size: int | None = None) -> tuple[int, ...]:
     """Return the packed query rows that a decode tile may have; registers decide."""
-    return DECODE_ROWS if head_dim <= _MOST_COLUMNS else DECODE_ROWS[:-1]
+    if head_dim <= _MOST_COLUMNS:
+        return DECODE_ROWS
+    return DECODE_ROWS[:1] if gathers_rows(page_size) else DECODE_ROWS[:-1]
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class HopperConfig(VariantForm):
     head_dim : int
         64, 128 or 256.
     decode_rows : int
-        Packed query rows of a decode tile: 8, 16 or, but for head_dim 256, 32.
+        Packed query rows of a decode tile: 8, 16 or 32; at head_dim 256 8 or 16, where rows are
+        gathered 8.
     kv_tile : int
         Keys of a prefill tile.
     stages : int
@@ -61,7 +70,8 @@ class HopperConfig(VariantForm):
     producer_registers, decode_registers, prefill_registers : int
         Registers of a thread, by role.
     page_size : int or None
-        Tokens of a page of the KV cache; None for a contiguous cache.
+        Tokens of a page of the KV cache; None for a contiguous cache. Pages that hold no groups of
+        8 tokens are gathered row by row.
     causal : bool
         Bottom-right aligned causal mask.
     soft_cap : bool
@@ -84,13 +94,16 @@ class HopperConfig(VariantForm):
     arch: str = HOPPER_ARCH
 
     def __post_init__(self) -> None:
+        if self.page_size is not None and (type(self.page_size) is not int or self.page_size < 1):
+            raise UnsupportedConfigError(
+                f"page_size={self.page_size!r}: must be an int of at least 1, or None"
+            )
         for field, allowed in (
             ("form", get_args(Form)),
             ("dtype", get_args(DType)),
             ("head_dim", HEAD_DIMS),
-            ("decode_rows", decode_rows_of(self.head_dim)),
+            ("decode_rows", decode_rows_of(self.head_dim, self.page_size)),
             ("kv_tile", KV_TILES),
-            ("page_size", (None, *PAGE_SIZES)),
             ("arch", (HOPPER_ARCH,)),
         ):
             value = getattr(self, field)
@@ -150,6 +163,11 @@ class HopperConfig(VariantForm):
     def threads(self) -> int:
         """Threads of the CTA."""
         return self.warpgroups * _WARPGROUP
+
+    @property
+    def gathers_rows(self) -> bool:
+        """Whether K and V are copied row by row, as no TMA load can place pieces of pages."""
+        return gathers_rows(self.page_size)
 
     def piece_rows(self, tile_rows: int) -> int:
         """Return the tokens that one TMA load brings of a tile of `tile_rows`.
