@@ -11,11 +11,12 @@ SCRIPT = Path(__file__).with_name("bad_pages.py")
 LIMIT_S = 120
 
 
+@pytest.mark.parametrize("page_size", [1, 4, 16])
 @pytest.mark.parametrize("family", ["portable", "hopper"])
-def test_page_numbers_that_are_none(family):
+def test_page_numbers_that_are_none(family, page_size):
     if family == "hopper":
         skip_without_hopper()
-    command = [sys.executable, str(SCRIPT), family]
+    command = [sys.executable, str(SCRIPT), family, str(page_size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ended") == 2 * 4 * 4
