@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from podrt.errors import PodrtError
-from podrt.explore.names import alias_of, narrow, the_one
+from podrt.explore.names import alias_of, narrow, pages_named, the_one
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
@@ -72,6 +72,8 @@ def select(
 def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
     """Return the one default variant, of any mask and scores, that words select (`names.narrow`).
 
+    Pages that the words name (``page4``) need not be among the default ones.
+
     Where they fit several, a full name means that one, then the causal ones are meant, then those
     that do not cap scores, then those of the current GPU's architecture, unless `archs` says which.
 
@@ -81,7 +83,13 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
         No variant matches, or several do; the message says what would tell them apart.
     """
     asked = " ".join(words)
-    variants = select(archs=archs or ["all"], masks=["causal", "full"], soft_caps=[False, True])
+    sizes = dict.fromkeys((*DEFAULT_PAGE_SIZES, *pages_named(words)))
+    variants = select(
+        archs=archs or ["all"],
+        page_sizes=[_text(size) for size in sizes],
+        masks=["causal", "full"],
+        soft_caps=[False, True],
+    )
     exact = [v for v in variants if asked in (v.name, alias_of(v))]
     found = exact or narrow(variants, words)
     found = [v for v in found if v.causal] or found

@@ -55,6 +55,21 @@ def test_several_are_told_apart() -> None:
         the_one(found, "pod")
 
 
+@pytest.mark.parametrize(
+    ("words", "page_size"),
+    [
+        (["pod", "hopper", "bf16", "d128", "page1", "r8"], 1),
+        (["pod-hopper-bf16-d128-page12-r8"], 12),
+        (["pod", "hopper", "bf16", "d128", "r8", "page_size=24"], 24),
+        (["pod_hopper_sm_90a_bf16_d128_p128x112s2_d8x64s4_regs48x80x192_page4_causal"], 4),
+    ],
+)
+def test_pages_that_words_name_need_not_be_among_the_default_ones(
+    words: list[str], page_size: int
+) -> None:
+    assert find(words, archs=["sm_90a"]).page_size == page_size
+
+
 def test_words_mean_the_causal_variant_of_this_gpu() -> None:
     found = find(["pod", "portable", "bf16", "d128", "page16", "c2"])
     assert found.causal and found.arch == "sm_90a"
