@@ -24,6 +24,7 @@ from podrt.tensors.frameworks import Framework
 from podrt.tensors.host import host_array
 from podrt.tensors.page_table import PageTable, make_batch, read_page_table, require_on_device
 from podrt.tensors.streams import resolve_stream
+from podrt.tensors.tree_mask import read_tree_mask
 from podrt.tensors.view import view
 
 
@@ -41,7 +42,8 @@ class HybridAttention:
     num_kv_heads : int
         KV heads.
     head_dim : int
-        64, 128 or 256.
+        A multiple of 8 from 32 to 256. Those of the Hopper family: 64, 80, 96, 112, 128,
+        192, 256.
     page_size : int, optional
         Tokens of a page of the KV cache; None (the default) is a contiguous cache.
     kv_layout : {"NHD", "HND"}
@@ -59,6 +61,9 @@ class HybridAttention:
         leaves its own alone. Pages before all windows are not read. All keys if None.
     logits_soft_cap : float, optional
         Scaled scores s become ``cap * tanh(s / cap)`` before they are masked; none do if None.
+    tree_mask : bool
+        Plans take a tree mask, for speculative decoding. Requests of at most 64 tokens are then
+        decodes, in as many tiles as they need; longer ones are causal prefills.
     policy : str or Policy
         Which kernels run and how they share the SMs: a name of `podrt.policy.policies`, or a
         `podrt.Policy` with what is to be fixed by hand.
@@ -95,6 +100,7 @@ class HybridAttention:
         sm_scale: float | None = None,
         window_left: int | None = None,
         logits_soft_cap: float | None = None,
+        tree_mask: bool = False,
         policy: str | Policy = "auto",
         deterministic: bool = False,
         device: int | None = None,
@@ -111,6 +117,7 @@ class HybridAttention:
             sm_scale,
             window_left,
             logits_soft_cap,
+            tree_mask,
         )
         self.policy = policy_of(policy, deterministic)
         self._device = None if device is None else checked_ordinal(device)
@@ -159,6 +166,7 @@ class HybridAttention:
         kv_indptr: Any = None,
         kv_indices: Any = None,
         device_kv_lens: Any = None,
+        tree_mask: Any = None,
         stream: Any = None,
     ) -> None:
         """Prepare for a batch; requests may be in any order, prefill and decode mixed.
@@ -189,10 +197,17 @@ class HybridAttention:
             has ``min(kv_lens[i], device_kv_lens[i])`` keys, and windows end at the last of those.
             For speculative decoding, where the host does not know yet how many tokens were
             accepted.
+        tree_mask : uint64 or int64 [at least total_tokens], optional
+            For layers made with ``tree_mask=True``: bit j of the word of a token is whether it sees
+            the j-th new token of its request, whatever the window; older keys it sees as without a
+            tree. A word of 0 is no tree: the token sees the new ones up to itself. Words of
+            requests of more than 64 tokens must be 0. In host memory they are copied now; on a GPU
+            they are read at every run, so they may change in place, and words of longer requests
+            are not looked at. All words are 0 if None.
         stream : int, CuPy or torch stream, or anything with __cuda_stream__, optional
             The stream of the runs, or of the replays, to come. If None, the current stream of the
-            framework of the page table or `device_kv_lens`, where they lie on the GPU, else of the
-            last run's tensors, else the stream of `reserve`.
+            framework of the page table, `device_kv_lens` or `tree_mask`, where they lie on the GPU,
+            else of the last run's tensors, else the stream of `reserve`.
 
         Raises
         ------
@@ -205,14 +220,13 @@ class HybridAttention:
             There is no usable GPU, or a kernel did not compile.
         """
         with self._lock:
-            batch, table = self.read_batch(
-                qo_indptr,
-                kv_lens,
-                block_table=block_table,
-                kv_indptr=kv_indptr,
-                kv_indices=kv_indices,
-            )
-            self.adopt(self.prepare(batch, table, device_kv_lens=device_kv_lens, stream=stream))
+            session = self._session_ready()
+            lengths, pages = (qo_indptr, kv_lens), (block_table, kv_indptr, kv_indices)
+            batch, table = self._read_batch(session, lengths, pages)
+            with session.driver.current():
+                session.adopt(
+                    *self._prepare(session, batch, table, device_kv_lens, tree_mask, stream)
+                )
 
     def read_batch(
         self,
@@ -228,11 +242,8 @@ class HybridAttention:
         For objects made of several of these, which plan parts of a batch.
         """
         with self._lock:
-            device = self._session_ready().driver.ordinal
-            table = self._page_table(block_table, kv_indptr, kv_indices)
-            require_on_device(table, device)
-            lengths = host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens")
-            return make_batch(*lengths, table, self.layer.page_size), table
+            lengths, pages = (qo_indptr, kv_lens), (block_table, kv_indptr, kv_indices)
+            return self._read_batch(self._session_ready(), lengths, pages)
 
     def prepare(
         self,
@@ -240,6 +251,7 @@ class HybridAttention:
         table: PageTable | None,
         *,
         device_kv_lens: Any = None,
+        tree_mask: Any = None,
         stream: Any = None,
     ) -> Prepared:
         """Plan a batch that `read_batch` gave, or a part of it over the same page table.
@@ -248,12 +260,8 @@ class HybridAttention:
         """
         with self._lock:
             session = self._session_ready()
-            device = session.driver.ordinal
-            lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
             with session.driver.current():
-                tensors = table.tensor if table else None, lengths
-                on = stream_of_plan(session, stream, self._framework, *tensors)
-                return Prepared(session.plan(batch, table, lengths), on)
+                return self._prepare(session, batch, table, device_kv_lens, tree_mask, stream)
 
     def adopt(self, prepared: Prepared) -> None:
         """Make a batch of `prepare` the one that runs compute."""
@@ -399,7 +407,8 @@ class HybridAttention:
     def are_decodes(self, q_len: int) -> bool:
         """Return whether requests of so many query tokens count as decodes; after `reserve`."""
         reserved = self._require_reservation("are_decodes")
-        return q_len <= most_decode_tokens(self.layer.group, reserved.decode_rows)
+        layer = self.layer
+        return q_len <= most_decode_tokens(layer.group, reserved.decode_rows, layer.mask)
 
     def release_graphs(self) -> None:
         """Give back what graphs captured without, or before the last, `reserve` read.
@@ -410,9 +419,38 @@ class HybridAttention:
             if self._session is not None:
                 self._session.workspaces.release_captured()
 
-    def _page_table(self, block_table: Any, kv_indptr: Any, kv_indices: Any) -> PageTable | None:
+    def _read_batch(
+        self, session: Session, lengths: tuple[Any, Any], pages: tuple[Any, Any, Any]
+    ) -> tuple[HybridBatch, PageTable | None]:
+        """Do what `read_batch` says, under the lock."""
+        table = self._page_table(session, *pages)
+        require_on_device(table, session.driver.ordinal)
+        qo_indptr, kv_lens = lengths
+        on_host = host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens")
+        return make_batch(*on_host, table, self.layer.page_size), table
+
+    def _prepare(
+        self,
+        session: Session,
+        batch: HybridBatch,
+        table: PageTable | None,
+        device_kv_lens: Any,
+        tree_mask: Any,
+        stream: Any,
+    ) -> Prepared:
+        """Do what `prepare` says, under the lock, with the GPU current."""
+        device = session.driver.ordinal
+        lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
+        tree = read_tree_mask(tree_mask, batch, self.layer.mask, device)
+        tensors = table.tensor if table else None, lengths, tree.tensor if tree else None
+        on = stream_of_plan(session, stream, self._framework, *tensors)
+        return Prepared(session.plan(batch, table, lengths, tree), on)
+
+    def _page_table(
+        self, session: Session, block_table: Any, kv_indptr: Any, kv_indices: Any
+    ) -> PageTable | None:
         """Read the page table, unless it is like the last one: a tensor on the GPU, used again."""
-        page_size, reserved = self.layer.page_size, self._session_ready().reservation
+        page_size, reserved = self.layer.page_size, session.reservation
         max_pages = reserved.limits.max_pages(page_size) if reserved else None
         self._table = read_page_table(
             page_size, block_table, kv_indptr, kv_indices, max_pages=max_pages, last=self._table

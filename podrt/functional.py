@@ -31,6 +31,7 @@ def hybrid_attention(
     sm_scale: float | None = None,
     window_left: int | None = None,
     logits_soft_cap: float | None = None,
+    tree_mask: Any = None,
     policy: str | Policy = "auto",
     deterministic: bool = False,
     out: Any = None,
@@ -50,7 +51,7 @@ def hybrid_attention(
     q, k_cache, v_cache, out, sinks, lse, return_lse, stream
         As `HybridAttention.run`. The cache is paged if a page table is given; `stream` is for work
         on a GPU.
-    qo_indptr, kv_lens, block_table, kv_indptr, kv_indices
+    qo_indptr, kv_lens, block_table, kv_indptr, kv_indices, tree_mask
         As `HybridAttention.plan`.
     kv_layout, causal, sm_scale, window_left, logits_soft_cap, policy, deterministic
         As `HybridAttention`.
@@ -87,8 +88,10 @@ def hybrid_attention(
         "sm_scale": sm_scale,
         "window_left": window_left,
         "logits_soft_cap": logits_soft_cap,
+        "tree_mask": tree_mask is not None,
     }
     tables = {"block_table": block_table, "kv_indptr": kv_indptr, "kv_indices": kv_indices}
+    tables["tree_mask"] = tree_mask
     others = {"out": out, "sinks": sinks, "lse": lse, "return_lse": return_lse}
     on_host = q_view.device is None
     if backend == "reference" or (backend == "auto" and on_host):

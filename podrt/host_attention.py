@@ -10,6 +10,7 @@ from podrt.spec.batch import HybridBatch
 from podrt.tensors.host import host_array, to_numpy
 from podrt.tensors.page_table import PageTable, make_batch, read_page_table, require_pages_exist
 from podrt.tensors.run_tensors import view_tensors
+from podrt.tensors.tree_mask import TreeMask, read_tree_mask
 
 
 class HostAttention:
@@ -43,6 +44,7 @@ class HostAttention:
         sm_scale: float | None = None,
         window_left: int | None = None,
         logits_soft_cap: float | None = None,
+        tree_mask: bool = False,
     ) -> None:
         self.layer: AttentionSpec = make_spec(
             num_qo_heads,
@@ -55,8 +57,9 @@ class HostAttention:
             sm_scale,
             window_left,
             logits_soft_cap,
+            tree_mask,
         )
-        self._planned: tuple[HybridBatch, PageTable | None] | None = None
+        self._planned: tuple[HybridBatch, PageTable | None, TreeMask | None] | None = None
 
     def plan(
         self,
@@ -66,13 +69,14 @@ class HostAttention:
         block_table: Any = None,
         kv_indptr: Any = None,
         kv_indices: Any = None,
+        tree_mask: Any = None,
     ) -> None:
         """Take a batch; all arguments have been read when this returns.
 
         Parameters
         ----------
-        qo_indptr, kv_lens, block_table, kv_indptr, kv_indices
-            As `HybridAttention.plan`; page numbers in host memory.
+        qo_indptr, kv_lens, block_table, kv_indptr, kv_indices, tree_mask
+            As `HybridAttention.plan`; page numbers and tree mask in host memory.
 
         Raises
         ------
@@ -84,7 +88,8 @@ class HostAttention:
         if table is not None:
             table.flat()  # page numbers on a GPU are refused
         lengths = host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens")
-        self._planned = make_batch(*lengths, table, page_size), table
+        batch = make_batch(*lengths, table, page_size)
+        self._planned = batch, table, read_tree_mask(tree_mask, batch, self.layer.mask, None)
 
     def run(
         self,
@@ -119,7 +124,7 @@ class HostAttention:
         """
         if self._planned is None:
             raise RuntimeError("no batch is planned: call plan() first")
-        batch, table = self._planned
+        batch, table, tree = self._planned
         tensors = view_tensors(
             self.layer,
             batch,
@@ -150,6 +155,7 @@ class HostAttention:
             window_left=self.layer.mask.window_left,
             logits_soft_cap=self.layer.logits_soft_cap,
             sinks=None if tensors.sinks is None else to_numpy(tensors.sinks),
+            tree_mask=tree.host_values if tree else None,
         )
         to_numpy(tensors.out)[...] = exact
         if tensors.lse is not None:

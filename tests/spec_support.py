@@ -18,13 +18,14 @@ def spec_of(
     window_left: int | None = None,
     logits_soft_cap: float | None = None,
     page_size: int | None = None,
+    tree_mask: bool = False,
 ) -> AttentionSpec:
     """Return a layer of so many heads."""
     return replace(
         _SPEC,
         num_qo_heads=num_kv_heads * group,
         num_kv_heads=num_kv_heads,
-        mask=Mask(causal, window_left),
+        mask=Mask(causal, window_left, tree_mask),
         logits_soft_cap=logits_soft_cap,
         page_size=page_size,
     )

@@ -55,10 +55,15 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "num_qo_heads=7: must be a multiple of num_kv_heads=2",
     ),
-    "head_dim 32": (
-        {"q": GOOD.q[:, :, :32], "k_cache": GOOD.k[..., :32], "v_cache": GOOD.v[..., :32]},
+    "head_dim 24": (
+        {"q": GOOD.q[:, :, :24], "k_cache": GOOD.k[..., :24], "v_cache": GOOD.v[..., :24]},
         UnsupportedConfigError,
-        "head_dim=32: allowed are (64, 128, 256)",
+        "head_dim=24: allowed are multiples of 8 from 32 to 256",
+    ),
+    "values of another width": (
+        {"v_cache": GOOD.v[..., :32]},
+        UnsupportedConfigError,
+        "v_cache: got head_dim=32 where k_cache has 64; keys and values must be as wide",
     ),
     "negative length": (
         {"kv_lens": shifted(GOOD.kv_lens, 1, -40)},
@@ -204,13 +209,19 @@ def test_bad_pages_name_the_argument(case: str) -> None:
     ("changes", "error", "message"),
     [
         ({"num_qo_heads": 7}, ValueError, "num_qo_heads=7: must be a multiple of num_kv_heads=2"),
-        ({"head_dim": 96}, UnsupportedConfigError, "head_dim=96: allowed are"),
+        ({"head_dim": 100}, UnsupportedConfigError, "head_dim=100: allowed are"),
         ({"page_size": -1}, ValueError, "page_size=-1"),
         ({"kv_layout": "HDN"}, UnsupportedConfigError, "kv_layout='HDN'"),
         ({"dtype": "int8"}, UnsupportedConfigError, "dtype='int8'"),
         ({"sm_scale": math.nan}, ValueError, "sm_scale=nan"),
         ({"window_left": -1}, ValueError, "window_left=-1: must be at least 0"),
         ({"logits_soft_cap": 0.0}, ValueError, "logits_soft_cap=0.0: must be finite and greater"),
+        ({"tree_mask": 1}, TypeError, "tree_mask=1: expected True or False"),
+        (
+            {"tree_mask": True, "causal": False},
+            UnsupportedConfigError,
+            "tree_mask=True with causal=False",
+        ),
         ({"device": -1}, ValueError, "device=-1: must be at least 0"),
         (
             {"device": "cuda:0"},

@@ -114,8 +114,8 @@ def test_what_does_not_fit_is_refused_by_name(changes: Any, error: Any, words: s
 
 
 def test_head_sizes_without_a_kernel_are_refused() -> None:
-    k, cache = random(8, HEADS, 80), random(PAGES, PAGE_SIZE, HEADS, 80)
-    with pytest.raises(UnsupportedConfigError, match="head_dim=80"):
+    k, cache = random(8, HEADS, 100), random(PAGES, PAGE_SIZE, HEADS, 100)
+    with pytest.raises(UnsupportedConfigError, match="head_dim=100"):
         podrt.write_cache(k, k, cache, cache, SLOTS)
 
 
@@ -123,7 +123,7 @@ def test_head_sizes_without_a_kernel_are_refused() -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim", [40, 64, 96, 128, 192, 256])
 def test_the_kernel_compiles_without_spills(arch: str, head_dim: int) -> None:
     resources = build(source_of(CacheWriteConfig(arch, head_dim, PAGE_SIZE))).resources
     assert resources.spill_store_bytes == 0

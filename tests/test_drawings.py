@@ -13,6 +13,8 @@ from readme import ROOT, read
 from typer.testing import CliRunner
 
 from podrt import cli
+from podrt.explore.record import read_record
+from podrt.explore.timeline import Span
 
 _FOLDER = ROOT / "docs" / "drawings"
 
@@ -48,18 +50,29 @@ def test_drawings_by_hand_are_what_the_script_draws():
         assert _svg(name) == drawing().svg()
 
 
-def test_the_timeline_of_the_readme_can_be_drawn_again(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    batch = "2048@16384 + 64x16384"
-    for name, options in (("serial", ["--policy", "serial"]), ("fused", [])):
-        command = ["explore", "trace", batch, "--gpu", "h100", *options, "--chrome", f"{name}.json"]
-        assert CliRunner().invoke(cli.app, command).exit_code == 0
-    script = _script("timeline")
-    serial, fused = (script.read_trace(tmp_path / f"{name}.json") for name in ("serial", "fused"))
-    drawn = script.draw(serial, fused, batch).svg()
+def test_the_timeline_of_the_readme_can_be_drawn_again(tmp_path):
+    path, batch = tmp_path / "timeline.json", "2048@16384 + 64x16384"
+    command = ["explore", "trace", batch, "--gpu", "h100", "--beside", "serial", "--record"]
+    assert CliRunner().invoke(cli.app, [*command, str(path)]).exit_code == 0
+    record = read_record(path)
+    drawn = _script("timeline").draw(record).svg()
     assert "132 SMs of an NVIDIA H100 80GB HBM3, simulated" in drawn
-    assert f"{fused.end_us:.0f} us" in drawn
+    assert all(f"{run.timeline.end_us:.0f} us" in drawn for run in record.runs)
     assert drawn.count("<rect") > 12 * 2 * 3
+
+
+def test_a_unit_is_drawn_once_and_decodes_as_long_as_one_is_at_work():
+    unit = {"item": 3, "kv_head": 1, "cta": 2}
+    spans = [Span(0, "prefill", 0, 50, warp=8, **unit), Span(0, "prefill", 1, 60, warp=12, **unit)]
+    assert _script("timeline")._units(spans) == [(0, 60)]
+    decodes = [Span(0, "decode", at, at + 10) for at in (0, 5, 15.5, 40)]
+    assert list(_script("timeline")._busy(decodes, gap_us=1)) == [(0, 25.5), (40, 50)]
+
+
+def test_the_timeline_of_the_readme_is_the_measured_one():
+    for path in ROOT.glob("bench/results/h100/sweep/timeline.json"):
+        assert _svg("timeline") == _script("timeline").draw(read_record(path)).svg()
+        assert path.stat().st_size < 300_000
 
 
 @pytest.mark.parametrize("gpu", ["h100", "h200"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from attention_support import KV_LENS, PAGE_SIZE, QO_INDPTR, Batch
 from fake_gpu import TorchTensor
+from tree_support import random_words
 
 import podrt
 
@@ -37,6 +38,24 @@ def test_sinks_may_be_given_to_every_run():
         out = attention.run(BATCH.q, BATCH.k_pages, BATCH.v_pages, sinks=sinks)
         exact, _ = BATCH.expected(**options, sinks=sinks)
         np.testing.assert_allclose(out.astype(float), exact, rtol=2e-3, atol=1e-4)
+
+
+def test_tree_masks_are_of_each_plan():
+    attention = podrt.HostAttention(**LAYER, page_size=PAGE_SIZE, tree_mask=True)
+    words = random_words(np.random.default_rng(0), np.diff(QO_INDPTR).tolist())
+    for mask in (words, words.view(np.int64), words.tolist(), None):
+        attention.plan(QO_INDPTR, KV_LENS, block_table=BATCH.block_table, tree_mask=mask)
+        out = attention.run(BATCH.q, BATCH.k_pages, BATCH.v_pages)
+        expected, _ = BATCH.expected(tree_mask=None if mask is None else words)
+        np.testing.assert_allclose(out.astype(float), expected, rtol=2e-3, atol=1e-4)
+    alone = podrt.hybrid_attention(
+        BATCH.q, BATCH.k, BATCH.v, QO_INDPTR, KV_LENS, tree_mask=words, backend="reference"
+    )
+    expected, _ = BATCH.expected(tree_mask=words)
+    np.testing.assert_allclose(alone.astype(float), expected, rtol=2e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="tree_mask: lies on cuda:0, expected host memory"):
+        on_gpu = TorchTensor((30,), 1 << 20, "torch.int64")
+        attention.plan(QO_INDPTR, KV_LENS, block_table=BATCH.block_table, tree_mask=on_gpu)
 
 
 def test_contiguous_caches_and_page_lists():
@@ -103,7 +122,7 @@ def test_tensors_on_a_gpu_are_refused():
 
 
 def test_arguments_of_the_layer_are_checked():
-    with pytest.raises(podrt.UnsupportedConfigError, match="head_dim=96"):
-        podrt.HostAttention(8, 2, 96)
+    with pytest.raises(podrt.UnsupportedConfigError, match="head_dim=100"):
+        podrt.HostAttention(8, 2, 100)
     with pytest.raises(ValueError, match="num_qo_heads=8"):
         podrt.HostAttention(8, 3, 64)

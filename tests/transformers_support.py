@@ -41,7 +41,9 @@ CONFIGS = {
     "granite": GraniteConfig(**SIZES, attention_multiplier=0.1),
     # Windows of some layers or all, shorter than most requests; soft-caps, sinks.
     "mistral with a window": MistralConfig(**SIZES, sliding_window=24),
-    "phi3 with a window": Phi3Config(**SIZES, sliding_window=33, pad_token_id=0),
+    "phi3 with a window": Phi3Config(
+        **{**SIZES, "head_dim": 96}, sliding_window=33, pad_token_id=0
+    ),
     "gemma2": Gemma2Config(**SIZES, sliding_window=20, attn_logit_softcapping=2.0),
     "gemma3": Gemma3TextConfig(
         **SIZES, sliding_window=17, layer_types=["sliding_attention", "full_attention"]

@@ -1,21 +1,22 @@
 """Draws two launches of a batch, one below the other: SMs over time, each with both of its roles.
 
-    podrt explore trace BATCH --gpu h100 --policy serial --chrome serial.json
-    podrt explore trace BATCH --gpu h100 --chrome fused.json
-    python docs/drawings/timeline.py serial.json fused.json --batch BATCH
+    podrt explore trace BATCH --beside serial --record timeline.json
+    python docs/drawings/timeline.py timeline.json
 
-writes timeline.svg beside this file, which is the picture of the README. Traces say themselves
+writes timeline.svg beside this file, which is the picture of the README. Records say themselves
 whether they were simulated or measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from svg import Drawing
+
+from podrt.explore.record import TimelineRecord, read_record
+from podrt.explore.timeline import Span, Timeline
 
 _SHOWN_SMS = 12
 _WIDTH, _LEFT, _RIGHT = 880, 62, 14
@@ -23,55 +24,25 @@ _ROW, _GAP = 13, 2
 _PANEL = _SHOWN_SMS * (_ROW + _GAP)
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Spans ``(sm, role, begin_us, end_us)`` of a launch, and where they are from."""
-
-    spans: tuple[tuple[int, str, float, float], ...]
-    gpu: str
-    source: str
-
-    @property
-    def end_us(self) -> float:
-        """When the last span ends."""
-        return max(end for *_, end in self.spans)
-
-    @property
-    def sms(self) -> list[int]:
-        """SMs that have spans."""
-        return sorted({sm for sm, *_ in self.spans})
-
-
-def read_trace(path: Path) -> Trace:
-    """Read what ``podrt explore trace --chrome`` wrote."""
-    trace = json.loads(path.read_text(encoding="utf-8"))
-    spans = tuple(
-        (int(event["tid"]), str(event["pid"]), event["ts"], event["ts"] + event["dur"])
-        for event in trace["traceEvents"]
-        if event.get("ph") == "X" and event["pid"] in ("prefill", "decode")
-    )
-    return Trace(spans, trace["otherData"]["gpu"], trace["otherData"]["source"])
-
-
-def draw(serial: Trace, fused: Trace, batch: str) -> Drawing:
-    """Return the drawing of both."""
+def draw(record: TimelineRecord) -> Drawing:
+    """Return the drawing of a record's first run, and above it that of the one beside it."""
+    fused, serial = (run.timeline for run in record.runs)
     drawing = Drawing(
         _WIDTH,
         2 * (_PANEL + 40) + 30,
-        f"{batch} on an {fused.gpu}: one after the other takes {serial.end_us:.0f} us, "
+        f"{record.batch} on an {fused.gpu}: one after the other takes {serial.end_us:.0f} us, "
         f"in one launch {fused.end_us:.0f} us ({fused.source})",
     )
     scale = (_WIDTH - _LEFT - _RIGHT) / max(serial.end_us, fused.end_us)
-    shown = [fused.sms[i * len(fused.sms) // _SHOWN_SMS] for i in range(_SHOWN_SMS - 1)]
-    shown.append(fused.sms[-1])
+    shown = [i * (fused.num_sms - 1) // (_SHOWN_SMS - 1) for i in range(_SHOWN_SMS)]
     _panel(drawing, 26, serial, shown, scale, "two launches, prefill and then decode")
     _panel(drawing, 26 + _PANEL + 40, fused, shown, scale, "one launch: podrt")
-    _legend(drawing, 2 * (_PANEL + 40) + 10, fused, batch, len(shown))
+    _legend(drawing, 2 * (_PANEL + 40) + 10, fused, record.batch, len(shown))
     return drawing
 
 
 def _panel(
-    drawing: Drawing, top: float, trace: Trace, shown: list[int], scale: float, title: str
+    drawing: Drawing, top: float, trace: Timeline, shown: list[int], scale: float, title: str
 ) -> None:
     drawing.text(_LEFT, top - 8, title, bold=True)
     end = _LEFT + trace.end_us * scale
@@ -81,22 +52,51 @@ def _panel(
         drawing.rect(_LEFT, y, trace.end_us * scale, _ROW, "panel")
         if row % 4 == 0 or row == len(rows) - 1:
             drawing.text(_LEFT - 7, y + 10, f"SM {sm}", fill="dim", size=10.5, anchor="end")
-    for sm, role, begin_us, end_us in trace.spans:
-        if sm in rows:
-            y = rows[sm] + (0 if role == "prefill" else _ROW / 2)
+    for sm, y in rows.items():
+        own = [span for span in trace.spans if span.sm == sm]
+        for begin_us, end_us in _units(span for span in own if span.role == "prefill"):
             width = max((end_us - begin_us) * scale - 0.8, 0.5)
-            drawing.rect(_LEFT + begin_us * scale, y, width, _ROW / 2, role)
+            drawing.rect(_LEFT + begin_us * scale, y, width, _ROW / 2, "prefill")
+        decode = (span for span in own if span.role == "decode")
+        for begin_us, end_us in _busy(decode, gap_us=1 / scale):
+            width = max((end_us - begin_us) * scale, 0.5)
+            drawing.rect(_LEFT + begin_us * scale, y + _ROW / 2, width, _ROW / 2, "decode")
     drawing.line([(end, top - 3), (end, top + _PANEL)], "ink")
 
 
-def _legend(drawing: Drawing, y: float, trace: Trace, batch: str, shown: int) -> None:
+def _units(spans: Iterable[Span]) -> list[tuple[float, float]]:
+    """Return begin and end of each unit, which two warpgroups may work on."""
+    found: dict[object, tuple[float, float]] = {}
+    for place, span in enumerate(spans):
+        unit = place if span.item is None else (span.item, span.kv_head)
+        begin_us, end_us = found.get(unit, (span.begin_us, span.end_us))
+        found[unit] = min(begin_us, span.begin_us), max(end_us, span.end_us)
+    return sorted(found.values())
+
+
+def _busy(spans: Iterable[Span], gap_us: float) -> Iterator[tuple[float, float]]:
+    """Yield when any of them is at work; gaps shorter than `gap_us`, a pixel, are none."""
+    begin_us = end_us = None
+    for span in sorted(spans, key=lambda each: each.begin_us):
+        if begin_us is None or end_us is None:
+            begin_us, end_us = span.begin_us, span.end_us
+        elif span.begin_us > end_us + gap_us:
+            yield begin_us, end_us
+            begin_us, end_us = span.begin_us, span.end_us
+        else:
+            end_us = max(end_us, span.end_us)
+    if begin_us is not None and end_us is not None:
+        yield begin_us, end_us
+
+
+def _legend(drawing: Drawing, y: float, trace: Timeline, batch: str, shown: int) -> None:
     x = _LEFT
     for role in ("prefill", "decode"):
         drawing.rect(x, y - 9, 18, 9, role)
         drawing.text(x + 24, y, role, size=12)
         x += 92
     chunk, _, decodes = batch.partition(" + ")
-    gpu = f"{shown} of {len(trace.sms)} SMs of an {trace.gpu}, {trace.source}"
+    gpu = f"{shown} of {trace.num_sms} SMs of an {trace.gpu}, {trace.source}"
     drawing.text(_WIDTH - _RIGHT, y, gpu, fill="dim", size=12, anchor="end")
     tokens, _, keys = chunk.partition("@")
     count, _, decode_keys = decodes.partition("x")
@@ -111,15 +111,12 @@ def _legend(drawing: Drawing, y: float, trace: Trace, batch: str, shown: int) ->
 
 
 def main() -> None:
-    """Read two traces, write the picture."""
+    """Read a record, write the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("serial", type=Path)
-    parser.add_argument("fused", type=Path)
-    parser.add_argument("--batch", required=True)
+    parser.add_argument("record", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("timeline.svg"))
     arguments = parser.parse_args()
-    traces = read_trace(arguments.serial), read_trace(arguments.fused)
-    draw(*traces, arguments.batch).save(arguments.out)
+    draw(read_record(arguments.record)).save(arguments.out)
 
 
 if __name__ == "__main__":

@@ -113,10 +113,10 @@ def check_all(
             raise ValueError(
                 f"{variant.name}: is compiled for {variant.arch}, {gpu.name} is {gpu.arch.name}"
             )
-        if not variant.causal or variant.soft_cap:
+        if not variant.causal or variant.soft_cap or variant.tree_mask:
             raise ValueError(
-                f"{variant.name}: the reference of check is causal and caps no scores; the tests "
-                "in tests/gpu check the others"
+                f"{variant.name}: the reference of check is causal and caps no scores, and has no "
+                "trees; the tests in tests/gpu check the others"
             )
     checks = []
     for subject in subjects:

@@ -19,7 +19,7 @@ from podrt.workloads.lengths import parse_heads
 _GPU_NAMES = " or ".join(GPUS)
 
 LayerHeads = Annotated[str, typer.Option("--heads", metavar="QO/KV", help="Query and KV heads.")]
-LayerHeadDim = Annotated[int, typer.Option("--head-dim", help="64, 128 or 256.")]
+LayerHeadDim = Annotated[int, typer.Option("--head-dim", help="A multiple of 8 from 32 to 256.")]
 LayerPageSize = Annotated[
     int, typer.Option("--page-size", min=0, help="Tokens of a page; 0: contiguous.")
 ]

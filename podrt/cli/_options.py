@@ -22,7 +22,10 @@ DtypeOption = Annotated[
     list[str] | None, typer.Option("--dtype", help="bfloat16 or float16; repeatable.")
 ]
 HeadDimOption = Annotated[
-    list[int] | None, typer.Option("--head-dim", help="64, 128 or 256; repeatable.")
+    list[int] | None,
+    typer.Option(
+        "--head-dim", help="A multiple of 8 from 32 to 256; repeatable. By default 64, 128 and 256."
+    ),
 ]
 PageSizeOption = Annotated[
     list[str] | None,

@@ -36,7 +36,7 @@ def demo(
     ] = 65536,
     num_qo_heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 32,
     num_kv_heads: Annotated[int, typer.Option(min=1, help="KV heads.")] = 8,
-    head_dim: Annotated[int, typer.Option(help="64, 128 or 256.")] = 128,
+    head_dim: Annotated[int, typer.Option(help="A multiple of 8 from 32 to 256.")] = 128,
     page_size: Annotated[int, typer.Option(min=1, help="Tokens of a page.")] = 16,
     dtype: Annotated[DType, typer.Option(help="Element type.")] = "bfloat16",
     policy: Annotated[

@@ -35,11 +35,12 @@ from podrt.cli._options import (
 )
 from podrt.cli._output import console, print_json, table
 from podrt.cli._stats import print_mixes, print_phases, print_smem, print_stats
-from podrt.cli._times import roofline, trace
 from podrt.cli.explore_check import check
 from podrt.cli.explore_report import report
 from podrt.cli.explore_repro import repro
+from podrt.cli.explore_roofline import roofline
 from podrt.cli.explore_sweep import sweep
+from podrt.cli.explore_trace import trace
 from podrt.explore.listing import LEXERS, What, columns_of, diff_of, text_of
 from podrt.explore.mix import instruction_mix
 from podrt.explore.names import alias_of, grouped, narrow, pages_of, the_one, tiles_of

@@ -11,7 +11,7 @@ from podrt.bench.results import write_whole
 from podrt.bench.sweep.page.code import codes_of
 from podrt.bench.sweep.page.contents import contents_of
 from podrt.bench.sweep.page.page import MAX_BYTES, page_of
-from podrt.bench.sweep.page.trace import read_trace
+from podrt.bench.sweep.page.trace import read_trace, timeline_of_sweep
 from podrt.bench.sweep.records import load
 from podrt.cli._output import console
 
@@ -25,7 +25,10 @@ def report(
     timeline: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="A trace that podrt explore trace --chrome wrote."
+            exists=True,
+            dir_okay=False,
+            help="What podrt explore trace wrote with --record or --chrome. Default: timeline.json "
+            "beside the sweep, else the first batch as the cost model simulates it.",
         ),
     ] = None,
     no_sass: Annotated[
@@ -46,7 +49,7 @@ def report(
     page = page_of(
         contents_of(found),
         codes_of(found, with_sass=not no_sass),
-        None if timeline is None else read_trace(timeline),
+        timeline_of_sweep(found, sweep) if timeline is None else read_trace(timeline),
         title=f"podrt: sweep {sweep.stem}",
     )
     write_whole(page, out)

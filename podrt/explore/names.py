@@ -23,7 +23,7 @@ def parts_of(variant: Variant) -> list[str]:
     Form, family, architecture where the family has several, element type, head_dim, pages; then
     the packed query rows of a Hopper decode tile (``r8``), the keys of a Hopper prefill tile
     (``k176``) or the CTAs that share an SM (``c2``); ``full`` for the mask that is not
-    causal, ``softcap`` for capped scores.
+    causal, ``softcap`` for capped scores, ``tree`` for tree masks.
     """
     fields = variant.to_dict()
     is_hopper = variant.family == "hopper"
@@ -37,7 +37,9 @@ def parts_of(variant: Variant) -> list[str]:
         parts.append(f"r{fields['decode_rows']}")
     if not variant.causal:
         parts.append("full")
-    return [*parts, "softcap"] if variant.soft_cap else parts
+    if variant.soft_cap:
+        parts.append("softcap")
+    return [*parts, "tree"] if variant.tree_mask else parts
 
 
 def alias_of(variant: Variant) -> str:
@@ -117,7 +119,7 @@ def pages_named(words: Iterable[str]) -> list[int]:
 def tiles_of(variant: Variant) -> str:
     """Return what a variant's full name has besides its alias: tiles, stages, registers, warps."""
     parts = variant.name.split("_")
-    end = -3 if variant.soft_cap else -2  # pages and mask
+    end = -2 - variant.soft_cap - variant.tree_mask  # pages and mask
     return " ".join(parts[parts.index(f"d{variant.head_dim}") + 1 : end])
 
 

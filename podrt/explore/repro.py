@@ -16,7 +16,13 @@ from podrt._version import __version__
 from podrt.explore.alone import Alone
 from podrt.gpu.device import DeviceInfo
 from podrt.jit import CODE_OPTIONS, KernelSource, render, templates_dir
-from podrt.kernels.arguments import PLAN_HEADER_BYTES, PLAN_HEADER_DTYPE, Buffers, write_plan_header
+from podrt.kernels.arguments import (
+    PLAN_BYTES_AT_LEAST,
+    PLAN_HEADER_BYTES,
+    PLAN_HEADER_DTYPE,
+    Buffers,
+    write_plan_header,
+)
 from podrt.kernels.families import Variant, family_of, grid_of, params_dtype, source_of
 from podrt.kernels.portable.host import NUM_COUNTERS
 from podrt.kernels.tensor_map import MapShape
@@ -212,7 +218,8 @@ def _view(name: str, shape: tuple[int, ...], dtype: str) -> TensorView:
 def _plan_bytes(plan: Plan) -> bytes:
     header = np.zeros(PLAN_HEADER_BYTES, np.uint8)
     write_plan_header(header, plan, 0, 0)
-    return header.tobytes() + plan.prefill.tobytes() + plan.decode.tobytes()
+    plan_bytes = header.tobytes() + plan.prefill.tobytes() + plan.decode.tobytes()
+    return plan_bytes.ljust(PLAN_BYTES_AT_LEAST, b"\0")
 
 
 def _as_json(launch: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,13 @@ from podrt.explore.names import alias_of, narrow, pages_named, the_one
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
-from podrt.kernels.variant import DEFAULT_PAGE_SIZES
+from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES
+from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
 #: Compiled for when there is no GPU to ask.
 FALLBACK_ARCH = "sm_90a"
+#: A head_dim in a name, an alias or a field.
+_HEAD_DIM = re.compile(r"(?<![a-z0-9])(?:d|head_dim=)(\d+)(?![0-9x])")
 
 
 def detected_arch() -> str:
@@ -36,12 +40,14 @@ def select(
     families: Sequence[str] | None = None,
     masks: Sequence[str] | None = None,
     soft_caps: Sequence[bool] = (False,),
+    tree_masks: Sequence[bool] = (False,),
 ) -> list[Variant]:
     """Return the default variants that pass every given filter; None lets everything pass.
 
     Of the masks, None lets the causal one pass alone; of scores, those that are not capped pass
-    unless `soft_caps` says otherwise. Page sizes need not be among the default
-    ones: variants are made for any that a family serves.
+    unless `soft_caps` says otherwise, and those without trees unless `tree_masks` does. Head dims
+    and page sizes need not be among the default ones: variants are made for any that a family
+    serves.
 
     Raises
     ------
@@ -51,31 +57,40 @@ def select(
     sizes = (
         DEFAULT_PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
     )
+    dims = DEFAULT_HEAD_DIMS if head_dims is None else [_checked_head_dim(d) for d in head_dims]
     found = [
         variant
         for arch in _archs(archs)
-        for variant in all_default_variants(arch, page_sizes=sizes, soft_caps=soft_caps)
+        for variant in all_default_variants(
+            arch, head_dims=dims, page_sizes=sizes, soft_caps=soft_caps, tree_masks=tree_masks
+        )
     ]
     filters: dict[str, Sequence[Any] | None] = {
         "family": families,
         "form": forms,
         "dtype": dtypes,
-        "head_dim": head_dims,
         "decode_rows": decode_rows,
     }
     for field, allowed in filters.items():
         if allowed is not None:
             found = _keep(found, field, allowed)
-    return [replace(v, causal=causal) for causal in _causals(masks) for v in found]
+    # Trees are causal.
+    return [
+        replace(v, causal=causal)
+        for causal in _causals(masks)
+        for v in found
+        if causal or not v.tree_mask
+    ]
 
 
 def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
     """Return the one default variant, of any mask and scores, that words select (`names.narrow`).
 
-    Pages that the words name (``page4``) need not be among the default ones.
+    Of pages and head dims that are not among the default ones, those that the words name.
 
     Where they fit several, a full name means that one, then the causal ones are meant, then those
-    that do not cap scores, then those of the current GPU's architecture, unless `archs` says which.
+    that do not cap scores, then those without trees, then those of the current GPU's architecture,
+    unless `archs` says which.
 
     Raises
     ------
@@ -84,16 +99,20 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
     """
     asked = " ".join(words)
     sizes = dict.fromkeys((*DEFAULT_PAGE_SIZES, *pages_named(words)))
+    named = {int(head_dim) for head_dim in _HEAD_DIM.findall(asked.lower())} & set(HEAD_DIMS)
     variants = select(
         archs=archs or ["all"],
+        head_dims=sorted(named.union(DEFAULT_HEAD_DIMS)),
         page_sizes=[_text(size) for size in sizes],
         masks=["causal", "full"],
         soft_caps=[False, True],
+        tree_masks=[False, True],
     )
     exact = [v for v in variants if asked in (v.name, alias_of(v))]
     found = exact or narrow(variants, words)
     found = [v for v in found if v.causal] or found
     found = [v for v in found if not v.soft_cap] or found
+    found = [v for v in found if not v.tree_mask] or found
     if not archs:
         found = [v for v in found if v.arch == detected_arch()] or found
     return the_one(found, asked)
@@ -106,6 +125,12 @@ def parse_page_size(text: str) -> int | None:
     if not text.isdecimal():
         raise ValueError(f"page-size={text!r}: must be a whole number, or 'none' for contiguous")
     return int(text)
+
+
+def _checked_head_dim(head_dim: int) -> int:
+    if head_dim not in HEAD_DIMS:
+        raise ValueError(f"head_dim={head_dim}: allowed are {HEAD_DIMS_TEXT}")
+    return head_dim
 
 
 def _archs(names: Sequence[str] | None) -> list[str]:

@@ -1,7 +1,8 @@
-"""What each SM does when, in a launch that was simulated by the cost model: no GPU needed.
+"""What each SM does when: measured by an instrumented build, or simulated without a GPU.
 
-It is a picture of the model and not a measurement: units of prefill are placed as SMs would take
-them, decode is a span for each SM that reads (`design/cost-model.md`).
+`podrt.bench.trace` measures. What `simulate` returns is a picture of the cost model and not a
+measurement: units of prefill are placed as SMs would take them, decode is a span for each SM that
+reads (`design/cost-model.md`).
 """
 
 from __future__ import annotations
@@ -24,17 +25,50 @@ from podrt.policy.cost import (
 from podrt.policy.schedule import Schedule
 
 Role = Literal["prefill", "decode"]
+Source = Literal["simulated", "measured"]
 ROLES: tuple[Role, ...] = ("prefill", "decode")
+
+
+#: Between the rows of an SM in a trace, for units at which a role works at the same time.
+_ROW_STEP = 1000
 
 
 @dataclass(frozen=True)
 class Span:
-    """A role at work on an SM, in microseconds from the beginning."""
+    """A role at work on an SM, in microseconds from the beginning.
+
+    Attributes
+    ----------
+    sm : int
+    role : {"prefill", "decode"}
+        The side that the unit is of.
+    begin_us, end_us : float
+    item, kv_head : int or None
+        The unit: place of its item in the plan's list of the role, and KV head; None where a span
+        is no single unit.
+    cta, warp : int
+        Who worked on it: the CTA, and in it the first warp of those that did. Warpgroups of a fused
+        Hopper kernel begin at 4 (decode), 8 and 12 (prefill; decode where there is none).
+    """
 
     sm: int
     role: Role
     begin_us: float
     end_us: float
+    item: int | None = None
+    kv_head: int | None = None
+    cta: int = 0
+    warp: int = 0
+
+
+@dataclass(frozen=True)
+class Dry:
+    """When a CTA first asked a role's queue for work and there was none."""
+
+    sm: int
+    role: Role
+    at_us: float
+    cta: int
 
 
 @dataclass(frozen=True)
@@ -46,11 +80,19 @@ class Timeline:
     gpu : str
     num_sms : int
     spans : tuple of Span
+    source : {"simulated", "measured"}
+    dry : tuple of Dry
+        One for each CTA and queue; none of a simulation.
+    lost_events : int
+        Events that found no room: where there are any, spans are missing.
     """
 
     gpu: str
     num_sms: int
     spans: tuple[Span, ...]
+    source: Source = "simulated"
+    dry: tuple[Dry, ...] = ()
+    lost_events: int = 0
 
     @property
     def end_us(self) -> float:
@@ -62,7 +104,9 @@ class Timeline:
 
         ``prefill_busy``, ``decode_busy``, ``both_busy``: time in which a role, or both of them on
         one SM, are at work. ``idle``: neither. ``tail_us``: from where the first SM has nothing
-        left to the end. ``idle_sms``: SMs that never work.
+        left to the end. ``idle_sms``: SMs that never work. Where it was
+        measured, ``prefill_dry_us`` and ``decode_dry_us`` too: when a CTA first found that side's
+        queue dry.
         """
         whole_us = self.num_sms * self.end_us or 1.0
         busy = {role: self._busy_us([role]) for role in ROLES}
@@ -70,6 +114,10 @@ class Timeline:
         ends = {span.sm: 0.0 for span in self.spans}
         for span in self.spans:
             ends[span.sm] = max(ends[span.sm], span.end_us)
+        dry_us: dict[str, float] = {}
+        for mark in self.dry:
+            name = f"{mark.role}_dry_us"
+            dry_us[name] = min(dry_us.get(name, mark.at_us), mark.at_us)
         return {
             "end_us": self.end_us,
             "prefill_busy": busy["prefill"] / whole_us,
@@ -78,22 +126,39 @@ class Timeline:
             "idle": max(1 - either_us / whole_us, 0.0),
             "tail_us": self.end_us - min(ends.values(), default=0.0),
             "idle_sms": self.num_sms - len(ends),
+            **dict(sorted(dry_us.items(), reverse=True)),
         }
 
     def chrome_trace(self) -> dict[str, Any]:
-        """Return what ``chrome://tracing`` and Perfetto read: a row for each SM's role."""
-        events = [
+        """Return what ``chrome://tracing`` and Perfetto read: a process for each role.
+
+        Its rows are SMs. A row shows one thing at a time: what a role does beside that on the same
+        SM goes to rows 1000, 2000, .. further down; ``args`` has the SM itself.
+        """
+        events: list[dict[str, Any]] = [
             {
                 "name": span.role,
                 "ph": "X",
                 "ts": span.begin_us,
                 "dur": span.end_us - span.begin_us,
                 "pid": span.role,
-                "tid": span.sm,
+                "tid": span.sm + row * _ROW_STEP,
+                **({} if span.item is None else {"args": _unit_of(span)}),
             }
-            for span in self.spans
+            for span, row in zip(self.spans, _rows_of(self.spans), strict=True)
         ]
-        return {"traceEvents": events, "otherData": {"gpu": self.gpu, "source": "simulated"}}
+        events += [
+            {
+                "name": f"{mark.role} queue dry",
+                "ph": "i",
+                "s": "t",
+                "ts": mark.at_us,
+                "pid": mark.role,
+                "tid": mark.sm,
+            }
+            for mark in self.dry
+        ]
+        return {"traceEvents": events, "otherData": {"gpu": self.gpu, "source": self.source}}
 
     def _busy_us(self, roles: Sequence[str]) -> float:
         """Return the time, over all SMs, in which any of the roles is at work."""
@@ -149,9 +214,19 @@ def plot_timeline(timeline: Timeline, title: str, path: Path) -> None:
             edgecolor="white",
             linewidth=0.3,
         )
+        dry = [mark for mark in timeline.dry if mark.role == role]
+        if dry:
+            axes.scatter(
+                [mark.at_us for mark in dry],
+                [mark.sm + 0.5 for mark in dry],
+                s=4,
+                color="tab:red",
+                label=f"a CTA finds the {role} queue dry",
+            )
+            axes.legend(loc="lower left", fontsize=7)
         axes.set(ylabel=f"{role}, SM", ylim=(0, timeline.num_sms))
     panels[-1].set(xlabel="us", xlim=(0, timeline.end_us or 1))
-    figure.suptitle(f"{title}\nsimulated, {timeline.gpu}", fontsize=10)
+    figure.suptitle(f"{title}\n{timeline.source}, {timeline.gpu}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -176,6 +251,29 @@ def _launch(
             last_us[span.sm] = max(last_us[span.sm], span.end_us)
     begins_us = {sm: last_us.get(sm, begin_us) for sm in range(num_sms)}
     return spans + [Span(sm, "decode", at, end_us) for sm, at in begins_us.items() if at < end_us]
+
+
+def _rows_of(spans: Sequence[Span]) -> list[int]:
+    """Return a row for each span, so that no two of an SM's role share one at the same time."""
+    ends: dict[tuple[int, Role], list[float]] = {}
+    found = [0] * len(spans)
+    for number in sorted(range(len(spans)), key=lambda each: spans[each].begin_us):
+        span = spans[number]
+        rows = ends.setdefault((span.sm, span.role), [])
+        free = (row for row, end_us in enumerate(rows) if end_us <= span.begin_us)
+        found[number] = row = next(free, len(rows))
+        rows[row : row + 1] = [span.end_us]
+    return found
+
+
+def _unit_of(span: Span) -> dict[str, Any]:
+    return {
+        "sm": span.sm,
+        "cta": span.cta,
+        "warp": span.warp,
+        "item": span.item,
+        "kv_head": span.kv_head,
+    }
 
 
 def _covered_us(spans: Iterable[tuple[float, float]]) -> float:

@@ -64,9 +64,9 @@ class LoadedKernel:
         self.build, self.device_id = build, device_id
         self._cuda: Any = load_cupy().cuda
         with self._cuda.Device(device_id):
-            module = self._cuda.function.Module()
-            module.load(build.cubin)
-            self._function: Any = module.get_function(build.source.entry)
+            self._module: Any = self._cuda.function.Module()
+            self._module.load(build.cubin)
+            self._function: Any = self._module.get_function(build.source.entry)
             self.function: int = self._function.ptr
             self.attributes = _opt_in_to_smem(self._cuda, self._function.ptr, device_id)
 
@@ -104,6 +104,11 @@ class LoadedKernel:
             # CuPy asks NumPy to describe the type of every argument: cheap for plain bytes only.
             packed = args.view(f"V{args.itemsize}")
             self._function(grid, (threads,), (packed,), smem_bytes, _Stream(stream_handle))
+
+    def address_of(self, symbol: str) -> int:
+        """Return where a global variable of the kernel's module lies on the device."""
+        with self._cuda.Device(self.device_id):
+            return int(self._module.get_global_var(symbol))
 
     def _check_launch(self, grid: tuple[int, ...], smem_bytes: int, threads: int) -> None:
         # CuPy would turn a zero into a one and launch a CTA that nobody asked for.

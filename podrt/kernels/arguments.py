@@ -37,11 +37,14 @@ PLAN_HEADER = (
         "ascending: where runs of prefill items begin, common/unit.cuh",
         _RUNS,
     ),
+    Field("const u64*", "tree_mask", "[tokens] bits of new keys, or null: common/tree.cuh"),
 )
 _HEADER_ALIGN = 64
 _MAX_STRIDE = 2**31 - 1
 PLAN_HEADER_DTYPE = struct_dtype(PLAN_HEADER, align=_HEADER_ALIGN)
 PLAN_HEADER_BYTES = PLAN_HEADER_DTYPE.itemsize
+#: Least memory of a plan on the device: kernels fetch so much of it to L2 before they know more.
+PLAN_BYTES_AT_LEAST = 32 * 1024
 _pack_header = packer(PLAN_HEADER_DTYPE).pack_into
 
 PLAN_STRUCTS = "\n\n".join(
@@ -50,6 +53,7 @@ PLAN_STRUCTS = "\n\n".join(
         render_struct(
             "WorkItem", tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS), align=16
         ),
+        f"constexpr int kPlanBytesAtLeast = {PLAN_BYTES_AT_LEAST};  // memory of header and items",
     )
 )
 
@@ -85,7 +89,9 @@ SCORES = (
 NO_WINDOW = 2**30
 
 
-def write_plan_header(to: npt.NDArray[np.uint8], plan: Plan, page_table: int, kv_lens: int) -> None:
+def write_plan_header(
+    to: npt.NDArray[np.uint8], plan: Plan, page_table: int, kv_lens: int, tree_mask: int = 0
+) -> None:
     """Write the header of a plan on the device to the first `PLAN_HEADER_BYTES` of an array.
 
     Parameters
@@ -99,6 +105,8 @@ def write_plan_header(to: npt.NDArray[np.uint8], plan: Plan, page_table: int, kv
     kv_lens : int
         Address of exact lengths, int32 [requests], on the device: a request has the lesser of that
         and the planned number of keys. 0 where the planned ones are exact.
+    tree_mask : int
+        Address of the tree mask, a 64-bit word for each row of q, on the device; 0 for none.
     """
     _pack_header(
         to.data,
@@ -112,6 +120,7 @@ def write_plan_header(to: npt.NDArray[np.uint8], plan: Plan, page_table: int, kv
         plan.prefill_share,
         plan.decode_share,
         _packed_runs(plan.prefill_runs),
+        tree_mask,
     )
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from podrt.jit import KernelSource
 from podrt.kernels.arguments import Buffers
-from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form, TileGeometry
+from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form, TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
-from podrt.spec.types import HEAD_DIMS, DType
+from podrt.spec.types import DType
 from podrt.tensors.run_tensors import RunTensors
 
 
@@ -23,23 +23,27 @@ class Filters:
 
     Attributes
     ----------
-    forms, dtypes, head_dims : tuple
+    forms, dtypes : tuple
         What to keep.
+    head_dims : tuple of int
+        Heads to make variants for; a family leaves out what it cannot serve.
     page_sizes : tuple of int or None
-        Pages to make variants for, None being a contiguous cache; a family leaves out what it
-        cannot serve.
+        Pages to make variants for likewise, None being a contiguous cache.
     decode_rows : tuple of int
         Rows of a decode tile, where the family has several.
     soft_caps : tuple of bool
         Whether scores are capped.
+    tree_masks : tuple of bool
+        Whether decodes have trees.
     """
 
     forms: tuple[Form, ...] = get_args(Form)
     dtypes: tuple[DType, ...] = get_args(DType)
-    head_dims: tuple[int, ...] = HEAD_DIMS
+    head_dims: tuple[int, ...] = DEFAULT_HEAD_DIMS
     page_sizes: tuple[int | None, ...] = DEFAULT_PAGE_SIZES
     decode_rows: tuple[int, ...] = (8, 16, 32)
     soft_caps: tuple[bool, ...] = (False,)
+    tree_masks: tuple[bool, ...] = (False,)
 
     @classmethod
     def of(cls, **filters: Iterable[Any]) -> Filters:

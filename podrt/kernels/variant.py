@@ -15,6 +15,8 @@ Form = Literal["pod", "prefill", "decode"]
 DTYPE_TAGS = {"bfloat16": "bf16", "float16": "f16"}
 #: Page sizes of the default variants; None is a contiguous cache.
 DEFAULT_PAGE_SIZES = (None, 16)
+#: Head dims of the default variants; a layer may have any other of `podrt.spec.types.HEAD_DIMS`.
+DEFAULT_HEAD_DIMS = (64, 128, 256)
 #: The kernels' static shared memory, rounded up to the alignment of the dynamic part.
 STATIC_SMEM_BYTES = 1 * KIB
 #: Tickets for which CTAs draw; SMs with ids beyond it share (see ``templates/common/queue.cuh``).
@@ -69,11 +71,19 @@ class VariantForm:
     causal: bool
     page_size: int | None
     soft_cap: bool
+    tree_mask: bool
 
     @cached_property
     def spec(self) -> KernelSpec:
         """What the kernel is compiled for, to be compared with that of a layer."""
-        return KernelSpec(self.head_dim, self.dtype, self.causal, self.page_size, self.soft_cap)
+        return KernelSpec(
+            self.head_dim,
+            self.dtype,
+            self.causal,
+            self.page_size,
+            self.soft_cap,
+            self.tree_mask,
+        )
 
     def require_spec(self, spec: AttentionSpec) -> None:
         """Check that the kernel is compiled for a layer.

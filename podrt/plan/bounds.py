@@ -57,14 +57,23 @@ def plan_bounds(
     mask : Mask
         Which of them a token sees.
     """
-    decode_tokens = most_decode_tokens(group, tiling.decode_rows)
+    decode_tokens = most_decode_tokens(group, tiling.decode_rows, mask)
     prefill_tokens = tiling.prefill_rows // group + 2 if mask.causal else max_tokens
     prefill_keys, decode_keys = (
         _most_keys(mask, tokens, max_kv_len) for tokens in (prefill_tokens, decode_tokens)
     )
     sides = (
-        _prefill_bounds(tiling, num_kv_heads, group, max_requests, max_tokens, prefill_keys),
-        _decode_bounds(tiling, group, max_requests, max_tokens, decode_keys),
+        _prefill_bounds(
+            tiling,
+            num_kv_heads,
+            group,
+            min(max_requests, max_tokens // (decode_tokens + 1)),
+            max_tokens,
+            prefill_keys,
+        ),
+        _decode_bounds(
+            tiling, _most_decode_tiles(tiling, group, max_requests, max_tokens, mask), decode_keys
+        ),
     )
     split = [side for side in sides if side.partials]
     partial_rows = sum(side.partials * side.tile_rows for side in split)
@@ -91,12 +100,11 @@ def _prefill_bounds(
     tiling: Tiling,
     num_kv_heads: int,
     group: int,
-    max_requests: int,
+    requests: int,
     max_tokens: int,
     most_keys: int,
 ) -> _SideBounds:
     rows, slots = tiling.prefill_rows, tiling.prefill_slots
-    requests = min(max_requests, max_tokens // (most_decode_tokens(group, tiling.decode_rows) + 1))
     # Each request has at most one tile that is not full.
     tiles = (max_tokens * group + requests * (rows - 1)) // rows if requests else 0
     if tiling.request_cuts is not None:
@@ -113,11 +121,17 @@ def _prefill_bounds(
     return _SideBounds(tiles, rows, min(partials, max(to_use_idle_slots, to_fill_waves)))
 
 
-def _decode_bounds(
-    tiling: Tiling, group: int, max_requests: int, max_tokens: int, most_keys: int
-) -> _SideBounds:
+def _most_decode_tiles(
+    tiling: Tiling, group: int, max_requests: int, max_tokens: int, mask: Mask
+) -> int:
+    rows, requests = tiling.decode_rows, min(max_requests, max_tokens)
+    if mask.tree:  # several tokens may take several tiles, of which one is not full
+        return (max_tokens * group + requests * (rows - 1)) // rows
+    return requests * -(-group // rows)
+
+
+def _decode_bounds(tiling: Tiling, tiles: int, most_keys: int) -> _SideBounds:
     rows = tiling.decode_rows
-    tiles = min(max_requests, max_tokens) * -(-group // rows)
     if tiling.request_cuts is not None:
         most = most_decode_pieces(most_keys, tiling.decode_kv_tile, tiling.request_cuts)
         return _SideBounds(tiles, rows, _partials(tiles, most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -109,13 +110,13 @@ def limit_for(tiles: Tiles, side: Side, max_items: int) -> int:
     longest, kv_tile = tiles.longest, tiles.kv_tile
     low = -(-min(side.min_keys, longest) // kv_tile)
     high = max(low, tiles.longest_steps)
-    spare = max_items - len(tiles)
+    spare = max_items - len(tiles.keys)
     if spare <= 0:
         return high
     # total / limit <= pieces < total / limit + tiles
     low = min(max(low, -(-tiles.total // (max_items * kv_tile))), high)
     high = max(min(high, -(-tiles.total // (spare * kv_tile))), low)
-    return _smallest(tiles.steps, low, high, max_items)
+    return _smallest(tiles, low, high, max_items)
 
 
 def limit_within(tiles: Tiles, max_partials: int | None) -> int:
@@ -123,20 +124,18 @@ def limit_within(tiles: Tiles, max_partials: int | None) -> int:
     if max_partials is None:
         return 1
     # total / limit - tiles <= partial results
-    low = max(1, tiles.total // ((max_partials + len(tiles)) * tiles.kv_tile))
-    return _smallest(tiles.steps, low, max(low, tiles.longest_steps), max_partials, whole_costs=0)
+    low = max(1, tiles.total // ((max_partials + len(tiles.keys)) * tiles.kv_tile))
+    return _smallest(tiles, low, max(low, tiles.longest_steps), max_partials, whole_costs=0)
 
 
-def _smallest(steps: Floats, low: int, high: int, most: int, *, whole_costs: int = 1) -> int:
+def _smallest(tiles: Tiles, low: int, high: int, most: int, *, whole_costs: int = 1) -> int:
     """Return the smallest limit from `low` to `high` with at most so many pieces, or `high`.
 
     Whole tiles count as one piece or none. The number of pieces falls as the limit grows.
     """
-    if low < high and (high - low) * len(steps) <= _BLOCK:  # all of them at once
-        limits = np.arange(low, high, dtype=np.float64)
-        enough = _num_pieces(steps, limits[:, None], whole_costs) <= most
-        first = int(enough.argmax())
-        return low + first if enough[first] else high
+    if low < high and (high - low) * len(tiles.keys) <= _BLOCK:
+        return _smallest_of_few(tiles.steps_bytes, low, high, most, whole_costs)
+    steps = tiles.steps
     while low < high:
         middle = (low + high) // 2
         if _num_pieces(steps, middle, whole_costs) <= most:
@@ -144,6 +143,15 @@ def _smallest(steps: Floats, low: int, high: int, most: int, *, whole_costs: int
         else:
             low = middle + 1
     return low
+
+
+@lru_cache(maxsize=8)  # few tiles often have as many steps as in the batch before
+def _smallest_of_few(steps: bytes, low: int, high: int, most: int, whole_costs: int) -> int:
+    """Try all limits at once."""
+    limits = np.arange(low, high, dtype=np.float64)
+    enough = _num_pieces(np.frombuffer(steps), limits[:, None], whole_costs) <= most
+    first = int(enough.argmax())
+    return low + first if enough[first] else high
 
 
 def _num_pieces(steps: Floats, limit: int | Floats, whole_costs: int) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,10 @@ _FACTORS = (1, 2, 3, 4, 6, 8, 12, 16)
 _BLOCK = 2048
 #: So few tiles take hardly longer with all limits than with one.
 _FEW = 128
+#: For so many groups of layers, each planned by itself, something is kept from batch to batch.
+_KEPT = 8
+#: Of keys: more than what computing with ends rounds off.
+_ROUNDING = 1e-3
 
 #: Counts and lengths of a cut by a limit; None where that leaves all tiles whole.
 _Trial = tuple[Floats, Floats] | None
@@ -42,25 +46,79 @@ def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | N
     limits = _candidates(tiles, side, max_keys)
     if len(limits) == 1:
         return cut_at(tiles, limits[0])
+    if len(tiles.keys) <= _FEW:
+        memory = _memory(tiles.steps_bytes, limits, side)
+        choice = memory.choice
+        if choice is None or not choice.holds_for(tiles.keys):
+            choice = memory.choice = _choose(tiles, side, limits)
+    else:
+        choice = _choose(tiles, side, limits)
+    return None if choice.trial is None else Cut(*choice.trial, choice.limit * tiles.kv_tile)
+
+
+class _Choice(NamedTuple):
+    """The limit that was chosen for some tiles, in KV tiles, and what it cuts them into.
+
+    It holds as well for tiles of as many steps each of which has up to `most_growth` keys more: the
+    first unit of a wave has at most so many more then, so ends are later by that times their waves.
+    """
+
+    limit: int
+    trial: _Trial
+    keys: Floats
+    most_growth: float
+
+    def holds_for(self, keys: Floats) -> bool:
+        """Whether the same is chosen for tiles of so many keys, and of the same steps."""
+        growth = keys - self.keys
+        least, most = growth[growth.argmin()], growth[growth.argmax()]
+        return bool(least >= 0 and most <= self.most_growth)
+
+
+class _Memory:
+    """The last choice."""
+
+    choice: _Choice | None = None
+
+
+@lru_cache(maxsize=_KEPT)  # few tiles often have as many steps as in the batch before
+def _memory(steps: bytes, limits: tuple[int, ...], side: Side) -> _Memory:
+    return _Memory()
+
+
+def _choose(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> _Choice:
     near_best = side.costs.near_best
     trials: list[_Trial] = []
     ends: list[float] = []
+    waves: list[float] = []
     if limits[0] >= tiles.longest_steps:
         trials.append(None)
-        ends.append(_waves_end(tiles.falling_keys(), side))
+        end, num_waves = _waves_end(tiles.falling_keys(), side)
+        ends.append(end)
+        waves.append(num_waves)
     chosen = 0
-    block = len(limits) if len(tiles) <= _FEW else 1  # the first limit is often good enough
+    block = len(limits) if len(tiles.keys) <= _FEW else 1  # the first limit is often good enough
     # No later limit changes the choice once it is near the best that any of them can reach.
     while not ends or ends[chosen] > _earliest_end(tiles, side, limits[len(ends) :]) * near_best:
         tried = limits[len(ends) : len(ends) + block]
-        counts, lengths, found = _try(tiles, side, tried)
+        counts, lengths, found, num_waves_found = _try(tiles, side, tried)
         trials += zip(counts, lengths, strict=True)
         ends += found
+        waves += num_waves_found
         while ends[chosen] > min(ends) * near_best:
             chosen += 1
-        block = max(1, _BLOCK // len(tiles))
-    trial = trials[chosen]
-    return None if trial is None else Cut(*trial, limits[chosen] * tiles.kv_tile)
+        block = max(1, _BLOCK // len(tiles.keys))
+    most_growth = _most_growth(ends, waves, chosen, near_best) if len(ends) == len(limits) else -1.0
+    return _Choice(limits[chosen], trials[chosen], tiles.keys, most_growth)
+
+
+def _most_growth(ends: list[float], waves: list[float], chosen: int, near_best: float) -> float:
+    """Return by how many keys pieces can grow before another of the limits may be chosen."""
+    best = ends.index(min(ends))
+    growth = (ends[best] * near_best - ends[chosen]) / waves[chosen]
+    if chosen:  # the limits before are to stay too late
+        growth = min(growth, (min(ends[:chosen]) / near_best - ends[best]) / waves[best])
+    return growth - _ROUNDING
 
 
 def _candidates(tiles: Tiles, side: Side, max_keys: int) -> tuple[int, ...]:
@@ -88,7 +146,7 @@ def _earliest_end(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> float:
         return math.inf
     longest, kv_tile, whole = tiles.longest, tiles.kv_tile, tiles.longest_steps
     # Shorter limits make shorter pieces, but no fewer of them and no fewer splits.
-    fewest_pieces = max(len(tiles), -(-tiles.total // (limits[0] * kv_tile)))
+    fewest_pieces = max(len(tiles.keys), -(-tiles.total // (limits[0] * kv_tile)))
     waves = -(-fewest_pieces * side.units_per_tile // side.slots)
     splits = -(-whole // limits[0])
     merging = side.costs.split_keys * splits if splits > 1 else 0
@@ -97,12 +155,18 @@ def _earliest_end(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> float:
     return max(share_of_slot, shortest_piece) + side.costs.start_keys * waves + merging
 
 
-def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> tuple[Floats, Floats, list[float]]:
+def _try(
+    tiles: Tiles, side: Side, limits: tuple[int, ...]
+) -> tuple[Floats, Floats, list[float], list[float]]:
     """Return counts and lengths of the cuts by falling `limits`, ``[limits, tiles]``, and ends.
 
-    An end is when the last slot ends, in keys. None of the limits leaves all tiles whole.
+    An end is when the last slot ends, in keys; behind them are the waves of each limit. None of the
+    limits leaves all tiles whole.
     """
-    counts, lengths = cut_steps(tiles.steps, _column(limits))
+    if len(tiles.keys) <= _FEW:
+        counts, lengths = _cuts_of_few(tiles.steps_bytes, limits)
+    else:
+        counts, lengths = cut_steps(tiles.steps, _column(limits))
     pieces = piece_keys(tiles, lengths)
     order = longest_first(pieces, limits[0] * tiles.kv_tile)
     order += _beginnings(*pieces.shape)
@@ -111,16 +175,23 @@ def _try(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> tuple[Floats, Flo
     waves /= side.slots
     np.ceil(waves, waves)  # that have begun when the units of a tile and those before are taken
     num_waves = waves[:, -1].tolist()
-    begun = waves.copy()
+    begun = waves
     begun[:, 1:] -= waves[:, :-1]
     # A wave takes as long as its first unit.
-    keys = np.einsum("ij,ij->i", begun, pieces.take(order)).tolist()
+    begun *= pieces.take(order)
+    keys = np.add.reduce(begun, 1).tolist()
     whole, costs = tiles.longest_steps, side.costs
     ends = [
         keys[i] + costs.start_keys * num_waves[i] + costs.split_keys * -(-whole // limit)
         for i, limit in enumerate(limits)
     ]
-    return counts, lengths, ends
+    return counts, lengths, ends, num_waves
+
+
+@lru_cache(maxsize=_KEPT)
+def _cuts_of_few(steps: bytes, limits: tuple[int, ...]) -> tuple[Floats, Floats]:
+    """Return the cuts by some limits; not to be changed."""
+    return cut_steps(np.frombuffer(steps), _column(limits))
 
 
 @lru_cache(maxsize=256)
@@ -134,14 +205,14 @@ def _beginnings(rows: int, columns: int) -> Indices:
     return np.arange(0, rows * columns, columns)[:, None]
 
 
-def _waves_end(pieces: npt.NDArray[Any], side: Side) -> float:
-    """Return when the units of `pieces`, longest first, end that are taken in waves, in keys."""
+def _waves_end(pieces: npt.NDArray[Any], side: Side) -> tuple[float, int]:
+    """Return when the units of `pieces`, longest first, end, in keys, and in how many waves."""
     slots, units = side.slots, side.units_per_tile
     if slots % units:
         waves = pieces[_firsts_of_waves(len(pieces), units, slots)]
     else:
         waves = pieces[:: slots // units]
-    return float(sum(waves.tolist())) + side.costs.start_keys * len(waves)
+    return float(sum(waves.tolist())) + side.costs.start_keys * len(waves), len(waves)
 
 
 @lru_cache(maxsize=256)

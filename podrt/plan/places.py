@@ -26,6 +26,8 @@ class Places(NamedTuple):
         Pieces of split tiles, each of which leaves a partial result.
     num_split : int
         Split tiles.
+    counts : float64 array [tiles]
+        Pieces of every tile.
     first_partial : float64 array [tiles]
         Partial results of the tiles before each.
     split_before : float64 array [tiles]
@@ -36,6 +38,7 @@ class Places(NamedTuple):
 
     num_partials: int
     num_split: int
+    counts: Floats
     first_partial: Floats
     split_before: Floats
     tile: Indices
@@ -65,7 +68,7 @@ def _places(counts: Floats) -> Places:
     for array in (first_partial, split_before, tile, split):
         array.flags.writeable = False
     num_partials = num_pieces - num_tiles + num_split
-    return Places(num_partials, num_split, first_partial, split_before, tile, split)
+    return Places(num_partials, num_split, counts, first_partial, split_before, tile, split)
 
 
 def _running_sum(values: Floats) -> tuple[int, Floats]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 from podrt.plan.by_request import cut_decode_by_request, cut_prefill_by_request
 from podrt.plan.cut import Cut, Side, num_partials
 from podrt.plan.end_together import split_to_end_together
-from podrt.plan.items import SideItems, lay_out, request_rows
+from podrt.plan.items import SideItems, TileItems, lay_out
 from podrt.plan.order import NO_RUNS, order_to_share_keys
 from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
-from podrt.plan.tiles import Indices, Tiles, tiles_of
+from podrt.plan.tiles import Indices, TileRows, Tiles, tiles_of
 from podrt.plan.tiling import Tiling
 from podrt.plan.work import WORK_ITEM, Plan
 from podrt.spec.attention import AttentionSpec
-from podrt.spec.batch import HybridBatch
+from podrt.spec.batch import HybridBatch, QueryLengths
+from podrt.spec.mask import MOST_TREE_TOKENS, Mask
 
 _NOBODY = np.empty(0, np.intp)
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
+_CAUSAL = Mask()
 
 
 def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
@@ -33,27 +37,31 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     spec : AttentionSpec
         The attention layer: its heads and mask.
     """
-    prefill, decode = _tiles(batch, tiling, spec)
-    cuts = _cuts_within(prefill, decode, tiling, spec.num_kv_heads)
-    rows = request_rows(batch)
-    prefill_side = decode_side = _NO_ITEMS
+    prefill_side, decode_side = _sides(batch.queries, tiling, spec)
+    prefill = decode = None
+    if prefill_side is not None:
+        prefill = _tiles(prefill_side, batch, tiling.prefill_kv_tile, spec)
+    if decode_side is not None:
+        decode = _tiles(decode_side, batch, tiling.decode_kv_tile, spec)
+    prefill_cut, decode_cut = _cuts_within(prefill, decode, tiling, spec.num_kv_heads)
+    prefill_items = decode_items = _NO_ITEMS
     in_order, runs = _NO_ITEMS.items, NO_RUNS
-    if prefill is not None:
-        prefill_side = lay_out(rows, prefill, cuts[0], tiling.prefill_rows)
-        in_order = prefill_side.items
+    if prefill is not None and prefill_side is not None:
+        prefill_items = lay_out(prefill_side.items, batch, prefill, prefill_cut)
+        in_order = prefill_items.items
         if tiling.key_sharing is not None:
             in_order, runs = order_to_share_keys(in_order, prefill, spec, tiling.key_sharing)
-    if decode is not None:
-        _, merges, partial_rows = prefill_side
-        decode_side = lay_out(rows, decode, cuts[1], tiling.decode_rows, merges, partial_rows)
+    if decode is not None and decode_side is not None:
+        _, merges, partial_rows = prefill_items
+        decode_items = lay_out(decode_side.items, batch, decode, decode_cut, merges, partial_rows)
     return Plan(
         prefill=in_order,
-        decode=decode_side.items,
+        decode=decode_items.items,
         spec=spec,
         prefill_rows=tiling.prefill_rows,
         decode_rows=tiling.decode_rows,
-        num_merges=prefill_side.num_merges + decode_side.num_merges,
-        partial_rows=prefill_side.partial_rows + decode_side.partial_rows,
+        num_merges=prefill_items.num_merges + decode_items.num_merges,
+        partial_rows=prefill_items.partial_rows + decode_items.partial_rows,
         prefill_keys=0 if prefill is None else prefill.total,
         decode_keys=0 if decode is None else decode.total,
         prefill_runs=runs,
@@ -66,39 +74,59 @@ def is_decode(q_lens: npt.NDArray[np.int32], group: int, decode_rows: int) -> np
     return decoding
 
 
-def most_decode_tokens(group: int, decode_rows: int) -> int:
-    """Return the most query tokens of a decode."""
-    return max(1, decode_rows // group)
+def most_decode_tokens(group: int, decode_rows: int, mask: Mask = _CAUSAL) -> int:
+    """Return the most query tokens of a decode; those that may have a tree take several tiles."""
+    return max(MOST_TREE_TOKENS if mask.tree else 1, decode_rows // group)
 
 
-def _tiles(
-    batch: HybridBatch, tiling: Tiling, spec: AttentionSpec
-) -> tuple[Tiles | None, Tiles | None]:
-    """Return the tiles of prefill and decode, None for a side without any."""
-    q_lens, kv_lens, group, mask = batch.q_lens, batch.kv_lens, spec.group, spec.mask
-    large, small = _sides(batch, most_decode_tokens(group, tiling.decode_rows))
-    prefill = decode = None
-    if len(large):
-        rows, kv_tile = tiling.prefill_rows, tiling.prefill_kv_tile
-        prefill = tiles_of(
-            large, q_lens, kv_lens, rows, kv_tile, group, mask, False, batch.page_size
+class _SideRows(NamedTuple):
+    """What query lengths say of one side of a batch."""
+
+    rows: TileRows
+    items: TileItems
+
+
+_Sides = tuple[_SideRows | None, _SideRows | None]
+
+
+def _sides(queries: QueryLengths, tiling: Tiling, spec: AttentionSpec) -> _Sides:
+    """Return prefill and decode, None for a side without any; kept as long as the lengths are."""
+    group, trees, decode_rows = spec.group, spec.mask.tree, tiling.decode_rows
+    made_for = _sides, group, trees, tiling.prefill_rows, decode_rows
+    found: _Sides | None = queries.derived.get(made_for)
+    if found is None:
+        most_tokens = most_decode_tokens(group, decode_rows, spec.mask)
+        large, small = _requests(queries, most_tokens)
+        fits = min(most_tokens, queries.max_q_len) * group <= decode_rows
+        found = queries.derived[made_for] = (
+            _side_rows(queries, large, tiling.prefill_rows, group, one_each=False),
+            _side_rows(queries, small, decode_rows, group, one_each=fits),
         )
-    if len(small):
-        rows, kv_tile = tiling.decode_rows, tiling.decode_kv_tile
-        fits = group <= rows
-        decode = tiles_of(small, q_lens, kv_lens, rows, kv_tile, group, mask, fits, batch.page_size)
-    return prefill, decode
+    return found
 
 
-def _sides(batch: HybridBatch, most_tokens: int) -> tuple[Indices, Indices]:
+def _side_rows(
+    queries: QueryLengths, requests: Indices, tile_rows: int, group: int, *, one_each: bool
+) -> _SideRows | None:
+    if not len(requests):
+        return None
+    rows = TileRows(queries, requests, tile_rows, group, one_each=one_each)
+    return _SideRows(rows, TileItems(queries, rows, tile_rows))
+
+
+def _requests(queries: QueryLengths, most_tokens: int) -> tuple[Indices, Indices]:
     """Return the requests that are prefill, and those that are decode: at most so many tokens."""
-    if batch.min_q_len > 0 and batch.max_q_len <= most_tokens:
-        return _NOBODY, np.arange(batch.num_requests)
-    is_small = batch.q_lens <= most_tokens
+    if queries.min_q_len > 0 and queries.max_q_len <= most_tokens:
+        return _NOBODY, np.arange(len(queries.q_lens))
+    is_small = queries.q_lens <= most_tokens
     large = (~is_small).nonzero()[0]
-    if batch.min_q_len == 0:
-        is_small &= batch.q_lens > 0
+    if queries.min_q_len == 0:
+        is_small &= queries.q_lens > 0
     return large, is_small.nonzero()[0]
+
+
+def _tiles(side: _SideRows, batch: HybridBatch, kv_tile: int, spec: AttentionSpec) -> Tiles:
+    return tiles_of(side.rows, batch.kv_lens, kv_tile, spec.mask, batch.page_size)
 
 
 def _cuts_within(
@@ -127,13 +155,12 @@ def _cuts(
     max_partials: tuple[int | None, int | None] = (None, None),
 ) -> tuple[Cut | None, Cut | None]:
     """Return the cuts of prefill and decode, with no more partial results than given for each."""
-    min_keys, slots = tiling.min_prefill_keys, tiling.prefill_slots
-    prefill_side = Side(min_keys, num_kv_heads, slots, tiling.costs, max_partials[0])
-    min_keys, slots = tiling.min_decode_keys, tiling.decode_slots
-    decode_side = Side(min_keys, num_kv_heads, slots, tiling.costs, max_partials[1])
+    prefill_most, decode_most = max_partials
     return (
-        _cut_prefill(prefill, prefill_side, tiling, decode),
-        _cut_decode(decode, decode_side, tiling, prefill),
+        None
+        if prefill is None
+        else _cut_prefill(prefill, tiling, num_kv_heads, prefill_most, decode),
+        None if decode is None else _cut_decode(decode, tiling, num_kv_heads, decode_most, prefill),
     )
 
 
@@ -157,26 +184,31 @@ def _fair_shares(
 
 
 def _cut_decode(
-    decode: Tiles | None, side: Side, tiling: Tiling, prefill: Tiles | None
+    decode: Tiles, tiling: Tiling, num_kv_heads: int, max_partials: int | None, beside: Tiles | None
 ) -> Cut | None:
-    if decode is None:
-        return None
-    if prefill is None:
+    side = Side(
+        tiling.min_decode_keys, num_kv_heads, tiling.decode_slots, tiling.costs, max_partials
+    )
+    if beside is None:
         return split_to_end_together(decode, side, max_keys=tiling.decode_piece_keys)
     cut = split_to_end_together(decode, side, max_keys=tiling.fused_piece_keys)
     return taper(decode, side, cut) if tiling.taper_decode else cut
 
 
 def _cut_prefill(
-    prefill: Tiles | None, side: Side, tiling: Tiling, decode: Tiles | None
+    prefill: Tiles,
+    tiling: Tiling,
+    num_kv_heads: int,
+    max_partials: int | None,
+    beside: Tiles | None,
 ) -> Cut | None:
-    if prefill is None:
-        return None
-    units, waves = side.units_per_tile, tiling.prefill_waves
+    waves, slots = tiling.prefill_waves, tiling.prefill_slots
+    num_beside = 0 if beside is None else len(beside) * num_kv_heads
+    if waves is not None and num_beside >= tiling.decode_slots:
+        return None  # decode keeps busy what prefill leaves idle
+    side = Side(tiling.min_prefill_keys, num_kv_heads, slots, tiling.costs, max_partials)
     if waves is None:
         return split_for_waves(prefill, side)
-    if decode is not None and len(decode) * units >= tiling.decode_slots:
-        return None  # decode keeps busy what prefill leaves idle
-    if len(prefill) * units < (1 - side.costs.max_idle_prefill) * side.slots:
-        return split_keys(prefill, side, max_items=waves * side.slots // units)
+    if len(prefill) * num_kv_heads < (1 - side.costs.max_idle_prefill) * slots:
+        return split_keys(prefill, side, max_items=waves * slots // num_kv_heads)
     return split_to_fill_waves(prefill, side)

@@ -59,12 +59,12 @@ def split_for_waves(tiles: Tiles, side: Side) -> Cut | None:
         What they are cut for; this rule has no shortest piece.
     """
     number = _wave_filling_number(
-        len(tiles) * side.units_per_tile,
+        len(tiles.keys) * side.units_per_tile,
         side.slots,
         min(MAX_SPLITS, side.slots, tiles.longest_steps),
     )
     if side.max_partials is not None:
-        number = min(number, side.max_partials // len(tiles))
+        number = min(number, side.max_partials // len(tiles.keys))
     if number <= 1:
         return None
     lengths = np.ceil(tiles.steps / number)
@@ -88,7 +88,7 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
     numbers, costs_of = range(2, MOST_PIECES + 1), side.costs
     limits = [-(-tiles.longest // (number * kv_tile)) for number in numbers]
     limits = [limit for limit in limits if limit * kv_tile >= side.min_keys]
-    if not limits or len(tiles) * units > MANY_WAVES * slots:
+    if not limits or len(tiles.keys) * units > MANY_WAVES * slots:
         return None
     whole_costs = tiles.falling_keys() + costs_of.start_keys
     latest = costs_of.worth_cutting * _queue_end(whole_costs.repeat(units), slots)
@@ -128,7 +128,12 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     """
     kv_tile, total = tiles.kv_tile, tiles.total
     if cut is None:
-        lengths, longest, num_pieces, order = tiles.steps, tiles.longest, len(tiles), tiles.order()
+        lengths, longest, num_pieces, order = (
+            tiles.steps,
+            tiles.longest,
+            len(tiles.keys),
+            tiles.order(),
+        )
         in_order = tiles.falling_keys()
     else:
         lengths, num_pieces = cut.lengths, int(np.add.reduce(cut.counts))
@@ -140,18 +145,16 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     last = min(total // _MOST_TAPERED, side.slots * total // units)
     handed_out = np.add.accumulate(in_order)
     half, quarter = handed_out.searchsorted((total - last, total - last // 2), "right").tolist()
-    limit = np.empty(len(tiles))
-    limit.fill(_steps_within(longest, side, kv_tile))
-    limit[order[half:]] = _steps_within(longest // 2, side, kv_tile)
-    limit[order[quarter:]] = _steps_within(longest // 4, side, kv_tile)
+    least = max(side.min_keys // kv_tile, 1)
+    limit_in_order = handed_out  # no longer needed
+    limit_in_order[:half] = max(longest // kv_tile, least)
+    limit_in_order[half:quarter] = max(longest // (2 * kv_tile), least)
+    limit_in_order[quarter:] = max(longest // (4 * kv_tile), least)
+    limit = np.empty_like(lengths)
+    limit[order] = limit_in_order
     np.minimum(limit, lengths, out=limit)
     tapered = Cut(*cut_steps(tiles.steps, limit), longest)
     return tapered if _fits(tapered, side) else cut
-
-
-def _steps_within(keys: int, side: Side, kv_tile: int) -> int:
-    """Return the limit, in KV tiles, of pieces of at most so many keys, but as many as allowed."""
-    return max(max(keys, side.min_keys) // kv_tile, 1)
 
 
 def _fits(cut: Cut, side: Side) -> bool:

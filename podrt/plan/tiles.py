@@ -7,12 +7,12 @@ several times faster than integers.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from podrt.spec.batch import QueryLengths
 from podrt.spec.mask import Mask
 
 Floats = npt.NDArray[np.float64]
@@ -21,6 +21,7 @@ Indices = npt.NDArray[np.intp]
 #: NumPy sorts 16-bit numbers by radix, ten times faster than others.
 RADIX_LIMIT = 2**16
 
+_CAUSAL = Mask()
 
 #: Tiles whose first keys are hidden begin at multiples of so many, or of less in smaller pages.
 _WINDOW_STEP = 64
@@ -50,6 +51,8 @@ class Tiles:
         First packed row of each tile; None where all are 0.
     key_begin : float64 array [tiles] or None
         First key of each tile; None where all are 0.
+    rising_total : int or None
+        Keys of all, where each tile is known to have more than the one before.
     longest, total : int
         Keys of the longest tile, at least 1, and of all.
     longest_steps : int
@@ -60,6 +63,7 @@ class Tiles:
         "_falling_keys",
         "_order",
         "_steps",
+        "_steps_bytes",
         "key_begin",
         "keys",
         "kv_tile",
@@ -77,15 +81,22 @@ class Tiles:
         kv_tile: int,
         row_begin: Floats | None = None,
         key_begin: Floats | None = None,
+        *,
+        rising_total: int | None = None,
     ) -> None:
         self.request, self.row_begin, self.key_begin = request, row_begin, key_begin
         self.keys, self.kv_tile = keys, kv_tile
-        self.longest = int(keys[keys.argmax()]) or 1
-        self.longest_steps = -(-self.longest // kv_tile)
-        self.total = int(np.add.reduce(keys))
         self._order: Indices | None = None
         self._falling_keys: Floats | None = None
+        if rising_total is None:
+            self.longest = int(keys[keys.argmax()]) or 1
+            self.total = int(np.add.reduce(keys))
+        else:
+            self.longest, self.total = int(keys[-1]) or 1, rising_total
+            self._order, self._falling_keys = _falling(len(keys)), keys[::-1]
+        self.longest_steps = -(-self.longest // kv_tile)
         self._steps: Floats | None = None
+        self._steps_bytes: bytes | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -98,6 +109,13 @@ class Tiles:
             np.ceil(steps, steps)
             np.maximum(steps, 1.0, out=steps)
         return self._steps
+
+    @property
+    def steps_bytes(self) -> bytes:
+        """`steps` as bytes: what follows from them alone can be kept by these."""
+        if self._steps_bytes is None:
+            self._steps_bytes = self.steps.tobytes()
+        return self._steps_bytes
 
     def order(self) -> Indices:
         """Return the indices of the tiles, longest first."""
@@ -112,6 +130,13 @@ class Tiles:
         return self._falling_keys
 
 
+@lru_cache(maxsize=64)
+def _falling(count: int) -> Indices:
+    order = np.arange(count - 1, -1, -1)
+    order.flags.writeable = False
+    return order
+
+
 def longest_first(keys: Floats, longest: int) -> Indices:
     """Return the stable order of whole numbers from 0 to `longest`, largest first, row by row."""
     if longest < RADIX_LIMIT:
@@ -119,126 +144,163 @@ def longest_first(keys: Floats, longest: int) -> Indices:
     return (-keys).argsort(kind="stable")
 
 
-def tiles_of(
-    requests: Indices,
-    q_lens: npt.NDArray[Any],
-    kv_lens: npt.NDArray[Any],
-    tile_rows: int,
-    kv_tile: int,
-    group: int,
-    mask: Mask,
-    one_each: bool,
-    page_size: int | None = None,
-) -> Tiles:
-    """Tile some requests of a batch.
+class TileRows:
+    """Query rows of the tiles of some requests; follows from query lengths alone.
 
     Parameters
     ----------
+    queries : QueryLengths
+        Of the batch.
     requests : int array [chosen]
-        Requests to tile, at least one, each with query tokens.
-    q_lens, kv_lens : int32 arrays [requests of the batch]
-        Their query tokens and keys.
+        Requests to tile, ascending, at least one, each with query tokens.
     tile_rows : int
         Packed query rows of a tile.
-    kv_tile : int
-        Keys of one step.
     group : int
         Query heads per KV head.
-    mask : Mask
-        Which keys a token sees.
     one_each : bool
         Each request is known to fit into one tile.
-    page_size : int or None
-        Tokens of a page.
+
+    Attributes
+    ----------
+    request : int array [tiles]
+        The request that each tile is of.
+    picked : int, slice or int array [tiles]
+        What picks those of arrays with an element a request, in the cheapest way; an int where all
+        tiles are of one request.
+    row_begin : float64 array [tiles] or None
+        First packed row of each tile; None where all are 0.
+    last_token : float64 array [tiles] or None
+        Last token of each tile, counted from the end of its request: -1 is its last one, more is
+        beyond. None where no tile ends before its request.
+    rising : (float64 array [tiles], float) or None
+        Of one request, as most batches with prefill have: where each tile ends, counted likewise
+        and rising from tile to tile, and the sum of that. None where tiles may end alike.
     """
-    tiles = _from_first_key(requests, q_lens, kv_lens, tile_rows, kv_tile, group, mask, one_each)
-    if mask.window_left is None:
-        return tiles
-    return _behind_windows(tiles, q_lens, kv_lens, group, mask, window_step(page_size))
+
+    def __init__(
+        self,
+        queries: QueryLengths,
+        requests: Indices,
+        tile_rows: int,
+        group: int,
+        *,
+        one_each: bool = False,
+    ) -> None:
+        # Not the object itself, in whose memory this is kept.
+        self._q_lens, self._group = queries.q_lens, group
+        self.request = requests
+        self.picked: int | slice | Indices = _picked(requests)
+        self.row_begin: Floats | None = None
+        self.last_token: Floats | None = None
+        self.rising: tuple[Floats, float] | None = None
+        if not one_each:
+            if len(requests) == 1:
+                self._tile_one(int(requests[0]), tile_rows)
+            else:
+                self._tile(tile_rows)
+
+    def _tile_one(self, request: int, tile_rows: int) -> None:
+        """Tile one request."""
+        q_len = self._q_lens.item(request)
+        num_tiles = -(-q_len * self._group // tile_rows)
+        if num_tiles == 1:
+            return
+        self.request, self.picked = self.request.repeat(num_tiles), request
+        self.row_begin, last_token = _rows_of_one(num_tiles, tile_rows, self._group)
+        self.last_token = last_token - q_len
+        if tile_rows % self._group == 0:  # no token has rows in two tiles
+            ends = np.minimum(self.last_token + 1.0, 0.0)
+            self.rising = ends, float(np.add.reduce(ends))
+
+    def _tile(self, tile_rows: int) -> None:
+        """Tile several requests."""
+        requests, group = self.request, self._group
+        q_len = self._q_lens[requests].astype(np.float64)
+        counts = q_len * group
+        counts /= tile_rows
+        np.ceil(counts, counts)
+        num_tiles = int(np.add.reduce(counts))
+        if num_tiles == len(requests):
+            return
+        repeats = counts.astype(np.intp)
+        firsts = np.add.accumulate(counts)
+        firsts -= counts
+        self.request = self.picked = requests.repeat(repeats)
+        self.row_begin = np.arange(num_tiles, dtype=np.float64)
+        self.row_begin -= firsts.repeat(repeats)
+        self.row_begin *= tile_rows
+        self.last_token = _token_of(self.row_begin + (tile_rows - 1), group)
+        self.last_token -= q_len.repeat(repeats)
+
+    @cached_property
+    def q_len(self) -> Floats:
+        """Query tokens of each tile's request."""
+        return self._q_lens[self.request].astype(np.float64)
+
+    @cached_property
+    def first_token(self) -> Floats:
+        """First token of each tile, counted as `last_token`."""
+        if self.row_begin is None:
+            return -self.q_len
+        return _token_of(self.row_begin, self._group) - self.q_len
 
 
-def _from_first_key(
-    requests: Indices,
-    q_lens: npt.NDArray[Any],
-    kv_lens: npt.NDArray[Any],
-    tile_rows: int,
-    kv_tile: int,
-    group: int,
-    mask: Mask,
-    one_each: bool,
-) -> Tiles:
-    """Return the tiles of `tiles_of` as if no window hid their first keys."""
-    if len(requests) == 1:
-        return _tiles_of_one(requests, q_lens, kv_lens, tile_rows, kv_tile, group, mask)
-    kv_len = kv_lens[requests].astype(np.float64)
-    if one_each:
-        return Tiles(requests, kv_len, kv_tile)
-    q_len = q_lens[requests].astype(np.float64)
-    counts = q_len * group
-    counts /= tile_rows
-    np.ceil(counts, counts)
-    num_tiles = int(np.add.reduce(counts))
-    if num_tiles == len(requests):
-        return Tiles(requests, kv_len, kv_tile)
-    repeats = counts.astype(np.intp)
-    firsts = np.add.accumulate(counts)
-    firsts -= counts
-    row_begin = np.arange(num_tiles, dtype=np.float64)
-    row_begin -= firsts.repeat(repeats)
-    row_begin *= tile_rows
-    last_token = _last_token(row_begin, tile_rows, group)
-    keys = mask.key_end(last_token, q_len.repeat(repeats), kv_len.repeat(repeats))
-    return Tiles(requests.repeat(repeats), keys, kv_tile, row_begin)
+def _picked(requests: Indices) -> slice | Indices:
+    first, last = requests.item(0), requests.item(-1)
+    return slice(first, last + 1) if last - first == len(requests) - 1 else requests
 
 
-def _behind_windows(
-    tiles: Tiles,
-    q_lens: npt.NDArray[Any],
-    kv_lens: npt.NDArray[Any],
-    group: int,
-    mask: Mask,
-    step: int,
-) -> Tiles:
-    """Return tiles without the keys that their first token, and so every other, does not see."""
-    first_token = np.zeros(len(tiles))
-    if tiles.row_begin is not None:
-        np.floor(tiles.row_begin / group, first_token)
-    q_len, kv_len = (lengths[tiles.request].astype(np.float64) for lengths in (q_lens, kv_lens))
-    begin = np.minimum(mask.key_begin(first_token, q_len, kv_len), tiles.keys)
-    begin -= begin % step
-    return Tiles(tiles.request, tiles.keys - begin, tiles.kv_tile, tiles.row_begin, begin)
-
-
-def _tiles_of_one(
-    requests: Indices,
-    q_lens: npt.NDArray[Any],
-    kv_lens: npt.NDArray[Any],
-    tile_rows: int,
-    kv_tile: int,
-    group: int,
-    mask: Mask,
-) -> Tiles:
-    """Tile the one prefill that most batches have, at half the cost."""
-    request = requests[0]
-    q_len, kv_len = int(q_lens[request]), int(kv_lens[request])
-    num_tiles = -(-q_len * group // tile_rows)
-    row_begin, last_token = _rows_of_one(num_tiles, tile_rows, group)
-    keys = mask.key_end(last_token, q_len, kv_len)
-    return Tiles(requests.repeat(num_tiles), keys, kv_tile, row_begin)
-
-
-@lru_cache(maxsize=16)  # prompts are mostly cut into chunks of one size
+@lru_cache(maxsize=64)  # prompts are mostly cut into chunks of about one size
 def _rows_of_one(num_tiles: int, tile_rows: int, group: int) -> tuple[Floats, Floats]:
-    """Return the first row and the last token of so many tiles of a request."""
+    """Return the first row and the last token, from 0 on, of so many tiles of a request."""
     row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
-    last_token = _last_token(row_begin, tile_rows, group)
+    last_token = _token_of(row_begin + (tile_rows - 1), group)
     row_begin.flags.writeable = last_token.flags.writeable = False
     return row_begin, last_token
 
 
-def _last_token(row_begin: Floats, tile_rows: int, group: int) -> Floats:
-    """Return the last token of each tile; beyond its request if the tile is not full."""
-    token = row_begin + (tile_rows - 1)
-    token /= group
+def tiles_of(
+    rows: TileRows,
+    kv_lens: npt.NDArray[np.int32],
+    kv_tile: int,
+    mask: Mask,
+    page_size: int | None = None,
+) -> Tiles:
+    """Say which keys tiles see.
+
+    Parameters
+    ----------
+    rows : TileRows
+        The tiles.
+    kv_lens : int32 array [requests of the batch]
+        Keys of every request.
+    kv_tile : int
+        Keys of one step.
+    mask : Mask
+        Which keys a token sees.
+    page_size : int or None
+        Tokens of a page.
+    """
+    # Tokens are counted from the end of their requests, as if those had no others.
+    kv_len = kv_lens[rows.picked].astype(np.float64)
+    if rows.rising is not None and mask == _CAUSAL:
+        ends, sum_of_ends = rows.rising
+        if kv_len + ends[0] >= 0:  # then each tile sees more keys than the one before
+            total = int(sum_of_ends + len(ends) * kv_len)
+            return Tiles(rows.request, ends + kv_len, kv_tile, rows.row_begin, rising_total=total)
+    # Yet how many there are says whether a request may have a tree.
+    q_len = rows.q_len if mask.tree else 0
+    keys = kv_len
+    if rows.last_token is not None:
+        keys = mask.key_end(rows.last_token + q_len, q_len, kv_len)
+    if mask.window_left is None:
+        return Tiles(rows.request, keys, kv_tile, rows.row_begin)
+    begin = np.minimum(mask.key_begin(rows.first_token + q_len, q_len, kv_len), keys)
+    begin -= begin % window_step(page_size)
+    return Tiles(rows.request, keys - begin, kv_tile, rows.row_begin, begin)
+
+
+def _token_of(packed_row: Floats, group: int) -> Floats:
+    token = packed_row / group
     np.floor(token, token)
     return token

@@ -73,7 +73,8 @@ def layer_name(spec: AttentionSpec, family: str) -> str:
         mask += f" window{spec.mask.window_left}"
     cap = "" if spec.logits_soft_cap is None else " softcap"
     heads = f"{spec.num_qo_heads}/{spec.num_kv_heads}"
-    return f"{family} {heads} d{spec.head_dim} {spec.dtype} {pages}{mask}{cap}"
+    tree = " tree" if spec.mask.tree else ""
+    return f"{family} {heads} d{spec.head_dim} {spec.dtype} {pages}{mask}{cap}{tree}"
 
 
 def _exponent(value: float) -> int:

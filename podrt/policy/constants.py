@@ -149,11 +149,18 @@ class CoRun(Measured):
     prefill_longer: tuple[float, ...]
 
 
+def weights_of(head_dim: int) -> tuple[float, float]:
+    """Return by how much the constants of head_dim 64 and of 128 count for another one."""
+    share = min(max((head_dim - 64) / 64, 0.0), 1.0)
+    return 1 - share, share
+
+
 @dataclass(frozen=True)
 class LaunchCosts(Measured):
     """What `podrt.policy.cost` predicts the Hopper family's launches from.
 
-    Pairs are for head_dim 64 and 128; 128's serve for 256, of which nothing was measured.
+    Pairs are for head_dim 64 and 128; head dims between them have what lies between (`weights_of`),
+    and 128's serve for 192 and 256, of which nothing was measured.
 
     Attributes
     ----------

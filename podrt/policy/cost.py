@@ -20,7 +20,7 @@ import numpy.typing as npt
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.plan import Plan, WorkList, keys_of
-from podrt.policy.constants import Calibration, LaunchCosts
+from podrt.policy.constants import Calibration, LaunchCosts, weights_of
 from podrt.policy.traffic import keys_read, units_in_turn
 from podrt.spec.types import ELEMENT_BYTES
 
@@ -147,7 +147,9 @@ def beside_each_other(
 ) -> Beside:
     """Return how the sides of one launch get on."""
     costs = calibration.launch_costs
-    bus = costs.read_gbs[_of(variant)] / 1e3  # MB a microsecond, as all rates here
+    bus = (
+        _of_head_dim(costs.read_gbs, variant.head_dim) / 1e3
+    )  # MB a microsecond, as all rates here
     if variant.form == "pod":
         bus *= costs.fused_read_share
     rate, held_up = _decode_beside(work, bus, gpu.num_sms, calibration)
@@ -189,16 +191,17 @@ def _has_splits(items: WorkList) -> bool:
 
 def _tflops_per_sm(costs: LaunchCosts, variant: HopperConfig) -> float:
     """Return what one SM reaches in the prefill of a variant, undisturbed."""
-    tflops = costs.prefill_tflops_per_sm[_of(variant)]
+    tflops = _of_head_dim(costs.prefill_tflops_per_sm, variant.head_dim)
     if variant.form == "pod":
         return tflops / costs.fused_factor
     is_large = variant.kv_tile > _STANDARD_TILE
     return tflops / costs.large_tile_factor if is_large else tflops
 
 
-def _of(variant: HopperConfig) -> int:
-    """Return where the constants of a head_dim stand: 64's, then 128's, which serve for 256."""
-    return int(variant.head_dim > 64)
+def _of_head_dim(pair: tuple[float, float], head_dim: int) -> float:
+    """Return the constant of a head_dim: between those of 64 and 128 by its share of each."""
+    weights = weights_of(head_dim)
+    return pair[0] * weights[0] + pair[1] * weights[1]
 
 
 class PlacedUnit(NamedTuple):

@@ -23,7 +23,7 @@ from podrt.policy.constants import Cuts
 from podrt.policy.policies import Family, FixedTiles, Policy
 from podrt.policy.sm_allocation import SmAllocation
 from podrt.spec.attention import AttentionSpec
-from podrt.spec.batch import HybridBatch
+from podrt.spec.batch import HybridBatch, QueryLengths
 from podrt.spec.types import DType
 
 #: Of what the constants of `Cuts` were measured with.
@@ -64,6 +64,7 @@ class HopperChoices:
         self._all_rows = decode_rows_of(spec.head_dim, spec.page_size)
         self._fixed_rows = _fixed_rows(policy, spec)
         self._tiles = policy.tiles
+        self._built: dict[tuple[Form, int, bool], HopperConfig] = {}
         self._rows_of_one = self.decode_rows_for(1)
         if policy.deterministic:  # neither batches nor limits decide
             self._fixed_rows = self._rows_of_one
@@ -76,16 +77,24 @@ class HopperChoices:
         """Return the rows of the smallest tile that holds nearly all requests of few rows whole."""
         if self._fixed_rows is not None:
             return self._fixed_rows
-        q_lens, group = batch.q_lens, self._spec.group
         if batch.max_q_len <= 1:  # a decode whatever the group
             return self._rows_of_one
+        derived = batch.queries.derived
+        rows: int | None = derived.get(self)
+        if rows is None:
+            rows = derived[self] = self._rows_for(batch.queries)
+        return rows
+
+    def _rows_for(self, queries: QueryLengths) -> int:
+        q_lens, group = queries.q_lens, self._spec.group
         covered = self._form.covered_decodes
-        empty = _num_within(q_lens, 0) if batch.min_q_len == 0 else 0
+        empty = _num_within(q_lens, 0) if queries.min_q_len == 0 else 0
         held = _num_within(q_lens, self._rows_of_one // group) - empty
         if held >= covered * (len(q_lens) - empty):  # of all requests, so of the decodes too
             return self._rows_of_one
         # A token may have more rows than the largest tile.
-        decodes = _num_within(q_lens, max(self._all_rows[-1] // group, 1)) - empty
+        most_tokens = most_decode_tokens(group, self._all_rows[-1], self._spec.mask)
+        decodes = _num_within(q_lens, most_tokens) - empty
         for rows in self._all_rows[:-1]:
             if rows >= group:
                 held = _num_within(q_lens, rows // group) - empty
@@ -118,18 +127,22 @@ class HopperChoices:
         return self._build(form, decode_rows, large_tile=large_tile)
 
     def _build(self, form: Form, decode_rows: int, *, large_tile: bool) -> HopperConfig:
-        spec = self._spec
-        return _variant(
-            form,
-            spec.dtype,
-            spec.head_dim,
-            self._tiles,
-            decode_rows=decode_rows,
-            large_tile=large_tile,
-            page_size=spec.page_size,
-            causal=spec.mask.causal,
-            soft_cap=spec.logits_soft_cap is not None,
-        )
+        chosen, spec = (form, decode_rows, large_tile), self._spec
+        found = self._built.get(chosen)
+        if found is None:
+            found = self._built[chosen] = _variant(
+                form,
+                spec.dtype,
+                spec.head_dim,
+                self._tiles,
+                decode_rows=decode_rows,
+                large_tile=large_tile,
+                page_size=spec.page_size,
+                causal=spec.mask.causal,
+                soft_cap=spec.logits_soft_cap is not None,
+                tree_mask=spec.mask.tree,
+            )
+        return found
 
     def share(self, plan: Plan) -> Plan:
         """Return the plan with the SMs of a fused launch shared between the sides."""
@@ -167,7 +180,8 @@ class HopperChoices:
         return self._sms.why(plan)
 
     def _require_held(self, tokens: int, rows: int) -> None:
-        held, group = most_decode_tokens(self._spec.group, rows), self._spec.group
+        group = self._spec.group
+        held = most_decode_tokens(group, rows, self._spec.mask)
         if tokens > held:
             raise UnsupportedConfigError(
                 f"max_decode_tokens={tokens}: with {group} query heads per KV head, the policy's "
@@ -208,11 +222,13 @@ def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
     if policy.prefill_tile_keys is not None:
         return False
     soft_cap = spec.logits_soft_cap is not None
-    if has_large_tile(spec.head_dim, soft_cap=soft_cap):
+    if has_large_tile(spec.head_dim, soft_cap=soft_cap, page_size=spec.page_size):
         is_fixed = policy.large_prefill_tile is not None or policy.deterministic
         return bool(policy.large_prefill_tile) if is_fixed else None
     if policy.large_prefill_tile:
         layer = f"head_dim={spec.head_dim}" + " with logits_soft_cap" * soft_cap
+        if has_large_tile(spec.head_dim, soft_cap=soft_cap):
+            layer += f" and page_size={spec.page_size}"
         raise UnsupportedConfigError(
             f"large_prefill_tile=True: {layer} has no large tiles; leave it at None"
         )

@@ -95,7 +95,7 @@ class Policy:
         `HybridAttention.reserve`.
     large_prefill_tile : bool, optional
         Hopper family: whether prefill that is launched alone has tiles of 176 keys or of 128; True
-        needs head_dim 128. If None, the large ones for units of many keys.
+        needs head_dim 80, 96, 112 or 128. If None, the large ones for units of many keys.
     prefill_tile_keys, prefill_ring, decode_ring : int, optional
         Of the family that is named: keys of a prefill tile, and how many tiles the rings of prefill
         and of decode hold in shared memory. A variant that registers or shared memory have no room

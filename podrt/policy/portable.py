@@ -88,6 +88,7 @@ class PortableChoices:
             page_size=spec.page_size,
             causal=spec.mask.causal,
             soft_cap=spec.logits_soft_cap is not None,
+            tree_mask=spec.mask.tree,
         )
 
     def share(self, plan: Plan) -> Plan:

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from podrt.plan import Plan, WorkList, keys_of
+from podrt.plan import Plan, keys_of
 from podrt.policy.constants import SmSharing
 from podrt.spec.types import ELEMENT_BYTES
 
@@ -29,16 +30,17 @@ from podrt.spec.types import ELEMENT_BYTES
 class _Work(NamedTuple):
     """What there is to do: prefill items, the longest first, and what they and decode cost."""
 
-    prefill: WorkList
-    longest: int  # keys of the first
+    prefill_keys: npt.NDArray[np.int64]  # of each item
     num_kv_heads: int
     us_per_key: float  # of a prefill unit alone
+    prefill_us: float  # of all on all SMs
     decode_bytes: int
+    decode_us: float
 
     @property
     def num_units(self) -> int:
         """Units of prefill."""
-        return len(self.prefill) * self.num_kv_heads
+        return len(self.prefill_keys) * self.num_kv_heads
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class SmAllocation:
         if not (plan.prefill_keys and plan.decode_keys):
             return "a side without keys needs no SMs of its own"
         work = self._work(plan)
-        share = self._prefill_us(work) / self._decode_us(work)
+        share = work.prefill_us / work.decode_us
         ratio = f"prefill alone takes {share:.2f} of decode"
         if plan.decode_only_ctas:
             return f"{ratio}: {plan.decode_only_ctas} SMs decode first (SmSharing.best_shares)"
@@ -99,28 +101,24 @@ class SmAllocation:
     def _work(self, plan: Plan) -> _Work:
         flops_per_key = 4.0 * self.head_dim * plan.prefill_rows
         row_bytes = self.head_dim * ELEMENT_BYTES[plan.spec.dtype]
-        prefill = plan.prefill_longest_first()
-        longest = prefill[0]
+        keys, heads = keys_of(plan.prefill_longest_first()), plan.spec.num_kv_heads
+        us_per_key = flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6
+        decode_bytes = 2 * plan.decode_keys * heads * row_bytes
         return _Work(
-            prefill=prefill,
-            longest=int(longest["kv_end"] - longest["kv_begin"]),
-            num_kv_heads=plan.num_kv_heads,
-            us_per_key=flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6,
-            decode_bytes=2 * plan.decode_keys * plan.num_kv_heads * row_bytes,
+            prefill_keys=keys,
+            num_kv_heads=heads,
+            us_per_key=us_per_key,
+            prefill_us=_waves_keys(keys, heads, self.num_sms) * us_per_key,
+            decode_bytes=decode_bytes,
+            decode_us=decode_bytes / (self.speeds.read_efficiency * self.memory_gbs) / 1e3,
         )
-
-    def _prefill_us(self, work: _Work) -> float:
-        return _waves_keys(work, self.num_sms) * work.us_per_key
-
-    def _decode_us(self, work: _Work) -> float:
-        return work.decode_bytes / (self.speeds.read_efficiency * self.memory_gbs) / 1e3
 
     def _decode_only_sms(self, work: _Work) -> int:
         """Return how many SMs should take no prefill before decode has run out."""
         speeds, num_sms = self.speeds, self.num_sms
         read_gbs = speeds.read_efficiency * self.memory_gbs
-        decode_us = self._decode_us(work)
-        ratio = self._prefill_us(work) / decode_us
+        decode_us = work.decode_us
+        ratio = work.prefill_us / decode_us
         share = _interpolated(ratio, speeds.time_ratios, speeds.best_shares)
         wanted = int(min(share * num_sms, read_gbs / speeds.decode_gbs_per_sm))
         if not wanted:
@@ -128,7 +126,7 @@ class SmAllocation:
         most_keys = speeds.most_prefill * decode_us / work.us_per_key
 
         def are_enough(sms: int) -> bool:
-            return _waves_keys(work, sms) <= most_keys
+            return _waves_keys(work.prefill_keys, work.num_kv_heads, sms) <= most_keys
 
         left = num_sms - wanted
         if not are_enough(left):  # prefill takes longer the fewer SMs are left for it
@@ -138,7 +136,7 @@ class SmAllocation:
     def _prefill_only_sms(self, work: _Work) -> int:
         """Return how many SMs take no decode before prefill ends."""
         fewest = 0
-        if self._prefill_us(work) >= self.speeds.time_ratios[-1] * self._decode_us(work):
+        if work.prefill_us >= self.speeds.time_ratios[-1] * work.decode_us:
             fewest = int(self.speeds.prefill_first_share * self.num_sms)
         return max(fewest, self._sms_of_longest(work))
 
@@ -148,7 +146,7 @@ class SmAllocation:
         if num_units > num_sms:
             return 0
         us_per_key = work.us_per_key * speeds.fused_slowdown
-        longest_us = work.longest * us_per_key
+        longest_us = work.prefill_keys.item(0) * us_per_key
         decode_mb = work.decode_bytes / 1e6
         bus_gbs = speeds.beside_bus_share * speeds.read_efficiency * self.memory_gbs
         mb_per_sm = min(speeds.beside_gbs_per_sm, bus_gbs / num_sms) * longest_us / 1e3
@@ -157,17 +155,18 @@ class SmAllocation:
             return 0
         others = np.arange(num_sms, num_sms - most - 1, -1)
         beside_us = speeds.us_per_decoded_mb * decode_mb / others
-        beside_us += keys_of(work.prefill).repeat(work.num_kv_heads)[: most + 1] * us_per_key
+        beside_us += work.prefill_keys.repeat(work.num_kv_heads)[: most + 1] * us_per_key
         return int(np.maximum(beside_us, longest_us).argmin())
 
 
-def _waves_keys(work: _Work, num_sms: int) -> int:
-    """Return the keys of prefill units in waves on so many SMs: the longest of each wave."""
-    if work.num_units <= num_sms:
-        return work.longest
-    firsts = np.arange(0, work.num_units, num_sms)
-    firsts //= work.num_kv_heads
-    return int(np.add.reduce(keys_of(work.prefill)[firsts]))
+def _waves_keys(keys: npt.NDArray[np.int64], num_kv_heads: int, num_sms: int) -> int:
+    """Return the keys of units in waves on so many SMs, longest first: the longest of each wave."""
+    num_units = len(keys) * num_kv_heads
+    if num_units <= num_sms:
+        return int(keys.item(0))
+    firsts = np.arange(0, num_units, num_sms)
+    firsts //= num_kv_heads
+    return int(np.add.reduce(keys[firsts]))
 
 
 def _interpolated(x: float, xs: tuple[float, ...], ys: tuple[float, ...]) -> float:

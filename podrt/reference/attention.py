@@ -31,6 +31,7 @@ def reference_attention(
     window_left: int | None = None,
     logits_soft_cap: float | None = None,
     sinks: npt.NDArray[Any] | None = None,
+    tree_mask: npt.NDArray[np.uint64] | None = None,
 ) -> tuple[Float64Array, Float64Array]:
     """Attention of every request, one after the other; only keys that a token sees are read.
 
@@ -60,6 +61,8 @@ def reference_attention(
         Scaled scores s become ``cap * tanh(s / cap)``.
     sinks : float array [Hq], optional
         Logits of one more key, whose value is 0, that every row sees; neither scaled nor capped.
+    tree_mask : uint64 array [total_tokens], optional
+        Bit j of a word is whether the token sees its request's j-th new key (`Mask.tree`).
 
     Returns
     -------
@@ -75,7 +78,7 @@ def reference_attention(
     """
     _check(q, k_cache, v_cache, batch, page_table, page_size, sinks)
     scale = 1 / math.sqrt(q.shape[2]) if sm_scale is None else sm_scale
-    scores_of = _Scores(Mask(causal, window_left), logits_soft_cap)
+    mask = Mask(causal, window_left, tree_mask is not None)
     out = np.zeros(q.shape)
     lse = np.full(q.shape[:2], -np.inf)
     group = q.shape[1] // k_cache.shape[2]
@@ -84,7 +87,9 @@ def reference_attention(
         if rows.start == rows.stop:  # its page numbers may be anything
             continue
         lengths = rows.stop - rows.start, int(batch.kv_lens[request])
-        first = int(scores_of.mask.key_range(0, *lengths)[0])
+        words = None if tree_mask is None else tree_mask[rows]
+        scores_of = _Scores(mask, logits_soft_cap, words)
+        first = int(mask.key_range(0, *lengths)[0])
         keys, values = (
             _of_request(c, batch, request, page_table, first) for c in (k_cache, v_cache)
         )
@@ -110,6 +115,7 @@ class _Scores(NamedTuple):
 
     mask: Mask
     cap: float | None
+    words: npt.NDArray[np.uint64] | None  # of a request, where it may have a tree
 
     def of(
         self, products: Float64Array, tokens: Ints, first: int, q_len: int, kv_len: int
@@ -117,7 +123,7 @@ class _Scores(NamedTuple):
         """Cap and mask products ``[tokens, group, keys]`` of keys from `first` on."""
         scores = products if self.cap is None else self.cap * np.tanh(products / self.cap)
         keys = np.arange(first, first + scores.shape[2])
-        hidden = ~self.mask.sees(tokens, keys, q_len, kv_len)
+        hidden = ~self.mask.sees(tokens, keys, q_len, kv_len, self.words)
         scores[np.broadcast_to(hidden[:, None], scores.shape)] = -np.inf
         return scores
 
@@ -147,11 +153,12 @@ def _one_head(
         products = q[tokens].reshape(-1, head_dim) @ k[seen].T
         scores = scores_of.of(products.reshape(-1, group, high - low), tokens, low, q_len, kv_len)
         top = scores.max(axis=2)
-        weights = np.exp(scores - top[:, :, None])
+        weights = np.exp(scores - _finite(top)[:, :, None])
         total = weights.sum(axis=2)
         weighted = (weights.reshape(-1, high - low) @ v[seen]).reshape(-1, group, head_dim)
-        out[tokens] = weighted / total[:, :, None]
-        lse[tokens] = top + np.log(total)
+        sees = total > 0  # words may hide all keys
+        out[tokens] = weighted / np.where(sees, total, 1.0)[:, :, None]
+        lse[tokens] = np.where(sees, top + np.log(np.where(sees, total, 1.0)), -np.inf)
 
 
 def _of_request(

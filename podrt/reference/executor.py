@@ -28,6 +28,7 @@ def execute_plan(
     page_size: int | None = None,
     sm_scale: float | None = None,
     sinks: npt.NDArray[Any] | None = None,
+    tree_mask: npt.NDArray[np.uint64] | None = None,
     kv_tile: int = 64,
     order: npt.ArrayLike | None = None,
 ) -> tuple[Float64Array, Float64Array]:
@@ -52,6 +53,8 @@ def execute_plan(
         Factor of the scores; ``1 / sqrt(D)`` when None.
     sinks : float array [Hq], optional
         Logits of one more key, whose value is 0, that every row sees.
+    tree_mask : uint64 array [total_tokens], optional
+        Words of tokens, where the plan's layer takes them (`Mask.tree`).
     kv_tile : int
         Keys in one step of the online softmax.
     order : permutation of the plan's units, or int, optional
@@ -82,7 +85,7 @@ def execute_plan(
     cap = plan.spec.logits_soft_cap
     cache = _Cache(k_cache, v_cache, page_table, page_size)
     scaled_q = q.astype(np.float64) * (scale * _LOG2_E if cap is None else scale / cap)
-    run = _Run.start(plan, scaled_q, cache, sinks, kv_tile)
+    run = _Run.start(plan, scaled_q, cache, sinks, tree_mask, kv_tile)
     for unit in _finish_order(plan, order):
         run.do(unit)
     run.require_merged()
@@ -127,6 +130,7 @@ class _Run:
     scaled_q: Float64Array
     cache: _Cache
     sinks2: Float64Array | None
+    words: npt.NDArray[np.uint64] | None
     kv_tile: int
     out: Float64Array
     lse: Float64Array
@@ -141,6 +145,7 @@ class _Run:
         scaled_q: Float64Array,
         cache: _Cache,
         sinks: npt.NDArray[Any] | None,
+        words: npt.NDArray[np.uint64] | None,
         kv_tile: int,
     ) -> _Run:
         partials = plan.partial_rows * plan.num_kv_heads
@@ -149,6 +154,7 @@ class _Run:
             scaled_q,
             cache,
             None if sinks is None else sinks.astype(np.float64) * _LOG2_E,
+            words,
             kv_tile,
             out=np.full(scaled_q.shape, np.nan),
             lse=np.full(scaled_q.shape[:2], np.nan),
@@ -201,6 +207,8 @@ class _Run:
         """Online softmax over the item's keys, from the high end down, in the exp2 domain."""
         q = self.scaled_q[item["q_begin"] + token, head]
         lengths = int(item["q_len"]), int(item["kv_len"])
+        first = item["q_begin"]
+        words = None if self.words is None else self.words[first : first + lengths[0]]
         cap = self.plan.spec.logits_soft_cap
         top = np.full(len(token), -np.inf)
         total = np.zeros(len(token))
@@ -211,7 +219,7 @@ class _Run:
             scores = q @ k.T
             if cap is not None:
                 scores = cap * _LOG2_E * np.tanh(scores)
-            scores[~self.plan.mask.sees(token, keys, *lengths)] = -np.inf
+            scores[~self.plan.mask.sees(token, keys, *lengths, words)] = -np.inf
             new_top = np.maximum(top, scores.max(axis=1))
             base = _finite_or_zero(new_top)
             weights, shrink = np.exp2(scores - base[:, None]), np.exp2(top - base)

@@ -73,6 +73,7 @@ class Softmax:
         dtype: npt.DTypeLike,
         *,
         hidden: IntArray | None = None,
+        tree: npt.NDArray[np.bool_] | None = None,
         sinks: Float32Array | None = None,
         kv_begin: int = 0,
         kv_end: int | None = None,
@@ -92,6 +93,8 @@ class Softmax:
         hidden : int array [rows], optional
             How many of those keys come before a row's window; the first row's has fewest. None by
             default.
+        tree : bool array [rows, new keys], optional
+            Which of the last keys that `visible` counts, alike for all rows, each of them sees.
         sinks : float32 array [rows], optional
             In base 2, of an item that is not split.
         kv_begin, kv_end : int
@@ -100,6 +103,7 @@ class Softmax:
         kv_end = len(values) if kv_end is None else kv_end
         limit = np.minimum(visible, kv_end)
         hidden = np.zeros_like(visible) if hidden is None else hidden
+        sure_end = limit[0] if tree is None else min(limit[0], visible[0] - tree.shape[1])
         behind = (0, self.step_keys)  # rows of the last step that hold no key are zeros
         scores, values = np.pad(scores, ((0, 0), behind)), np.pad(values, (behind, (0, 0)))
         # And so are those of keys that no row sees, as they may hold anything.
@@ -109,8 +113,10 @@ class Softmax:
         for step in reversed(range(num_steps)):
             first = kv_begin + step * self.step_keys
             keys = np.arange(first, first + self.step_keys)
-            masked = bool(keys[-1] >= limit[0] or keys[0] < hidden[-1])
+            masked = bool(keys[-1] >= sure_end or keys[0] < hidden[-1])
             sees = (keys >= hidden[:, None]) & (keys < limit[:, None])
+            if tree is not None:
+                sees &= _seen_of(tree, keys - (visible[0] - tree.shape[1]))
             seen = np.where(sees, scores[:, keys], np.float32(-np.inf))
             powers = self.powers_of(rows, seen, exact=masked or step == num_steps - 1)
             rows.total = rows.total + powers.sum(1)
@@ -233,6 +239,13 @@ def soft_capped_together(scores: Float32Array, to_exponent: float) -> Float32Arr
     inverse = np.repeat(of_pairs, 2, -1) * d[..., [1, 0, 3, 2]]
     capped: Float32Array = np.float32(1) - np.float32(2) * inverse
     return capped
+
+
+def _seen_of(tree: npt.NDArray[np.bool_], new: IntArray) -> npt.NDArray[np.bool_]:
+    """Return whether rows see keys by their numbers among the new ones; older ones they do."""
+    inside = (new >= 0) & (new < tree.shape[1])
+    seen: npt.NDArray[np.bool_] = tree[:, np.where(inside, new, 0)] | ~inside
+    return seen
 
 
 def _finished(rows: Rows, sinks: Float32Array | None) -> tuple[Float32Array, Float32Array]:

@@ -165,6 +165,17 @@ class Driver:
         )
 
 
+def give_back_unused(ordinal: int | None) -> None:
+    """Give memory that nobody holds any more back to a GPU; to the current one if None.
+
+    CuPy's pool keeps it for the stream that it was allocated on, which may be gone. May wait for
+    the GPU.
+    """
+    cupy = load_cupy()
+    with uncaptured(), nullcontext() if ordinal is None else cupy.cuda.Device(ordinal):
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
 @contextmanager
 def uncaptured() -> Iterator[None]:
     """Allow this thread calls that CUDA otherwise forbids while any stream is being captured."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from podrt.jit import Build, LoadedKernel, build, load, on_reset
 from podrt.kernels.families import Variant, source_of
+from podrt.kernels.tracing import traced
 
-_loaded: dict[tuple[Variant, int], LoadedKernel] = {}
+#: By variant, device and whether it is instrumented.
+_loaded: dict[tuple[Variant, int, bool], LoadedKernel] = {}
 on_reset(_loaded.clear)
+
+_instrumented: ContextVar[bool] = ContextVar("instrumented", default=False)
 
 
 def compile_variant(config: Variant) -> Build:
@@ -24,7 +32,22 @@ def compile_variant(config: Variant) -> Build:
 
 def load_kernel(config: Variant, device: int) -> LoadedKernel:
     """Return a variant on a device, compiling and loading it the first time."""
-    known = _loaded.get((config, device))
+    key = config, device, _instrumented.get()
+    known = _loaded.get(key)
     if known is None:
-        known = _loaded[config, device] = load(compile_variant(config), device)
+        built = build(traced(source_of(config))) if key[2] else compile_variant(config)
+        known = _loaded[key] = load(built, device)
     return known
+
+
+@contextmanager
+def instrumented_kernels() -> Iterator[None]:
+    """Have what this thread loads meanwhile be instrumented builds (`podrt.kernels.tracing`).
+
+    Plans and runs that load kernels inside keep them; others are as ever.
+    """
+    token = _instrumented.set(True)
+    try:
+        yield
+    finally:
+        _instrumented.reset(token)

@@ -14,15 +14,16 @@ from podrt.plan import WORK_ITEM, Plan
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
 from podrt.tensors.page_table import PageTable, require_pages_exist
+from podrt.tensors.tree_mask import TreeMask
 from podrt.tensors.view import TensorView
 
 #: Kernels in order, with their grids.
 Launches = tuple[tuple[Variant, int], ...]
 
 
-def plan_bytes(items: int, table_entries: int) -> int:
-    """Return the bytes of a plan on the GPU: header, items and copied page numbers."""
-    return PLAN_HEADER_BYTES + items * WORK_ITEM.itemsize + table_entries * 4
+def plan_bytes(items: int, table_entries: int, tree_words: int = 0) -> int:
+    """Return the bytes of a plan on the GPU: header, items, copied tree mask and page numbers."""
+    return PLAN_HEADER_BYTES + items * WORK_ITEM.itemsize + tree_words * 8 + table_entries * 4
 
 
 @dataclass(eq=False, slots=True)
@@ -41,6 +42,8 @@ class Planned:
         Page numbers; None for a contiguous cache.
     device_kv_lens : TensorView or None
         Exact lengths, int32 ``[requests]``, that only the GPU knows.
+    tree_mask : TreeMask or None
+        Which new keys tokens see; None for a causal mask.
     checked_num_pages : set of int
         Cache sizes against which page numbers in host memory have been checked.
     """
@@ -50,30 +53,40 @@ class Planned:
     launches: Launches
     page_table: PageTable | None
     device_kv_lens: TensorView | None
+    tree_mask: TreeMask | None = None
     checked_num_pages: set[int] = field(default_factory=set)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of header, items and copied page numbers together."""
-        table = self.page_table
-        entries = 0 if table is None or table.host_values is None else table.host_values.size
-        return plan_bytes(len(self.plan.prefill) + len(self.plan.decode), entries)
+        """Bytes of header, items, copied tree mask and page numbers together."""
+        entries, words = (
+            0 if copied is None or copied.host_values is None else copied.host_values.size
+            for copied in (self.page_table, self.tree_mask)
+        )
+        return plan_bytes(len(self.plan.prefill) + len(self.plan.decode), entries, words)
 
     def write(self, to: npt.NDArray[np.uint8], address: int) -> None:
-        """Write header, items and copied page numbers, which are to lie at `address` on the GPU."""
-        plan, table, lengths = self.plan, self.page_table, self.device_kv_lens
+        """Write all that is copied; it is to lie at `address` on the GPU."""
+        plan, table, lengths, tree = self.plan, self.page_table, self.device_kv_lens, self.tree_mask
         end = PLAN_HEADER_BYTES
         for items in (plan.prefill, plan.decode):
             if items.size:
                 begin, end = end, end + items.nbytes
                 to[begin:end] = np.frombuffer(items, np.uint8)
-        page_table = 0
+        page_table = tree_mask = 0
+        if tree is not None:
+            tree_mask = tree.tensor.pointer
+            if tree.host_values is not None:  # first, as words of 64 bits are aligned like items
+                tree_mask, begin = address + end, end
+                end += tree.host_values.nbytes
+                to[begin:end] = tree.host_values.view(np.uint8)
         if table is not None:
             page_table = table.tensor.pointer
             if table.host_values is not None:
                 page_table = address + end
                 to[end : end + table.host_values.nbytes] = table.host_values.view(np.uint8)
-        write_plan_header(to, plan, page_table, 0 if lengths is None else lengths.pointer)
+        kv_lens = 0 if lengths is None else lengths.pointer
+        write_plan_header(to, plan, page_table, kv_lens, tree_mask)
 
     @property
     def variants(self) -> tuple[Variant, ...]:

@@ -115,7 +115,7 @@ def room_for(limits: Limits, scheduler: Scheduler) -> Room:
     entries = limits.max_requests * limits.max_pages(spec.page_size)
     return Room(
         decode_rows=decode_rows,
-        plan_bytes=plan_bytes(bounds.items, entries),
+        plan_bytes=plan_bytes(bounds.items, entries, limits.max_tokens * spec.mask.tree),
         scratch_bytes=scratch_bytes(bounds.partial_rows * spec.num_kv_heads, spec.head_dim),
         captured=scheduler.captured(decode_rows),
         captured_decode=scheduler.captured(decode_rows, decodes_only=True),

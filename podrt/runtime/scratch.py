@@ -16,7 +16,7 @@ SCRATCH_ALIGNMENT_BYTES = _ALIGN = 256
 _FLOAT_BYTES = 4
 _COUNTER_BYTES = -(-4 * NUM_COUNTERS // _ALIGN) * _ALIGN
 #: One byte of so many is for counters of merges. A merge has two counters and at least two splits
-#: of 8 rows of 64 columns, 8 bytes beside 4160.
+#: of 8 rows of 32 columns, 8 bytes beside 2112.
 _BYTES_FOR_EACH_OF_MERGES = 256
 
 

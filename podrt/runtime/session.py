@@ -27,6 +27,7 @@ from podrt.tensors.checks import (
 )
 from podrt.tensors.page_table import PageTable
 from podrt.tensors.run_tensors import RunTensors
+from podrt.tensors.tree_mask import TreeMask
 from podrt.tensors.view import TensorView
 
 
@@ -54,7 +55,11 @@ class Session:
         self._loaded: tuple[Variant, ...] = ()
 
     def plan(
-        self, batch: HybridBatch, table: PageTable | None, lengths: TensorView | None
+        self,
+        batch: HybridBatch,
+        table: PageTable | None,
+        lengths: TensorView | None,
+        tree: TreeMask | None = None,
     ) -> Planned:
         """Plan a batch and make sure of its kernels; what was planned before stays in place."""
         reserved = self.reservation
@@ -63,7 +68,7 @@ class Session:
         schedule = self.scheduler.schedule(
             batch, decode_rows=reserved.decode_rows if reserved else None
         )
-        return Planned(batch, schedule.plan, self._launches(schedule), table, lengths)
+        return Planned(batch, schedule.plan, self._launches(schedule), table, lengths, tree)
 
     def explain(self, planned: Planned) -> Explanation:
         """Explain how a batch that was planned is run."""
@@ -178,7 +183,7 @@ class Session:
         before, self.scheduler = self.scheduler, scheduler
         try:
             turned = self._by_other_family or self.plan(
-                planned.batch, planned.page_table, planned.device_kv_lens
+                planned.batch, planned.page_table, planned.device_kv_lens, planned.tree_mask
             )
         except BaseException:
             self.scheduler = before

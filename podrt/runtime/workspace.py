@@ -5,7 +5,7 @@ Launches of one stream run in order and may share these; launches of different s
 
 from __future__ import annotations
 
-from podrt.kernels.arguments import PLAN_HEADER_BYTES, Buffers
+from podrt.kernels.arguments import PLAN_BYTES_AT_LEAST, PLAN_HEADER_BYTES, Buffers
 from podrt.runtime.driver import Driver, Memory
 from podrt.runtime.launcher import Launchers
 from podrt.runtime.planned import Planned
@@ -61,7 +61,7 @@ class Workspace:
         stream : int
             Counters become zero, and the plan an empty one, in the order of this stream.
         """
-        self._plan = self._driver.allocate(plan_bytes, stream)
+        self._plan = self._driver.allocate(max(plan_bytes, PLAN_BYTES_AT_LEAST), stream)
         self._take_scratch(
             self._driver.allocate(scratch, stream) if isinstance(scratch, int) else scratch, stream
         )
@@ -88,7 +88,8 @@ class Workspace:
             raise AssertionError(f"a plan of {plan_bytes} bytes and {rows} partial rows")
         self.launchers.clear()  # they hold the addresses
         if plan_bytes > self._plan.nbytes:
-            self._plan = self._driver.allocate(_with_slack(plan_bytes), stream)
+            room = max(_with_slack(plan_bytes), PLAN_BYTES_AT_LEAST)
+            self._plan = self._driver.allocate(room, stream)
         scratch = scratch_bytes(rows, self._head_dim)
         if scratch > self._scratch.nbytes:
             self._take_scratch(self._driver.allocate(_with_slack(scratch), stream), stream)

@@ -13,7 +13,7 @@ import numpy as np
 
 from podrt.errors import UnsupportedConfigError
 from podrt.spec.mask import Mask
-from podrt.spec.types import HEAD_DIMS, DType, dtype_name
+from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT, DType, dtype_name
 
 KvLayout = Literal["NHD", "HND"]
 
@@ -38,6 +38,8 @@ class KernelSpec:
         Tokens of a page; None is a contiguous cache.
     soft_cap : bool
         Scores are capped; by what is an argument (`AttentionSpec.logits_soft_cap`).
+    tree_mask : bool
+        Decodes have trees (`Mask.tree`); which, plans say.
     """
 
     head_dim: int
@@ -45,6 +47,7 @@ class KernelSpec:
     causal: bool
     page_size: int | None
     soft_cap: bool
+    tree_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ class AttentionSpec:
     def kernel(self) -> KernelSpec:
         """What its kernels are compiled for."""
         soft_cap = self.logits_soft_cap is not None
-        return KernelSpec(self.head_dim, self.dtype, self.mask.causal, self.page_size, soft_cap)
+        return KernelSpec(
+            self.head_dim, self.dtype, self.mask.causal, self.page_size, soft_cap, self.mask.tree
+        )
 
 
 def make_spec(
@@ -102,6 +107,7 @@ def make_spec(
     sm_scale: float | None = None,
     window_left: int | None = None,
     logits_soft_cap: float | None = None,
+    tree_mask: bool = False,
 ) -> AttentionSpec:
     """Check the arguments of `podrt.HybridAttention` and gather them; errors as there."""
     # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.
@@ -115,17 +121,27 @@ def make_spec(
             f"num_qo_heads={num_qo_heads}: must be a multiple of num_kv_heads={num_kv_heads}"
         )
     if head_dim not in HEAD_DIMS:
-        raise UnsupportedConfigError(f"head_dim={head_dim!r}: allowed are {HEAD_DIMS}")
+        raise UnsupportedConfigError(f"head_dim={head_dim}: allowed are {HEAD_DIMS_TEXT}")
     if page_size is not None:
         page_size = positive_int("page_size", page_size)
-    if not isinstance(causal, bool | np.bool_):
-        raise TypeError(f"causal={causal!r}: expected True or False")
+    for name, value in (("causal", causal), ("tree_mask", tree_mask)):
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name}={value!r}: expected True or False")
+    if tree_mask and not causal:
+        raise UnsupportedConfigError(
+            "tree_mask=True with causal=False: a tree is a causal mask with some keys left out; "
+            "leave causal at True"
+        )
     return AttentionSpec(
         num_qo_heads,
         num_kv_heads,
         head_dim,
         cast(DType, dtype_name(dtype, get_args(DType))),
-        Mask(bool(causal), None if window_left is None else _checked_window(window_left)),
+        Mask(
+            bool(causal),
+            None if window_left is None else _checked_window(window_left),
+            bool(tree_mask),
+        ),
         _checked_scale(sm_scale, head_dim),
         page_size,
         kv_layout,  # type: ignore[arg-type]

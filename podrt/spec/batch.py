@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import lru_cache
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,44 @@ Int32Array = npt.NDArray[np.int32]
 
 _INT32 = np.dtype(np.int32)
 _INT32_MAX = np.iinfo(np.int32).max
+#: Query lengths of more requests are not kept: they are large, and seldom come twice.
+_MOST_KEPT = 4096
+
+
+class QueryLengths:
+    """Query tokens of every request of a batch, and what follows from them alone.
+
+    A server's next batch often has those of the last one, and then has the same object.
+
+    Attributes
+    ----------
+    qo_indptr : int32 array [requests + 1]
+        Request i owns rows ``qo_indptr[i]`` to ``qo_indptr[i + 1]`` of q. Read-only.
+    q_lens : int32 array [requests]
+        Query tokens of every request. Read-only.
+    total_tokens : int
+        Query tokens of the batch, the rows of q.
+    min_q_len, max_q_len : int
+        Query tokens of the requests with fewest and most; 0 in an empty batch.
+    derived : dict
+        What others have made of them, by what it was made for: to be looked up, not changed.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "derived",
+        "max_q_len",
+        "min_q_len",
+        "q_lens",
+        "qo_indptr",
+        "total_tokens",
+    )
+
+    def __init__(self, qo_indptr: Int32Array, q_lens: Int32Array, min_q_len: int) -> None:
+        self.qo_indptr, self.q_lens, self.min_q_len = qo_indptr, q_lens, min_q_len
+        self.total_tokens = qo_indptr.item(-1)
+        self.max_q_len = q_lens.item(q_lens.argmax()) if len(q_lens) else 0
+        self.derived: dict[Hashable, Any] = {}
 
 
 class HybridBatch(NamedTuple):
@@ -23,16 +62,10 @@ class HybridBatch(NamedTuple):
 
     Attributes
     ----------
-    qo_indptr : int32 array [requests + 1]
-        Request i owns rows ``qo_indptr[i]`` to ``qo_indptr[i + 1]`` of q. Read-only.
+    queries : QueryLengths
+        Query tokens of every request.
     kv_lens : int32 array [requests]
         Keys of every request, its new tokens included. Read-only.
-    q_lens : int32 array [requests]
-        Query tokens of every request. Read-only.
-    total_tokens : int
-        Query tokens of the batch, the rows of q.
-    min_q_len, max_q_len : int
-        Query tokens of the requests with fewest and most; 0 in an empty batch.
     max_kv_len : int
         Keys of the longest request; 0 in an empty batch.
     page_begin : int32 array [requests]
@@ -41,12 +74,8 @@ class HybridBatch(NamedTuple):
         Tokens of a page; None for a contiguous cache, where request i owns row i.
     """
 
-    qo_indptr: Int32Array
+    queries: QueryLengths
     kv_lens: Int32Array
-    q_lens: Int32Array
-    total_tokens: int
-    min_q_len: int
-    max_q_len: int
     max_kv_len: int
     page_begin: Int32Array
     page_size: int | None = None
@@ -54,8 +83,8 @@ class HybridBatch(NamedTuple):
     @classmethod
     def empty(cls, page_size: int | None = None) -> HybridBatch:
         """Batch of no requests."""
-        none = _frozen(np.zeros(0, np.int32))
-        return cls(*_lengths(np.zeros(1, np.int32), none), none, page_size)
+        none = np.zeros(0, np.int32)
+        return cls(*_lengths(np.zeros(1, np.int32), none), _multiples(0, 0), page_size)
 
     @classmethod
     def contiguous(cls, qo_indptr: Int32Array, kv_lens: Int32Array) -> HybridBatch:
@@ -68,8 +97,7 @@ class HybridBatch(NamedTuple):
         TypeError, ValueError
             `qo_indptr` or `kv_lens` is not a valid int32 array.
         """
-        lengths = _lengths(qo_indptr, kv_lens)
-        return cls(*lengths, _frozen(np.zeros(len(kv_lens), np.int32)))
+        return cls(*_lengths(qo_indptr, kv_lens), _multiples(0, len(kv_lens)))
 
     @classmethod
     def from_block_table(
@@ -99,7 +127,7 @@ class HybridBatch(NamedTuple):
         TypeError, ValueError
             An argument is malformed, or a request has more keys than its row has pages for.
         """
-        lengths = _lengths(qo_indptr, kv_lens)
+        queries, kv_lens, max_kv_len = _lengths(qo_indptr, kv_lens)
         _require_page_size(page_size)
         requests = len(kv_lens)
         if len(shape) != 2 or shape[0] != requests:
@@ -112,10 +140,10 @@ class HybridBatch(NamedTuple):
                 f"block_table has a row stride of {row_stride} elements over {requests} rows; "
                 f"offsets must be between 0 and {_INT32_MAX}"
             )
-        if lengths.max_kv_len > shape[1] * page_size:
+        if max_kv_len > shape[1] * page_size:
             _refuse_room(kv_lens, np.full(requests, shape[1]), page_size, "block_table")
         page_begin = _multiples(row_stride if requests > 1 else 0, requests)
-        return cls(*lengths, page_begin, page_size)
+        return cls(queries, kv_lens, max_kv_len, page_begin, page_size)
 
     @classmethod
     def from_kv_indptr(
@@ -162,6 +190,31 @@ class HybridBatch(NamedTuple):
         """Requests of the batch."""
         return len(self.kv_lens)
 
+    @property
+    def qo_indptr(self) -> Int32Array:
+        """First row of every request in q, int32 ``[requests + 1]``; as `QueryLengths` has it."""
+        return self.queries.qo_indptr
+
+    @property
+    def q_lens(self) -> Int32Array:
+        """Query tokens of every request, int32 ``[requests]``."""
+        return self.queries.q_lens
+
+    @property
+    def total_tokens(self) -> int:
+        """Query tokens of the batch, the rows of q."""
+        return self.queries.total_tokens
+
+    @property
+    def min_q_len(self) -> int:
+        """Query tokens of the request with fewest; 0 in an empty batch."""
+        return self.queries.min_q_len
+
+    @property
+    def max_q_len(self) -> int:
+        """Query tokens of the request with most; 0 in an empty batch."""
+        return self.queries.max_q_len
+
     def require_cache(self, shape: tuple[int, ...], name: str = "k_cache") -> None:
         """Check that a cache of that shape can hold the batch.
 
@@ -205,42 +258,40 @@ class HybridBatch(NamedTuple):
         return rows > 0 or self.max_kv_len == 0
 
 
-class _Lengths(NamedTuple):
-    """What a `HybridBatch` begins with."""
-
-    qo_indptr: Int32Array
-    kv_lens: Int32Array
-    q_lens: Int32Array
-    total_tokens: int
-    min_q_len: int
-    max_q_len: int
-    max_kv_len: int
-
-
-def _lengths(qo_indptr: Int32Array, kv_lens: Int32Array) -> _Lengths:
+def _lengths(qo_indptr: Int32Array, kv_lens: Int32Array) -> tuple[QueryLengths, Int32Array, int]:
+    """Return what a `HybridBatch` begins with."""
     # The extremes are looked up where they are: NumPy's reductions take three times as long.
     kv_lens = _int32_vector(kv_lens, "kv_lens")
     requests = len(kv_lens)
     if requests and kv_lens[kv_lens.argmin()] < 0:
         at = int(np.argmax(kv_lens < 0))
         raise ValueError(f"kv_lens[{at}] is {kv_lens[at]}; lengths must be 0 or more")
-    qo_indptr, q_lens, min_q_len = _indptr(qo_indptr, "qo_indptr", requests)
-    if not requests:
-        return _Lengths(qo_indptr, kv_lens, q_lens, 0, 0, 0, 0)
-    return _Lengths(
-        qo_indptr,
-        kv_lens,
-        q_lens,
-        qo_indptr.item(-1),
-        min_q_len,
-        q_lens.item(q_lens.argmax()),
-        kv_lens.item(kv_lens.argmax()),
-    )
+    queries = _query_lengths(qo_indptr, requests)
+    return queries, kv_lens, kv_lens.item(kv_lens.argmax()) if requests else 0
+
+
+def _query_lengths(qo_indptr: Int32Array, requests: int) -> QueryLengths:
+    if requests > _MOST_KEPT:
+        return QueryLengths(*_indptr(qo_indptr, "qo_indptr", requests))
+    _require_int32_vector(qo_indptr, "qo_indptr")
+    return _kept_query_lengths(qo_indptr.tobytes(), requests)
+
+
+@lru_cache(maxsize=4)
+def _kept_query_lengths(qo_indptr: bytes, requests: int) -> QueryLengths:
+    indptr = np.frombuffer(qo_indptr, np.int32)
+    return QueryLengths(*_differences(indptr, "qo_indptr", requests))
 
 
 def _indptr(array: Int32Array, name: str, requests: int) -> tuple[Int32Array, Int32Array, int]:
     """Return a checked copy, its differences and the least of these; 0 if there are none."""
-    indptr = _int32_vector(array, name)
+    return _differences(_int32_vector(array, name), name, requests)
+
+
+def _differences(
+    indptr: Int32Array, name: str, requests: int
+) -> tuple[Int32Array, Int32Array, int]:
+    """Do so for an array that nobody changes."""
     if len(indptr) != requests + 1:
         raise ValueError(
             f"{name} has {len(indptr)} entries; expected {requests + 1}, "
@@ -262,13 +313,17 @@ def _indptr(array: Int32Array, name: str, requests: int) -> tuple[Int32Array, In
 
 def _int32_vector(array: Int32Array, name: str) -> Int32Array:
     """Return a read-only copy, so that a later change by the caller cannot break the batch."""
+    _require_int32_vector(array, name)
+    return _frozen(array.copy())
+
+
+def _require_int32_vector(array: Int32Array, name: str) -> None:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} is {type(array).__name__}; expected a NumPy int32 array")
     if array.dtype != _INT32:
         raise TypeError(f'{name} has dtype {array.dtype}; expected int32: use .astype("int32")')
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected one dimension")
-    return _frozen(array.copy())
 
 
 @lru_cache(maxsize=64)  # servers use a table again and again, for a few numbers of requests

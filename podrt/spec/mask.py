@@ -10,10 +10,13 @@ import numpy.typing as npt
 
 Numbers = int | npt.NDArray[Any]
 
+#: Bits of a word of a tree mask: the most query tokens of a request that has a tree.
+MOST_TREE_TOKENS = 64
+
 
 @dataclass(frozen=True)
 class Mask:
-    """The keys that a token sees, which are a range whatever the mask.
+    """The keys that a token sees: a range, of which trees leave out some at the end.
 
     Attributes
     ----------
@@ -22,10 +25,14 @@ class Mask:
         none behind that. Without it, the last key is the request's.
     window_left : int or None
         Keys before its own that a token sees; 0 leaves its own alone. None: from the first on.
+    tree : bool
+        Which of its request's new keys (the last ``q_len``) a token sees is for a word of bits to
+        say, whatever the window; for requests of at most `MOST_TREE_TOKENS` tokens.
     """
 
     causal: bool = True
     window_left: int | None = None
+    tree: bool = False
 
     def key_range(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> tuple[Any, Any]:
         """Return the first key that tokens see, and one past the last.
@@ -41,7 +48,8 @@ class Mask:
         Returns
         -------
         begin, end : arrays of the type and shape that the arguments broadcast to
-            ``0 <= begin <= end <= kv_len``; equal where nothing is seen.
+            ``0 <= begin <= end <= kv_len``; equal where nothing is seen. Of a tree, with all of
+            its new keys.
         """
         end = self.key_end(tokens, q_len, kv_len)
         if self.window_left is None:
@@ -52,23 +60,61 @@ class Mask:
         """Return the first key that tokens see; of those that see none a key that others may."""
         if self.window_left is None:
             return np.zeros_like(tokens + (kv_len - q_len))
-        return np.maximum(tokens + (kv_len - q_len - self.window_left), 0)
+        back = tokens - self.window_left
+        if self.tree:
+            back = np.where(self.may_have_tree(q_len), np.minimum(back, 0), back)
+        return np.maximum(back + (kv_len - q_len), 0)
 
     def key_end(self, tokens: Numbers, q_len: Numbers, kv_len: Numbers) -> Any:
         """Return one past the last key that tokens see, as `key_range` does."""
-        if self.causal:
-            return np.minimum(np.maximum(tokens + (kv_len - q_len + 1), 0), kv_len)
-        return kv_len + np.zeros_like(tokens)
+        if not self.causal:
+            return kv_len + np.zeros_like(tokens)
+        end = np.minimum(np.maximum(tokens + (kv_len - q_len + 1), 0), kv_len)
+        return np.where(self.may_have_tree(q_len), kv_len, end) if self.tree else end
+
+    def may_have_tree(self, q_len: Numbers) -> Any:
+        """Tell whether requests of so many tokens may have a tree."""
+        return q_len <= MOST_TREE_TOKENS if self.tree else np.zeros(np.shape(q_len), bool)
 
     def seen_keys(self, q_len: Numbers, kv_len: Numbers) -> Any:
         """Return how many keys lie between the first and the last that a request's tokens see."""
         return kv_len - np.minimum(self.key_begin(np.zeros_like(q_len), q_len, kv_len), kv_len)
 
     def sees(
-        self, tokens: npt.ArrayLike, keys: npt.ArrayLike, q_len: int, kv_len: int
+        self,
+        tokens: npt.ArrayLike,
+        keys: npt.ArrayLike,
+        q_len: int,
+        kv_len: int,
+        words: npt.NDArray[np.uint64] | None = None,
     ) -> npt.NDArray[np.bool_]:
-        """Tell which of some keys which of some tokens of a request see, ``[tokens, keys]``."""
-        begin, end = self.key_range(np.asarray(tokens, np.int64), q_len, kv_len)
-        keys = np.asarray(keys)
+        """Tell which of some keys which of some tokens of a request see, ``[tokens, keys]``.
+
+        `words` ``[q_len]`` are the request's rows of a tree mask: bit j is whether a token sees the
+        j-th new key. One that is 0, or None for all, is that of a causal mask.
+        """
+        tokens, keys = np.asarray(tokens, np.int64), np.asarray(keys, np.int64)
+        begin, end = self.key_range(tokens, q_len, kv_len)
         seen: npt.NDArray[np.bool_] = (keys >= begin[:, None]) & (keys < end[:, None])
+        if self.tree and self.may_have_tree(q_len):
+            new = keys - (kv_len - q_len)
+            seen &= (new < 0) | _bits(_words_of(tokens, words), new)
         return seen
+
+
+def _words_of(
+    tokens: npt.NDArray[np.int64], words: npt.NDArray[np.uint64] | None
+) -> npt.NDArray[np.uint64]:
+    """Return the words of tokens of a request; in place of 0, that of a causal mask."""
+    causal = np.uint64(2**64 - 1) >> (np.uint64(MOST_TREE_TOKENS - 1) - tokens.astype(np.uint64))
+    if words is None:
+        return causal
+    return np.where(words[tokens] == 0, causal, words[tokens])
+
+
+def _bits(words: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return bits of some numbers of all words, ``[words, numbers]``; False beyond a word."""
+    inside = (numbers >= 0) & (numbers < MOST_TREE_TOKENS)
+    shifts = np.where(inside, numbers, 0).astype(np.uint64)
+    bits: npt.NDArray[np.bool_] = (words[:, None] >> shifts & np.uint64(1)) == 1
+    return bits & inside

@@ -11,7 +11,10 @@ DType = Literal["bfloat16", "float16"]
 #: Bytes of an element.
 ELEMENT_BYTES: dict[DType, int] = {"bfloat16": 2, "float16": 2}
 
-HEAD_DIMS = (64, 128, 256)
+#: Elements that a head may have: a step between, so that heads begin at multiples of 16 bytes.
+HEAD_DIMS = tuple(range(32, 257, 8))
+#: What an error says of them.
+HEAD_DIMS_TEXT = "multiples of 8 from 32 to 256"
 
 
 def dtype_name(dtype: Any, allowed: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 from podrt.errors import UnsupportedConfigError
 from podrt.spec.attention import KvLayout
-from podrt.spec.types import HEAD_DIMS, DType
+from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT, DType
 from podrt.tensors.checks import (
     require_alignment,
     require_dtype,
@@ -84,7 +84,7 @@ def _check_cache(cache: TensorView, first: TensorView) -> None:
         raise ValueError(f"{cache.name}: got shape {cache.shape}, k_cache has {first.shape}")
     if cache.shape[3] not in HEAD_DIMS:
         raise UnsupportedConfigError(
-            f"{cache.name}: got head_dim={cache.shape[3]}, allowed are {HEAD_DIMS}"
+            f"{cache.name}: got head_dim={cache.shape[3]}, allowed are {HEAD_DIMS_TEXT}"
         )
     if cache.shape[1] == 0:
         raise ValueError(f"{cache.name}: got pages of no tokens, shape {cache.shape}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from podrt.errors import UnsupportedConfigError
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.checks import (
@@ -100,8 +101,9 @@ def view_tensors(
         for cache, name in ((k_cache, "k_cache"), (v_cache, "v_cache"))
     ]
     _check_q(q_view, layer, batch, may_have_more_rows)
-    for cache in caches:
-        _check_cache(cache, layer, batch)
+    _check_cache(caches[0], layer, batch)
+    _check_widths(*caches)
+    _check_cache(caches[1], layer, batch)
     if caches[0].shape != caches[1].shape:
         raise ValueError(f"v_cache: got shape {caches[1].shape}, k_cache has {caches[0].shape}")
     require_same_device(q_view, *caches)
@@ -165,6 +167,14 @@ def _nhd(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) -> TensorV
         return cache
     (a, heads, length, d), (sa, s_heads, s_length, sd) = cache.shape, cache.strides
     return replace(cache, shape=(a, length, heads, d), strides=(sa, s_length, s_heads, sd))
+
+
+def _check_widths(k_cache: TensorView, v_cache: TensorView) -> None:
+    if k_cache.shape[3] != v_cache.shape[3]:
+        raise UnsupportedConfigError(
+            f"v_cache: got head_dim={v_cache.shape[3]} where k_cache has {k_cache.shape[3]}; keys "
+            "and values must be as wide as each other: pad the narrower ones with zeros"
+        )
 
 
 def _check_cache(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) -> None:

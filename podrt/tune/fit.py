@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import HopperConfig
-from podrt.policy.constants import Calibration, LaunchCosts, Measured
+from podrt.policy.constants import Calibration, LaunchCosts, Measured, weights_of
 from podrt.policy.cost import predict
 from podrt.tune.samples import Sample
 
@@ -66,7 +66,8 @@ class Constant(NamedTuple):
         forms = _FORMS.get(self.name)
         variants = cast(tuple[HopperConfig, ...], sample.schedule.variants)
         return any(
-            (forms is None or each.form in forms) and self.at in (None, int(each.head_dim > 64))
+            (forms is None or each.form in forms)
+            and (self.at is None or weights_of(each.head_dim)[self.at] > 0)
             for each in variants
         )
 

@@ -15,13 +15,22 @@ __device__ __forceinline__ void load_header(PlanHeader& to, const PlanHeader* fr
     reinterpret_cast<int4*>(&to)[lane] = __ldg(reinterpret_cast<const int4*>(from) + lane);
 }
 
+// Fetches to L2 the beginning of the work list, which all CTAs are about to read, while they wait for
+// the header: a line each. Memory of a plan is never smaller. Called by a whole warp.
+__device__ __forceinline__ void prefetch_items(const PlanHeader* plan, int lane) {
+  constexpr int kLine = 128;
+  const int line = blockIdx.x + lane * gridDim.x;
+  if (line < kPlanBytesAtLeast / kLine)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const char*>(plan) + line * kLine));
+}
+
 // What the first key of a tile is a multiple of where a window hides those before it, as of any of
 // its splits (podrt/plan/tiles.py): a tile's rows are copied in runs that no page ends within.
 template <class Config>
 constexpr int kWindowStep = Config::kPageSize > 0 ? gcd(Config::kPageSize, 64) : 64;
 
 // First key that a token of the item's request may see; negative where its window is longer than
-// that. Keys before `kv_begin` are those of other items.
+// that. Keys before `kv_begin` are those of other items. Trees: common/tree.cuh.
 __device__ __forceinline__ int first_visible(const Params& p, const WorkItem& item, int token) {
   return item.kv_len - item.q_len + token - p.window_left;
 }
@@ -40,7 +49,10 @@ __device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from, co
   if (lane > 0) return;
   to.kv_len = max(0, min(to.kv_len, __ldg(plan.kv_lens + to.request)));
   if (to.split == 0) {
-    const int first = max(0, first_visible(p, to, to.row_begin / p.group));
+    int first = first_visible(p, to, to.row_begin / p.group);
+    if (Config::kTree && to.q_len <= Config::kMostTreeTokens)  // decode
+      first = min(first, to.kv_len - to.q_len);
+    first = max(0, first);
     to.kv_begin = min(to.kv_begin, first / kWindowStep<Config> * kWindowStep<Config>);
   }
   to.kv_end = max(to.kv_begin, min(to.kv_end, to.kv_len));

@@ -7,6 +7,7 @@
 #pragma once
 #include "common/item.cuh"
 #include "common/swizzle.cuh"
+#include "common/tree.cuh"
 #include "ptx/async_copy.cuh"
 #include "ptx/scalar.cuh"
 
@@ -17,27 +18,31 @@ struct TileItem : WorkItem {
   int first_full, end_full;  // keys that every row sees
 
   // Called by one thread once the item is there, for a tile of so many rows.
-  template <class Config>
+  template <class Config, bool kTree>
   __device__ __forceinline__ void prepare(const Params& p, const PlanHeader& plan, int tile_rows) {
     const int last_row = min(row_begin + tile_rows, q_len * p.group) - 1;
     pages = plan.page_table + page_begin;
-    first_seen = first_visible(p, *this, row_begin / p.group);
-    first_full = first_visible(p, *this, last_row / p.group);
-    end_full = visible_keys<Config>(*this, row_begin / p.group);
+    first_seen = first_seen_key<kTree>(p, *this, row_begin / p.group);
+    first_full = first_seen_key<kTree>(p, *this, last_row / p.group);
+    end_full = end_of_sure_keys<Config, kTree>(*this, row_begin / p.group);
   }
 };
 
 template <class Config, class Tile>
 struct KvStream {
-  static constexpr int kChunks = Config::kHeadDim / kChunkElements;
   static constexpr int kWarpRows = Tile::kKvTile / Tile::kWarps;  // rows that this warp copies
-  static constexpr int kRowsAtOnce = kWarp / kChunks;
+  static constexpr int kChunks = Config::kHeadDim / kChunkElements;
+  // Lanes of a row: a power of two. Those behind the last chunk fill the other half of a product's 16
+  // columns with zeros, and copy nothing else.
+  static constexpr int kRowLanes = Config::kRowColumns > 128 ? 32 : Config::kRowColumns / kChunkElements;
+  static constexpr int kFilledChunks = (kChunks + 1) / 2 * 2;
+  static constexpr int kRowsAtOnce = kWarp / kRowLanes;
   // Rows known to share a page: items begin at whole tiles.
   static constexpr int kRunRows =
       Config::kPageSize > 0 ? gcd(Config::kPageSize, kWarpRows) : kWarpRows;
-  static constexpr bool kHeadDim256 = Config::kHeadDim == 256;
-  static constexpr int kTileBytes = Tile::kKvTile * Config::kHeadDim * 2;
-  static_assert(kChunks <= kWarp && kWarpRows % kRowsAtOnce == 0 && kWarpRows <= kWarp, "");
+  static constexpr bool kFewRegisters = Config::kHeadDim > 128;  // the accumulators leave few
+  static constexpr int kTileBytes = Tile::kKvTile * Config::kRowColumns * 2;
+  static_assert(kChunks <= kRowLanes && kWarpRows % kRowsAtOnce == 0 && kWarpRows <= kWarp, "");
 
   const Params& p;
   const TileItem& item;
@@ -55,6 +60,14 @@ struct KvStream {
 
   __device__ __forceinline__ int first_key(int tile) const {
     return item.kv_begin + tile * Tile::kKvTile + warp * kWarpRows;
+  }
+
+  // Whether a lane's chunk is one of the head's, and whether it is written at all.
+  static __device__ __forceinline__ bool chunk_exists(int chunk) {
+    return kChunks == kFilledChunks || chunk < kChunks;
+  }
+  static __device__ __forceinline__ bool chunk_is_filled(int chunk) {
+    return kFilledChunks == kRowLanes || chunk < kFilledChunks;
   }
 
   // Looks up the pages of a tile well before its copies are issued.
@@ -88,15 +101,16 @@ struct KvStream {
     // taken. Where pages are looked up this would wait for them: 4 to 5 % of the launch.
     const int row_in_cache = min(u32(page), u32(p.num_pages - 1));
     const int lane = computed_here(this->lane);  // or addresses take registers of the main loop
-    const int chunk = lane % kChunks, row = lane / kChunks;  // of the first copy
+    const int chunk = lane % kRowLanes, row = lane / kRowLanes;  // of the first copy
     const u16* base = (is_v ? p.v : p.k) + chunk * kChunkElements +
                       i64(kv_head) * (is_v ? p.v_stride_head : p.k_stride_head);
     const u32 destination = ring + next_slot * kTileBytes +
-                            swizzled_offset<Config::kHeadDim>(warp * kWarpRows + row, chunk);
-    const int key = first_key(tile) + row, keys_left = item.kv_end - key;
+                            swizzled_offset<Config::kRowColumns>(warp * kWarpRows + row, chunk);
+    const int key = first_key(tile) + row;
+    const int keys_left = chunk_exists(chunk) ? item.kv_end - key : 0;
     const int hidden = item.first_seen - key;
     const u16* source = base;
-#pragma unroll(kHeadDim256 ? 2 : 8)  // at head_dim 256 the accumulators leave few registers
+#pragma unroll(kFewRegisters ? 2 : 8)
     for (int i = 0; i < kWarpRows; i += kRowsAtOnce) {
       if (i % kRunRows == 0) {
         const int token = Config::kPageSize > 0 ? u32(key + i) % Config::kPageSize : key + i;
@@ -105,7 +119,8 @@ struct KvStream {
       } else {
         source += i64(stride_token) * kRowsAtOnce;
       }
-      cp_async_16(advance_rows<Config::kHeadDim>(destination, i), source, i >= hidden && i < keys_left);
+      if (chunk_is_filled(chunk))
+        cp_async_16(advance_rows<Config::kRowColumns>(destination, i), source, i >= hidden && i < keys_left);
     }
   }
 };

@@ -46,7 +46,7 @@ __device__ __forceinline__ MergeShare arrive_for_share(u32* counters, int num_sp
 template <int kHeadDim, int kRows, int kSplits>
 struct MergedRows {
   static constexpr int kVector = kHeadDim < 128 ? 2 : 4;  // floats that a lane reads at once
-  static constexpr int kVectors = kHeadDim / kWarp / kVector;
+  static constexpr int kVectors = ceil_div(kHeadDim, kWarp * kVector);
   static constexpr int kFloats = kVectors * kVector;
 
   float out[kRows][kFloats];  // of a row, lane l has elements kVector l + {0, 1, ..} + 32 kVector i
@@ -78,7 +78,7 @@ struct MergedRows {
 #pragma unroll
           for (int i = 0; i < kVectors; i++)
             load(partial[split][row] + i * kVector,
-                 partial_o + from * kHeadDim + i * kVector * kWarp, split < left);
+                 partial_o + from * kHeadDim + i * kVector * kWarp, split < left && exists(i, lane));
         }
         partial_lse += split_stride;
         partial_o += split_stride * kHeadDim;
@@ -117,6 +117,7 @@ struct MergedRows {
     destination += lane * kVector;
 #pragma unroll
     for (int i = 0; i < kVectors; i++) {
+      if (!exists(i, lane)) break;
       const float* from = out[row] + i * kVector;
       u16* to = destination + i * kVector * kWarp;
       const u32 low = Element::pack(from[0], from[1]);
@@ -128,6 +129,11 @@ struct MergedRows {
   }
 
  private:
+  // Whether a lane's i-th vector is one of the head's.
+  static __device__ __forceinline__ bool exists(int i, int lane) {
+    return kHeadDim % (kWarp * kVector) == 0 || (i * kWarp + lane) * kVector < kHeadDim;
+  }
+
   // What other SMs have written during this launch: read past L1. Zeros where nothing is there.
   static __device__ __forceinline__ void load(float* to, const float* from, bool any) {
     if constexpr (kVector == 2) {

@@ -5,6 +5,7 @@
 // so each SM runs both at once. When one side has run out its CTAs take from the other.
 // The last CTA to leave puts all counters back to zero for the next launch.
 #pragma once
+#include "common/trace.cuh"
 #include "ptx/scalar.cuh"
 
 enum Role : int { kPrefill = 0, kDecode = 1, kDone = 2 };
@@ -32,6 +33,7 @@ __device__ __forceinline__ Work take_from(const QueueCounters& counters, int num
     if (count == 0) continue;
     const int index = atomicAdd(&counters.taken[role], 1u);
     if (index < count) return {role, index};
+    TRACE_DRY(role);
   }
   return {kDone, 0};
 }

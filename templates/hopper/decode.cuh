@@ -11,6 +11,8 @@
 #include "common/descriptor.cuh"
 #include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
+#include "common/trace.cuh"
+#include "common/tree.cuh"
 #include "hopper/barriers.cuh"
 #include "hopper/producer.cuh"
 #include "ptx/warpgroup.cuh"
@@ -19,6 +21,7 @@ template <class Config>
 struct DecodeConsumer {
   using Smem = SharedMemory<Config>;
   using Tile = typename Smem::DecodeTile;
+  static constexpr bool kTree = Config::kTree;
   static constexpr int kRows = Config::kDecodeRows;
   static constexpr int kScores = kRows / 2;  // accumulators of a thread
   static constexpr int kColumns = kRows / 4;  // tile rows of a thread: 2 for each block of 8
@@ -33,6 +36,7 @@ struct DecodeConsumer {
   // Column blocks of results, as floats, that find room where Q and the probabilities were.
   static constexpr int kStaged = kBlocks * kRows * 256 <= Smem::kLaneRing ? kBlocks : 1;
   static constexpr int kStagedColumns = kStaged * 64;
+  static_assert(kBlocks % kStaged == 0, "");
   static_assert(kStagedColumns * kRows * 4 <= Smem::kLaneRing, "");
 
   const Params& p;
@@ -58,7 +62,9 @@ struct DecodeConsumer {
       const WorkSlot& slot = work.next();
       const int kv_head = warp_uniform(slot.kv_head);
       if (kv_head < 0) break;
+      TRACE_BEGIN(kWarpgroup, kDecode, slot.item, slot.kv_head);
       run_unit(slot.item, kv_head);
+      TRACE_END(kWarpgroup, kDecode, slot.item, slot.kv_head);
       work.release();
     }
   }
@@ -109,8 +115,8 @@ struct DecodeConsumer {
     const int steps = warp_uniform(ceil_div(item.kv_end - item.kv_begin, kKeys));
     // Keys that every row sees: from what the last one begins with to what the first one ends with.
     const int seen_begin =
-        first_visible(p, item, (item.row_begin + num_rows(item) - 1) / p.group);
-    const int seen_end = visible_keys<Config>(item, item.row_begin / p.group);
+        first_seen_key<kTree>(p, item, (item.row_begin + num_rows(item) - 1) / p.group);
+    const int seen_end = end_of_sure_keys<Config, kTree>(item, item.row_begin / p.group);
     int first_key = item.kv_begin + (steps - 1) * kKeys;
     for (int step = 0; step < steps; step++, first_key -= kKeys) {
       multiply_kq();
@@ -118,7 +124,7 @@ struct DecodeConsumer {
       const bool masked = first_key < seen_begin || first_key + kKeys > seen_end;
       if (masked) {
         mask(item, first_key);
-        clear_values(first_visible(p, item, item.row_begin / p.group) - first_key,
+        clear_values(first_seen_key<kTree>(p, item, item.row_begin / p.group) - first_key,
                      item.kv_len - first_key);
       }
       softmax(masked || step == 0);
@@ -237,13 +243,15 @@ struct DecodeConsumer {
     for (int c = 0; c < kColumns; c++) {
       const int token = (item.row_begin + column_row(c, lane)) / p.group;
       const int first = first_key + warp * 16 + lane / 4;
-      const int begin = first_visible(p, item, token) - first;
-      const int end = visible_keys<Config>(item, token) - first;
+      const int begin = first_seen_key<kTree>(p, item, token) - first;
+      const int end = end_of_seen_keys<Config, kTree>(item, token) - first;
+      const TreeRow<kTree> tree(smem.plan(), item, token, first);
 #pragma unroll
       for (int t = 0; t < kTiles; t++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          if (t * kTileKeys + 8 * half < begin || t * kTileKeys + 8 * half >= end)
+          if (t * kTileKeys + 8 * half < begin || t * kTileKeys + 8 * half >= end ||
+              tree.hides(t * kTileKeys + 8 * half))
             scores[t][c / 2 * 4 + half * 2 + c % 2] = -infinity();
     }
   }
@@ -388,6 +396,11 @@ struct DecodeConsumer {
               out[first_block + block][c / 2 * 4 + half * 2 + c % 2];
   }
 
+  // Whether a lane's columns of a block are some of the head's.
+  __device__ __forceinline__ bool column_exists(int block) const {
+    return Tile::kWholeBlocks || block * 64 + 2 * lane < Config::kHeadDim;
+  }
+
   // Called by a warp: normalises what is staged of a row and writes it.
   __device__ __forceinline__ void store_row(const WorkItem& item, int kv_head, int first_block,
                                             int row) const {
@@ -412,14 +425,16 @@ struct DecodeConsumer {
       u32* destination = reinterpret_cast<u32*>(address.out(p) + first_block * 64) + lane;
 #pragma unroll
       for (int i = 0; i < kStaged; i++)
-        destination[i * 32] = Config::Element::pack(value[i].x, value[i].y);
+        if (column_exists(first_block + i))
+          destination[i * 32] = Config::Element::pack(value[i].x, value[i].y);
       if (stores_lse) address.store_lse(p, lse);
     } else {
       const i64 partial = partial_row(p, item, kv_head, kRows, item.split, row);
       float2* destination = reinterpret_cast<float2*>(p.partial_o + partial * Config::kHeadDim +
                                                       first_block * 64) + lane;
 #pragma unroll
-      for (int i = 0; i < kStaged; i++) destination[i * 32] = value[i];
+      for (int i = 0; i < kStaged; i++)
+        if (column_exists(first_block + i)) destination[i * 32] = value[i];
       if (stores_lse) p.partial_lse[partial] = lse;
     }
   }

@@ -8,6 +8,11 @@
 //   paged        (columns, tokens of a group, blocks, groups of a page, pages)
 //   contiguous   (columns, tokens, blocks, requests)
 //
+// Heads of a number of columns that 64 does not divide are an axis of their own, and the first axis ends
+// with a head: the copy engine writes zeros behind it. Each block of a piece is a copy then:
+//
+//   either       (columns of a head, tokens, heads, pages or requests)
+//
 // Pieces that lie wholly beyond the request's keys are not copied, so page-table entries that do not
 // exist are never read; rows beyond the last key hold whatever the page or an earlier tile left
 // there, and the consumers deal with them.
@@ -22,7 +27,8 @@ struct KvCopy {
   static constexpr int kPieceRows = Tile::kPieceRows;
   static constexpr int kPieces = Tile::kRows / kPieceRows;
   static constexpr int kPieceBytes = Tile::kBytes / kPieces;
-  static_assert(Tile::kRows % kPieceRows == 0 && kPieceRows % 8 == 0 && kPieces <= kWarp, "");
+  static constexpr int kCopies = kPieces * (Tile::kWholeBlocks ? 1 : Tile::kColumnBlocks);
+  static_assert(Tile::kRows % kPieceRows == 0 && kPieceRows % 8 == 0 && kCopies <= kWarp, "");
 
   // What this lane copies of a tile: a page or request, and the token in it to begin with, -1 for
   // nothing. Any page number will do: the copy engine writes zeros for pages that the cache has not.
@@ -32,12 +38,17 @@ struct KvCopy {
 
   static __device__ __forceinline__ Piece find(const PlanHeader& plan, const WorkItem& item,
                                                int first_key, int lane) {
-    const int key = first_key + lane * kPieceRows;
-    if (lane >= kPieces || key >= item.kv_len) return {0, -1};
+    const int key = first_key + piece_of(lane) * kPieceRows;
+    if (lane >= kCopies || key >= item.kv_len) return {0, -1};
     if constexpr (Tile::kPaged)
       return {__ldg(plan.page_table + item.page_begin + key / kPageSize), key % kPageSize};
     else
       return {item.request, key};
+  }
+
+  // Lanes copy the first block of all pieces, then the next one.
+  static __device__ __forceinline__ int piece_of(int lane) {
+    return Tile::kWholeBlocks ? lane : lane % kPieces;
   }
 
   static __device__ __forceinline__ u32 bytes(int kv_len, int first_key) {
@@ -50,7 +61,10 @@ struct KvCopy {
     if (lane == 0) mbarrier_arrive_expect(full, bytes);
     __syncwarp();
     if (piece.token < 0) return;
-    if constexpr (Tile::kPaged)
+    if constexpr (!Tile::kWholeBlocks)
+      tma_load_4d(shared + lane / kPieces * Tile::kBlockBytes + piece_of(lane) * kPieceRows * 128, map,
+                  full, lane / kPieces * 64, piece.token, head_block, piece.page);
+    else if constexpr (Tile::kPaged)
       tma_load_5d(shared + lane * kPieceBytes, map, full, 0, 0, head_block, piece.token / 8,
                   piece.page);
     else

@@ -9,6 +9,7 @@
 #include "common/descriptor.cuh"
 #include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
+#include "common/trace.cuh"
 #include "hopper/barriers.cuh"
 #include "hopper/producer.cuh"
 #include "ptx/warpgroup.cuh"
@@ -45,7 +46,9 @@ struct PrefillConsumer {
       const WorkSlot& slot = work.next();
       const int kv_head = warp_uniform(slot.kv_head);
       if (kv_head < 0) break;
+      TRACE_BEGIN(kWarpgroup, kPrefill, slot.item, slot.kv_head);
       run_unit(slot.item, kv_head);
+      TRACE_END(kWarpgroup, kPrefill, slot.item, slot.kv_head);
       work.release();
     }
   }

@@ -1,6 +1,7 @@
 // The producer warps: they draw units of work, hand them to the consumers and keep their rings full.
 #pragma once
 #include "common/queue.cuh"
+#include "common/trace.cuh"
 #include "common/unit.cuh"
 #include "hopper/kv_copy.cuh"
 #include "hopper/shared_memory.cuh"
@@ -21,6 +22,18 @@ struct UnitQueue {
     return __shfl_sync(~0u, unit, 0);
   }
 };
+
+// Called by every warp of the grid that draws units once it has seen its queues run out: the last of
+// all puts the counters back to zero for the next launch. At this time consumers are still at work, so
+// that nobody waits for these atomics.
+template <class Config>
+__device__ __forceinline__ void stop_drawing(u32* counters, int lane) {
+  if (lane > 0) return;
+  const QueueCounters c = counters_of<Config>(counters);
+  const u32 others = gridDim.x * Config::kDrawingWarps - 1;
+  __threadfence();
+  if (atomicInc(c.finished, others) == others) c.taken[kPrefill] = c.taken[kDecode] = 0;
+}
 
 // Draws units from a queue and hands them over through two slots, so that the next unit is known
 // before the current one is finished.
@@ -49,6 +62,7 @@ struct WorkProducer {
       if (lane == 0) slot.kv_head = drawn.kv_head;
     } else if (lane == 0) {
       slot.kv_head = -1;
+      TRACE_DRY(kSide);
     }
     mbarrier_arrive(full + 8 * position.slot);
     __syncwarp();

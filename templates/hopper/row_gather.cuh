@@ -1,10 +1,10 @@
 // Producers that copy K and V row by row, for pages that are no groups of 8 tokens: a TMA load does not
 // place fewer rows in a swizzled tile as wgmma reads it.
 //
-// A lane looks up the pages of some rows of a tile and tells the others where these lie. Each lane copies
-// 16 bytes at once, so that a warp copies a row or several. A lane's copies arrive at the slot's barrier
-// once they are done. They are ordinary stores: consumers fence before wgmma
-// (SharedMemory::wait_for_tile).
+// A lane looks up the pages of some rows of a tile and tells the others where these lie. A lane copies 16
+// bytes at once, a warp those of 4 rows of a block of 64 columns; behind a head's columns are zeros.
+// A lane's copies arrive at the slot's barrier once they are done. They are ordinary stores: consumers
+// fence before wgmma (SharedMemory::wait_for_tile).
 //
 // In the place of a cache's tensor map a kernel is given CacheRows. Rows beyond the request's keys, and
 // those of pages that the cache has not, are zeros, and nothing is read for them.
@@ -19,10 +19,11 @@ struct RowGather {
   static constexpr int kPageSize = Config::kPageSize;
   static constexpr int kRows = Tile::kRows;
   static constexpr int kLaneRows = ceil_div(kRows, kWarp);  // that a lane looks up
-  static constexpr int kChunks = Tile::kColumns / 8;        // of 16 bytes in a row
+  static constexpr int kChunks = 8;                         // of 16 bytes in a row of a block
   static constexpr int kRowsAtOnce = kWarp / kChunks;
+  static constexpr int kLastChunks = (Tile::kColumns - 1) % 64 / 8 + 1;  // in the last block
   static constexpr u32 kNowhere = ~0u;
-  static_assert(kChunks <= kWarp && 8 % kRowsAtOnce == 0 && kRows % 8 == 0, "");
+  static_assert(kRows % 8 == 0, "");
   static_assert(sizeof(CacheRows) <= sizeof(TensorMap), "");
 
   int page[kLaneRows];  // of this lane's rows: lane, lane + 32 and so on; -1 for none
@@ -47,8 +48,8 @@ struct RowGather {
     lane = computed_here(lane);  // or what follows from it takes registers from one tile to the next
     const int chunk = lane % kChunks, row = lane / kChunks;  // of the first copy
     const char* source = computed_here(reinterpret_cast<const char*>(cache.base) +
-                                       i64(head_chunk + part * kChunks + chunk) * 16);
-    u32 to = shared + chunk / 8 * Tile::kBlockBytes + swizzle128(row, chunk % 8);
+                                       i64(head_chunk + part * (Tile::kColumns / 8) + chunk) * 16);
+    u32 to = shared + swizzle128(row, chunk);
     // Rolled loops: there are several copies of this in a kernel, and unrolled they compile slowly.
 #pragma unroll 1
     for (int first = 0; first < kRows; first += kWarp) {
@@ -64,8 +65,13 @@ struct RowGather {
 #pragma unroll
         for (int j = 0; j < 8; j += kRowsAtOnce) {
           const u32 from = __shfl_sync(~0u, steps, group + j + row);
-          cp_async_16((to ^ j << 4) + j * 128, source + u64(from) * u32(cache.step_bytes),
-                      from != kNowhere);
+          const char* columns = source + u64(from) * u32(cache.step_bytes);
+#pragma unroll
+          for (int block = 0; block < Tile::kColumnBlocks; block++) {
+            const bool exists = block + 1 < Tile::kColumnBlocks || chunk < kLastChunks;
+            cp_async_16((to ^ j << 4) + j * 128 + block * Tile::kBlockBytes, columns + block * 128,
+                        exists && from != kNowhere);
+          }
         }
         to += Tile::kGroupBytes;
       }

@@ -1,16 +1,16 @@
 // Shared memory of a Hopper CTA, from its start (1024-byte aligned):
 //
-//   Q      [head_dim / 64][128 rows][128 bytes]                 one prefill tile
+//   Q      [blocks of 64 columns][128 rows][128 bytes]          one prefill tile
 //   K, V   [stages][a KvTile of kv_tile rows]                   prefill ring, each
 //   lane 0 of decode
 //   the plan's header, barriers, work slots; those of decode and its reduction for every lane
 //
 // A decode lane is
 //
-//   Q      [head_dim / 64][decode_rows][128 bytes]              one decode tile
+//   Q      [blocks of 64 columns][decode_rows][128 bytes]       one decode tile
 //   P      [decode_tiles][decode_rows][128 bytes]               its probabilities
-//   ring   [slots][a KvTile of 64 rows]                         K and V tiles in turn; of head_dim 256 a
-//                                                               half in each slot
+//   ring   [slots][a KvTile of 64 rows]                         K and V tiles in turn; of more than 128
+//                                                               columns a part in each slot
 //
 // Lanes 1 and 2 lie over the prefill tiles, which they share in time, or behind lane 0 in a kernel
 // without prefill. All tiles are in the 128-byte swizzle of common/descriptor.cuh. Offsets are those of
@@ -38,7 +38,7 @@ struct DecodeLane {
 
 template <class Config>
 struct SharedMemory : Layout {
-  static constexpr int kColumnBlocks = Config::kHeadDim / 64;
+  static constexpr int kColumnBlocks = ceil_div(Config::kHeadDim, 64);
   static constexpr int kQBlockBytes = 128 * 128;
   using PrefillTile = KvTile<Config, Config::kKvTile, Config::kPrefillPieceRows, Config::kHeadDim>;
   using DecodeTile = KvTile<Config, 64, Config::kDecodePieceRows, Config::kDecodeColumns>;

@@ -4,14 +4,16 @@
 //
 // Packed row r is token r / group and query head kv_head * group + r % group.
 //
-// Shared memory of a tile: [Q: rows x head_dim, prefill only][K/V ring: kSlots x kv_tile x head_dim],
-// 2-byte elements, swizzled as in common/swizzle.cuh.
+// Shared memory of a tile: [Q: rows x kRowColumns, prefill only][K/V ring: kSlots x kv_tile x
+// kRowColumns], 2-byte elements, swizzled as in common/swizzle.cuh. Behind head_dim columns nothing is
+// read, but for the second half of a product's 16 columns, which is filled with zeros.
 #pragma once
 #include "common/item.cuh"
 #include "common/kv_stream.cuh"
 #include "common/queue.cuh"
 #include "common/soft_cap.cuh"
 #include "common/softmax.cuh"
+#include "common/trace.cuh"
 #include "ptx/mma.cuh"
 
 template <int kRows_, int kKvTile_, int kSlots_, int kWarps_, bool kQInRegisters_>
@@ -25,16 +27,22 @@ struct TileShape {
   static constexpr int kBlocks = kWarpRows / 16;  // 16-row MMA blocks of one warp
 };
 
+// A decode tile, of one warp, is asked for trees.
+template <class Config, class Tile>
+constexpr bool kTreeOf = Config::kTree && Tile::kWarps == 1;
+
 template <class Config, class Tile>
 struct AttentionTile {
   using Element = typename Config::Element;
   using Stream = KvStream<Config, Tile>;
+  static constexpr bool kTree = kTreeOf<Config, Tile>;
   static constexpr int kHeadDim = Config::kHeadDim;
-  static constexpr int kSteps = kHeadDim / 16;          // MMA steps over the head dim
+  static constexpr int kRowColumns = Config::kRowColumns;
+  static constexpr int kSteps = ceil_div(kHeadDim, 16);  // MMA steps over the head dim
   static constexpr int kColumns = Tile::kKvTile / 8;    // 8-key column blocks of the scores
   static constexpr int kOutColumns = kHeadDim / 8;      // 8-wide column blocks of the output
-  static constexpr int kRowBytes = kHeadDim * 2;
-  static constexpr int kQBytes = Tile::kQInRegisters ? 0 : Tile::kRows * kHeadDim * 2;
+  static constexpr int kRowBytes = kRowColumns * 2;
+  static constexpr int kQBytes = Tile::kQInRegisters ? 0 : Tile::kRows * kRowBytes;
 
   const Params& p;
   const PlanHeader& plan;
@@ -53,6 +61,7 @@ struct AttentionTile {
         q_smem(shared_address(smem)), ring(q_smem + kQBytes) {}
 
   __device__ __forceinline__ void run() {
+    TRACE_BEGIN(Tile::kWarps * kWarp, Tile::kWarps == 1, item, kv_head);
     const int tiles = ceil_div(item.kv_end - item.kv_begin, Tile::kKvTile);
     Stream stream(p, item, kv_head, warp, lane, ring, tiles);
     if constexpr (!Tile::kQInRegisters) copy_q();  // completes with the first K tile
@@ -68,6 +77,7 @@ struct AttentionTile {
 
     cp_async_wait<0>();
     finish();
+    TRACE_END(Tile::kWarps * kWarp, Tile::kWarps == 1, item, kv_head);
   }
 
  private:
@@ -94,12 +104,13 @@ struct AttentionTile {
 
   // Copies this warp's own rows of Q to shared memory.
   __device__ __forceinline__ void copy_q() const {
-    const int chunk = lane % Stream::kChunks;
+    const int chunk = lane % Stream::kRowLanes;
+    if (!Stream::chunk_is_filled(chunk)) return;
 #pragma unroll 4
     for (int i = 0; i < Tile::kWarpRows / Stream::kRowsAtOnce; i++) {
-      const int row = warp * Tile::kWarpRows + i * Stream::kRowsAtOnce + lane / Stream::kChunks;
-      const bool valid = row < num_rows();
-      cp_async_16(q_smem + swizzled_offset<kHeadDim>(row, chunk),
+      const int row = warp * Tile::kWarpRows + i * Stream::kRowsAtOnce + lane / Stream::kRowLanes;
+      const bool valid = row < num_rows() && Stream::chunk_exists(chunk);
+      cp_async_16(q_smem + swizzled_offset<kRowColumns>(row, chunk),
                   (valid ? row_address(row).q(p) : p.q) + chunk * kChunkElements, valid);
     }
   }
@@ -117,7 +128,7 @@ struct AttentionTile {
 #pragma unroll
         for (int k = 0; k < kSteps; k++) {
           q[block][k][half] = valid ? __ldg(source + k * 8) : 0;
-          q[block][k][half + 2] = valid ? __ldg(source + k * 8 + 4) : 0;
+          q[block][k][half + 2] = valid && 2 * k + 1 < kOutColumns ? __ldg(source + k * 8 + 4) : 0;
         }
       }
   }
@@ -191,9 +202,9 @@ struct AttentionTile {
 #pragma unroll
         for (int i = 0; i < 4; i++) scores[block][n][i] = 0.f;
     const u32 q_address =
-        q_smem + swizzled_offset<kHeadDim>(warp * Tile::kWarpRows + lane % 16, lane / 16);
-    const u32 k_address = k_tile + swizzled_offset<kHeadDim>((lane & 7) + ((lane & 16) >> 1),
-                                                             (lane >> 3) & 1);
+        q_smem + swizzled_offset<kRowColumns>(warp * Tile::kWarpRows + lane % 16, lane / 16);
+    const u32 k_address = k_tile + swizzled_offset<kRowColumns>((lane & 7) + ((lane & 16) >> 1),
+                                                                (lane >> 3) & 1);
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {
       u32 a[Tile::kBlocks][4];
@@ -203,13 +214,14 @@ struct AttentionTile {
 #pragma unroll
           for (int i = 0; i < 4; i++) a[block][i] = q[block][k][i];
         } else {
-          ldmatrix_x4(a[block], advance_chunks(q_address, 2 * k) + block * 16 * kRowBytes);
+          ldmatrix_x4(a[block],
+                      advance_chunks<kRowColumns>(q_address, 2 * k) + block * 16 * kRowBytes);
         }
       }
 #pragma unroll
       for (int n = 0; n < kColumns; n += 2) {
         u32 b[4];  // keys 8n..8n+7 in b[0], b[1]; keys 8n+8.. in b[2], b[3]
-        ldmatrix_x4(b, advance_chunks(k_address, 2 * k) + n * 8 * kRowBytes);
+        ldmatrix_x4(b, advance_chunks<kRowColumns>(k_address, 2 * k) + n * 8 * kRowBytes);
 #pragma unroll
         for (int block = 0; block < Tile::kBlocks; block++) {
           Element::mma(scores[block][n], a[block], b[0], b[1]);
@@ -237,13 +249,14 @@ struct AttentionTile {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int token = (item.row_begin + tile_row(block, half)) / p.group;
-        const int limit = visible_keys<Config>(item, token) - first_column;
-        const int begin = first_visible(p, item, token) - first_column;
+        const int limit = end_of_seen_keys<Config, kTree>(item, token) - first_column;
+        const int begin = first_seen_key<kTree>(p, item, token) - first_column;
+        const TreeRow<kTree> tree(plan, item, token, first_column);
 #pragma unroll
         for (int n = 0; n < kColumns; n++)
 #pragma unroll
           for (int i = 0; i < 2; i++)
-            if (n * 8 + i >= limit || n * 8 + i < begin)
+            if (n * 8 + i >= limit || n * 8 + i < begin || tree.hides(n * 8 + i))
               scores[block][n][2 * half + i] = -infinity();
       }
   }
@@ -251,7 +264,7 @@ struct AttentionTile {
   // Score fragments of two column blocks are the A fragment of one MMA step over the keys.
   __device__ __forceinline__ void multiply_pv(u32 v_tile,
                                               float (&p_)[Tile::kBlocks][kColumns][4]) {
-    const u32 v_address = v_tile + swizzled_offset<kHeadDim>(lane % 16, lane / 16);
+    const u32 v_address = v_tile + swizzled_offset<kRowColumns>(lane % 16, lane / 16);
 #pragma unroll
     for (int k = 0; k < kColumns / 2; k++) {
       u32 a[Tile::kBlocks][4];
@@ -264,11 +277,11 @@ struct AttentionTile {
 #pragma unroll
       for (int n = 0; n < kOutColumns; n += 2) {
         u32 b[4];
-        ldmatrix_x4_trans(b, advance_chunks(v_address, n) + k * 16 * kRowBytes);
+        ldmatrix_x4_trans(b, advance_chunks<kRowColumns>(v_address, n) + k * 16 * kRowBytes);
 #pragma unroll
         for (int block = 0; block < Tile::kBlocks; block++) {
           Element::mma(o[block][n], a[block], b[0], b[1]);
-          Element::mma(o[block][n + 1], a[block], b[2], b[3]);
+          if (n + 1 < kOutColumns) Element::mma(o[block][n + 1], a[block], b[2], b[3]);
         }
       }
     }
@@ -323,7 +336,7 @@ struct AttentionTile {
     // decode it is the other way round.
     constexpr bool kDecode = Tile::kWarps == 1;
     constexpr int kRows = !kDecode ? 4 : Config::kHasPrefill ? 2 : 4;
-    constexpr int kSplits = (kDecode ? 1024 : 512) / kHeadDim;
+    constexpr int kSplits = (kDecode ? 1024 : 512) / (kHeadDim > 128 ? 256 : kRowColumns);
     const int step = share.count * Tile::kWarps * kRows;
     for (int row = (share.index * Tile::kWarps + warp) * kRows; row < num_rows(); row += step)
       merge_rows<Config, kRows, kSplits>(p, item, kv_head, Tile::kRows, row, num_rows(), lane);

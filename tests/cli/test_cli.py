@@ -83,7 +83,7 @@ def test_all_architectures():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--head-dim", "96"], "head_dim=96: no variant has it; there are 128, 256, 64"),
+        (["--head-dim", "100"], "head_dim=100: allowed are multiples of 8 from 32 to 256"),
         (["--arch", "sm_75"], "sm_75"),
         (["--decode-rows", "64"], "decode_rows=64: no variant has it; there are 16, 32, 8, none"),
         (["--family", "hopper", "--arch", "sm_80"], "family=hopper: no variant has it"),

@@ -6,6 +6,7 @@ import pytest
 
 from podrt.explore.names import alias_of, differences, grouped, narrow, parts_of, the_one
 from podrt.explore.select import find, select
+from podrt.kernels.hopper.presets import hopper_variant
 
 HOPPER = select(archs=["sm_90a"], families=["hopper"])
 
@@ -61,7 +62,7 @@ def test_several_are_told_apart() -> None:
         (["pod", "hopper", "bf16", "d128", "page1", "r8"], 1),
         (["pod-hopper-bf16-d128-page12-r8"], 12),
         (["pod", "hopper", "bf16", "d128", "r8", "page_size=24"], 24),
-        (["pod_hopper_sm_90a_bf16_d128_p128x112s2_d8x64s4_regs48x80x192_page4_causal"], 4),
+        ([hopper_variant("pod", "bfloat16", 128, page_size=4).name], 4),
     ],
 )
 def test_pages_that_words_name_need_not_be_among_the_default_ones(
@@ -76,6 +77,16 @@ def test_words_mean_the_causal_variant_of_this_gpu() -> None:
     assert not find(["pod", "portable", "bf16", "d128", "page16", "c2", "full"]).causal
     assert not found.soft_cap
     assert find(["pod", "portable", "bf16", "d128", "page16", "c2", "softcap"]).soft_cap
+
+
+@pytest.mark.parametrize(
+    ("word", "head_dim"),
+    [("pod-hopper-bf16-d96-page16-r8", 96), ("pod-portable-sm_90a-bf16-d72-page16-c2", 72)],
+)
+def test_other_head_dims_are_found_where_a_word_names_them(word: str, head_dim: int) -> None:
+    found = find([word])
+    assert found.head_dim == head_dim
+    assert find([found.name]) == found
 
 
 def test_groups_share_all_but_types_and_pages() -> None:

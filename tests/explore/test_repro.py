@@ -139,8 +139,8 @@ def test_the_plan_computes_what_the_reference_of_the_folder_does(folder):
     table = np.array(launch["page_table"], np.int32)
     plan = (folder / "plan.bin").read_bytes()
     header = np.frombuffer(plan[:PLAN_HEADER_BYTES], PLAN_HEADER_DTYPE)[0]
-    items = np.frombuffer(plan[PLAN_HEADER_BYTES:], WORK_ITEM)
-    assert header["num_prefill_items"] + header["num_decode_items"] == len(items)
+    count = int(header["num_prefill_items"] + header["num_decode_items"])
+    items = np.frombuffer(plan, WORK_ITEM, count, PLAN_HEADER_BYTES)
     out, _ = execute_plan(
         repro.plan._replace(
             prefill=items[: header["num_prefill_items"]],

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import ml_dtypes
 import numpy as np
+from tree_support import random_words
 
 from podrt.reference import reference_attention
 from podrt.spec.batch import HybridBatch
@@ -52,6 +53,7 @@ class Case:
     window_left: int | None = None
     logits_soft_cap: float | None = None
     has_sinks: bool = False
+    has_trees: bool = False
     score_ramp: tuple[float, float] | None = None
     seed: int = 0
     q: np.ndarray = field(init=False)
@@ -59,6 +61,7 @@ class Case:
     v_cache: np.ndarray = field(init=False)
     block_table: np.ndarray | None = field(init=False, default=None)
     sinks: np.ndarray | None = field(init=False, default=None)
+    tree_mask: np.ndarray | None = field(init=False, default=None)
 
     def __post_init__(self):
         rng = np.random.default_rng(self.seed)
@@ -76,6 +79,8 @@ class Case:
             self._fill_pages(rng)
         if self.has_sinks:
             self.sinks = (3 * rng.standard_normal(heads)).astype(np.float32)
+        if self.has_trees:
+            self.tree_mask = random_words(rng, self.q_lens)
 
     @property
     def qo_indptr(self):
@@ -97,6 +102,7 @@ class Case:
             "sm_scale": self.sm_scale,
             "window_left": self.window_left,
             "logits_soft_cap": self.logits_soft_cap,
+            "tree_mask": self.has_trees,
         }
 
     @property
@@ -133,6 +139,7 @@ class Case:
             window_left=self.window_left,
             logits_soft_cap=self.logits_soft_cap,
             sinks=self.sinks,
+            tree_mask=self.tree_mask,
         )
 
     def check(self, out, lse=None, rows=slice(None), allowed_steps=ALLOWED_STEPS):
@@ -247,6 +254,8 @@ def run(case, attention, *, strided=True, **arguments):
     import cupy
 
     tables = {} if case.page_size is None else {"block_table": cupy.asarray(case.block_table)}
+    if case.tree_mask is not None:
+        tables["tree_mask"] = cupy.asarray(case.tree_mask)
     attention.plan(*case.lengths, **tables)
     place = (lambda array, axis: inside_larger(array, axis)) if strided else lambda a, _: to_gpu(a)
     out = poisoned(case.q.shape, case.q.dtype)

@@ -3,8 +3,8 @@
 timeout 550 compute-sanitizer --tool memcheck  --error-exitcode 9 python tests/gpu/sanitizer_case.py
 timeout 550 compute-sanitizer --tool racecheck --error-exitcode 9 python tests/gpu/sanitizer_case.py
 
-Head dims may be named (``sanitizer_case.py 128``); all of them without. ``bad_pages.py`` is worth a
-memcheck too.
+Head dims may be named (``sanitizer_case.py 96 192``); 64, 128 and 256 without. ``bad_pages.py`` is
+worth a memcheck too.
 """
 
 import sys

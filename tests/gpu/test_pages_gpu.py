@@ -65,6 +65,13 @@ def test_auto_serves_pages_of_any_size_by_hopper():
         assert {config.family for config in attention.variants} == {"hopper"}
 
 
+@pytest.mark.parametrize("head_dim", [80, 96, 112, 192])
+@pytest.mark.parametrize("page_size", [1, 4, 12, 8])
+def test_other_heads(family, head_dim, page_size):
+    for policy in (family, f"{family}-serial"):
+        checked(Case(*LENGTHS, head_dim=head_dim, page_size=page_size, seed=head_dim), policy)
+
+
 @pytest.mark.parametrize("page_size", [*GATHERED, *IN_GROUPS])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

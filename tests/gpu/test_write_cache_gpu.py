@@ -41,7 +41,7 @@ def vllm_caches(torch, layout, pages, page_size, heads, head_dim, dtype):
 
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim", [40, 64, 96, 128, 192, 256])
 def test_tensors_of_torch(head_dim, dtype, layout):
     torch = pytest.importorskip("torch")
     kind = getattr(torch, dtype)

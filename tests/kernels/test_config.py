@@ -12,6 +12,7 @@ from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import ARCHS, DEFAULT_ARCHS, KIB
 from podrt.kernels.portable.config import KernelConfig, Tile
 from podrt.kernels.portable.presets import default_variants, variant
+from podrt.spec.types import HEAD_DIMS
 
 BASE = KernelConfig(
     form="pod",
@@ -80,6 +81,7 @@ OTHERS: list[dict[str, object]] = [
     {"page_size": 32},
     {"causal": False},
     {"soft_cap": True},
+    {"tree_mask": True},
 ]
 
 
@@ -114,12 +116,12 @@ def test_is_frozen_and_hashable() -> None:
     [
         ({"form": "both"}, "form='both': allowed are 'pod', 'prefill', 'decode'"),
         ({"dtype": "float32"}, "dtype='float32': allowed are 'bfloat16', 'float16'"),
-        ({"head_dim": 96}, "head_dim=96: allowed are 64, 128, 256"),
+        ({"head_dim": 100}, "head_dim=100: allowed are multiples of 8 from 32 to 256"),
         ({"arch": "sm_70"}, "arch='sm_70': known are sm_80"),
         ({"warps": 0}, "warps=0: must be an int of at least 1"),
         ({"warps": 4.0}, "warps=4.0: must be an int of at least 1"),
         ({"ctas_per_sm": 0}, "ctas_per_sm=0"),
-        ({"head_dim": 128.0}, "head_dim=128.0: allowed are 64, 128, 256"),
+        ({"head_dim": 128.0}, "head_dim=128.0: allowed are multiples of 8 from 32 to 256"),
         ({"page_size": 2.5}, "page_size=2.5: must be an int of at least 1, or None"),
         ({"page_size": True}, "page_size=True: must be an int of at least 1, or None"),
         ({"prefill": Tile(128.0, 32, 4)}, "prefill.rows=128.0: must be an int of at least 1"),
@@ -218,7 +220,7 @@ def test_refusal_names_the_limit(fields: dict[str, object], message: str) -> Non
 
 @pytest.mark.parametrize("arch", DEFAULT_ARCHS)
 def test_a_serial_kernel_of_a_valid_fused_one_is_valid(arch: str) -> None:
-    for head_dim in (64, 128, 256):
+    for head_dim in HEAD_DIMS:
         fused = variant("pod", arch, "float16", head_dim)
         for form in ("prefill", "decode"):
             assert dataclasses.replace(fused, form=form).smem_bytes <= fused.smem_bytes

@@ -39,11 +39,15 @@ def test_the_role_with_most_registers_counts(form: str, registers: int) -> None:
     [
         ({"form": "both"}, "form='both': allowed are 'pod', 'prefill', 'decode'"),
         ({"dtype": "float32"}, "dtype='float32': allowed are 'bfloat16', 'float16'"),
-        ({"head_dim": 192}, "head_dim=192: allowed are 64, 128, 256"),
+        ({"head_dim": 160}, "head_dim=160: allowed are 64, 80, 96, 112, 128, 192, 256"),
         ({"head_dim": 256, "decode_rows": 32}, "decode_rows=32: allowed are 8, 16"),
         ({"decode_rows": 64}, "decode_rows=64: allowed are 8, 16, 32"),
         ({"kv_tile": 72}, f"kv_tile=72: allowed are {', '.join(map(str, KV_TILES))}"),
         ({"page_size": 0}, "page_size=0: must be an int of at least 1, or None"),
+        (
+            {"head_dim": 96, "kv_tile": 176, "page_size": 8},
+            "kv_tile=176: with head_dim=96 and page_size=8 a tile takes more than 32 copies",
+        ),
         ({"page_size": True}, "page_size=True: must be an int of at least 1, or None"),
         (
             {"head_dim": 256, "decode_rows": 16, "page_size": 4},
@@ -106,13 +110,15 @@ def test_shared_memory_beyond_a_cta_is_refused() -> None:
 
 
 @pytest.mark.parametrize("decode_rows", [8, 16, 32])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192])
 def test_later_lanes_fit_over_the_prefill_tiles(head_dim: int, decode_rows: int) -> None:
     pod = hopper_variant("pod", "bfloat16", head_dim, decode_rows=decode_rows)
-    prefill_bytes = (128 + 2 * pod.stages * pod.kv_tile) * head_dim * 2
-    lane_bytes = (decode_rows * (head_dim + 2 * 64) + pod.next_slots * 64 * head_dim) * 2
+    columns, of_slot = (-(-each // 64) * 64 for each in (head_dim, pod.decode_columns))
+    prefill_bytes = (128 + 2 * pod.stages * pod.kv_tile) * columns * 2
+    lane_bytes = decode_rows * (columns + pod.decode_tiles * 64) * 2
+    lane_bytes += pod.next_slots * 64 * of_slot * 2
     assert pod.next_slots >= 3
-    assert 2 * lane_bytes <= prefill_bytes < 2 * (lane_bytes + 64 * head_dim * 2)
+    assert 2 * lane_bytes <= prefill_bytes < 2 * (lane_bytes + 64 * of_slot * 2)
     alone = hopper_variant("decode", "bfloat16", head_dim, decode_rows=decode_rows)
     assert alone.next_slots == alone.decode_slots
 
@@ -154,6 +160,7 @@ def test_names_are_unique_and_safe_for_files() -> None:
         {"page_size": None},
         {"causal": False},
         {"soft_cap": True},
+        {"tree_mask": True},
     ],
     ids=str,
 )

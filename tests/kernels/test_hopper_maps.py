@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ PAGE_SIZES = (8, 16, 24, 32, 64, 80, 128, 256)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("head_dim", "part"), [(64, 0), (128, 0), (256, 0), (256, 1)])
+@pytest.mark.parametrize(("head_dim", "part"), [(64, 0), (128, 0), (192, 2), (256, 0), (256, 1)])
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_a_copy_brings_the_columns_of_a_slot_by_groups_of_8_tokens(
     maps: list[tuple[Any, ...]], page_size: int, head_dim: int, part: int, layout: Any
@@ -80,7 +80,7 @@ def test_a_copy_brings_the_columns_of_a_slot_by_groups_of_8_tokens(
     """Of a decode tile; a slot of the ring has at most 128 columns."""
     cache = layout(3, page_size, 2, head_dim)
     blocks = mapped(cache, kv_tile=64, page_size=page_size).head_blocks
-    rows, slot_blocks = math.gcd(page_size, DECODE_KEYS), min(head_dim, 128) // 64
+    rows, slot_blocks = gcd(page_size, DECODE_KEYS), gcd(head_dim, 128) // 64
     page, head, token = 2, 1, page_size - rows
     first_block = part * slot_blocks
     got = offsets_of(maps[1], 0, 0, head * blocks + first_block, token // 8, page)[0]
@@ -95,6 +95,32 @@ def test_a_copy_brings_the_columns_of_a_slot_by_groups_of_8_tokens(
     )
     np.testing.assert_array_equal(got, expected)
     assert maps[0][3][:3] == (64, 8, head_dim // 64)  # of prefill: all columns
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("head_dim", [80, 96, 112])
+@pytest.mark.parametrize("page_size", [None, 16, 256])
+def test_blocks_come_one_by_one_where_the_last_is_not_a_whole_one(
+    maps: list[tuple[Any, ...]], page_size: int | None, head_dim: int, layout: Any
+) -> None:
+    """Zeros behind the head, whatever lies there."""
+    cache = layout(3, page_size or 100, 2, head_dim)
+    assert mapped(cache, kv_tile=64, page_size=page_size).head_blocks == 1
+    rows = min(page_size or DECODE_KEYS, DECODE_KEYS)
+    page, head, token = 2, 1, (page_size or 100) - rows
+    step_page, step_token, step_head, _ = (step // 2 for step in cache.strides)
+    row, column = np.indices((rows, 64))
+    for block in (0, 1):
+        got = offsets_of(maps[1], 64 * block, token, head, page)[0, 0]
+        expected = (
+            page * step_page + (token + row) * step_token + head * step_head + 64 * block + column
+        )
+        np.testing.assert_array_equal(got, np.where(64 * block + column < head_dim, expected, -1))
+
+
+def test_heads_of_other_widths_may_be_any_vectors_apart(maps: list[tuple[Any, ...]]) -> None:
+    mapped(nhd(2, 16, 3, 104)[..., :96])
+    assert maps[1][1:4] == ((96, 16, 3, 2), (1, 312, 104, 4992), (64, 16, 1, 1))
 
 
 @pytest.mark.parametrize("kv_tile", KV_TILES)

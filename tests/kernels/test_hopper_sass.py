@@ -16,7 +16,14 @@ from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.hopper.host import source_of
 from podrt.kernels.hopper.presets import default_hopper_variants, hopper_variant
 
-VARIANTS = default_hopper_variants(forms=("prefill", "pod"), dtypes=("bfloat16",), page_sizes=(16,))
+VARIANTS = [
+    *default_hopper_variants(forms=("prefill", "pod"), dtypes=("bfloat16",), page_sizes=(16,)),
+    *(
+        hopper_variant(form, "bfloat16", head_dim, page_size=16)
+        for form in ("prefill", "pod")
+        for head_dim in (80, 96, 112, 192)
+    ),
+]
 CAPPED = [
     hopper_variant(form, "bfloat16", head_dim, page_size=16, soft_cap=True)
     for form in ("prefill", "pod")

@@ -33,7 +33,7 @@ def compile_layout(text: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["pod", "prefill", "decode"])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192])
 def test_tiles_are_as_large_on_the_device(form: str, head_dim: int) -> None:
     config = hopper_variant(form, "bfloat16", head_dim)  # type: ignore[arg-type]
     source = source_of(config).text

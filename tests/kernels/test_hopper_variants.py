@@ -7,6 +7,7 @@ decode_rows.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import get_args
 
@@ -23,7 +24,7 @@ from podrt.kernels.hopper.presets import (
     hopper_variant,
     why_unsupported,
 )
-from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
+from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import DType
 
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -50,8 +51,13 @@ def complaints_of(config: HopperConfig, build: Build) -> Iterator[str]:
         yield f"{smem_bytes} bytes of shared memory with static variables"
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("page_size", DEFAULT_PAGE_SIZES)
+@pytest.mark.parametrize(
+    ("head_dim", "page_size"),
+    [
+        *itertools.product(DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES),
+        *((head_dim, 16) for head_dim in HEAD_DIMS if head_dim not in DEFAULT_HEAD_DIMS),
+    ],
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_variant_compiles_without_spills(
     form: Form, page_size: int | None, head_dim: int
@@ -59,25 +65,35 @@ def test_every_variant_compiles_without_spills(
     configs = default_hopper_variants(
         forms=[form], dtypes=["bfloat16"], head_dims=[head_dim], page_sizes=[page_size]
     )
-    prefills = 2 if head_dim == 128 else 1
+    prefills = 1 + has_large_tile(head_dim)
     assert len(configs) == (prefills if form == "prefill" else len(decode_rows_of(head_dim)))
     build_clean(configs)
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("soft_cap", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_kernels_that_gather_rows_compile_without_spills(
-    form: Form, soft_cap: bool, head_dim: int
-) -> None:
+def test_kernels_that_gather_rows_compile_without_spills(form: Form, head_dim: int) -> None:
     """Pages of 12 take most registers: page and token are both to be found."""
     build_clean(
         default_hopper_variants(
-            forms=[form],
+            forms=[form], dtypes=["bfloat16"], head_dims=[head_dim], page_sizes=[12]
+        )
+    )
+
+
+@pytest.mark.parametrize("tree_mask", [False, True])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_fused_kernels_that_gather_rows_and_cap_scores_compile_without_spills(
+    head_dim: int, tree_mask: bool
+) -> None:
+    build_clean(
+        default_hopper_variants(
+            forms=["pod"],
             dtypes=["bfloat16"],
             head_dims=[head_dim],
             page_sizes=[12],
-            soft_caps=[soft_cap],
+            soft_caps=[True],
+            tree_masks=[tree_mask],
         )
     )
 
@@ -99,6 +115,26 @@ def test_kernels_with_a_soft_cap_compile_without_spills(form: Form, head_dim: in
                 form, "bfloat16", head_dim, decode_rows=count, page_size=16, soft_cap=True
             )
             for count in rows
+        ]
+    )
+
+
+@pytest.mark.parametrize("soft_cap", [False, True])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_kernels_for_trees_compile_without_spills(head_dim: int, soft_cap: bool) -> None:
+    build_clean(
+        [
+            hopper_variant(
+                form,
+                "bfloat16",
+                head_dim,
+                decode_rows=count,
+                page_size=16,
+                soft_cap=soft_cap,
+                tree_mask=True,
+            )
+            for form in FORMS
+            for count in (decode_rows_of(head_dim) if form != "prefill" else DECODE_ROWS[:1])
         ]
     )
 
@@ -145,7 +181,9 @@ def test_every_variant_renders_as_a_text_of_its_own() -> None:
 def test_filters_select() -> None:
     everything = default_hopper_variants()
     # pod and decode once for each decode_rows, prefill once or, for head_dim 128, twice.
-    of_a_page_size = sum(2 * len(decode_rows_of(head_dim)) + 1 for head_dim in HEAD_DIMS) + 1
+    of_a_page_size = 1 + sum(
+        2 * len(decode_rows_of(head_dim)) + 1 for head_dim in DEFAULT_HEAD_DIMS
+    )
     assert len(everything) == len(get_args(DType)) * len(DEFAULT_PAGE_SIZES) * of_a_page_size
     few = default_hopper_variants(
         forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])
@@ -157,7 +195,7 @@ def test_filters_select() -> None:
 
 
 def test_filters_of_other_families_pass_through() -> None:
-    assert default_hopper_variants(head_dims=[96]) == []
+    assert default_hopper_variants(head_dims=[72]) == []
     assert {c.page_size for c in default_hopper_variants(page_sizes=[1, 32])} == {1, 32}
 
 
@@ -166,35 +204,38 @@ def test_prefill_does_not_depend_on_decode_rows() -> None:
     assert len(prefills) == 1
 
 
-def test_large_tiles_are_of_prefill_alone_at_128() -> None:
+def test_large_tiles_are_of_prefill_alone_at_80_to_128() -> None:
     tiles = {
         (head_dim, large): hopper_variant("prefill", "float16", head_dim, large_tile=large).kv_tile
         for head_dim in HEAD_DIMS
         for large in (False, True)
     }
-    assert {which for which, tile in tiles.items() if tile > 128} == {(128, True)}
+    large = {which for which, tile in tiles.items() if tile > 128}
+    assert large == {(head_dim, True) for head_dim in (80, 96, 112, 128)}
     capped = hopper_variant("prefill", "float16", 128, large_tile=True, soft_cap=True)
     assert capped.kv_tile == 128
     assert has_large_tile(128)
     assert not has_large_tile(128, soft_cap=True)
+    # Pages of 8 are 22 pieces of a tile, whose last blocks are no whole ones at 96.
+    assert has_large_tile(128, page_size=8) and not has_large_tile(96, page_size=8)
+    assert has_large_tile(96, page_size=16) and has_large_tile(96, page_size=4)
     for form in ("pod", "decode"):
         small, large = (hopper_variant(form, "float16", 128, large_tile=t) for t in (False, True))
         assert small == large
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "group", "page_size", "expected"),
+    ("head_dim", "group", "expected"),
     [
-        (128, 4, None, True),
-        (64, 128, 256, True),
-        (256, 4, None, True),
-        (192, 4, None, False),
-        (128, 129, None, False),
-        (128, 4, 8, False),
-        (128, 4, 48, False),
+        (128, 4, True),
+        (64, 128, True),
+        (256, 4, True),
+        (192, 4, True),
+        (96, 4, True),
+        (160, 4, False),
+        (72, 4, False),
+        (128, 129, False),
     ],
 )
-def test_layers_that_the_family_serves(
-    head_dim: int, group: int, page_size: int | None, expected: bool
-) -> None:
-    assert (why_unsupported("sm_90a", head_dim, group, page_size) is None) is expected
+def test_layers_that_the_family_serves(head_dim: int, group: int, expected: bool) -> None:
+    assert (why_unsupported("sm_90a", head_dim, group) is None) is expected

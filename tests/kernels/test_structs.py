@@ -94,9 +94,9 @@ def empty_plan(**changes: Any) -> Plan:
     return plan._replace(**changes)
 
 
-def header_of(plan: Plan, page_table: int, kv_lens: int) -> bytes:
+def header_of(plan: Plan, page_table: int, kv_lens: int, tree_mask: int = 0) -> bytes:
     memory = np.full(PLAN_HEADER_BYTES + 8, 0xAA, np.uint8)
-    write_plan_header(memory, plan, page_table, kv_lens)
+    write_plan_header(memory, plan, page_table, kv_lens, tree_mask)
     assert (memory[PLAN_HEADER_BYTES:] == 0xAA).all()
     return memory[:PLAN_HEADER_BYTES].tobytes()
 
@@ -112,7 +112,8 @@ def test_header_says_what_the_plan_knows() -> None:
         prefill_runs=(1, 3),
     )
     (header,) = np.frombuffer(
-        header_of(plan, page_table=2**63 + 64, kv_lens=128), struct_dtype(PLAN_HEADER, align=64)
+        header_of(plan, page_table=2**63 + 64, kv_lens=128, tree_mask=192),
+        struct_dtype(PLAN_HEADER, align=64),
     )
     assert {name: header[name].tolist() for name in header.dtype.names} == {
         "page_table": 2**63 + 64,
@@ -124,6 +125,7 @@ def test_header_says_what_the_plan_knows() -> None:
         "prefill_share": 2,
         "decode_share": 11,
         "prefill_runs": [0] * 30 + [1, 3],
+        "tree_mask": 192,
     }
 
 

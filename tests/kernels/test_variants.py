@@ -29,11 +29,14 @@ from podrt.kernels.portable.presets import (
     preset,
     variant,
 )
-from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
+from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import HEAD_DIMS, DType
 
 DTYPES: tuple[DType, ...] = get_args(DType)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
+#: Of each width of rows in shared memory the least and the largest, with half a product's columns
+#: and with whole ones.
+PAIRED_HEAD_DIMS = (32, 40, 64, 72, 96, 120, 128, 136, 192, 248, 256)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +67,7 @@ def complaints_of(config: KernelConfig, build: Build) -> Iterator[str]:
 @pytest.mark.parametrize("page_size", DEFAULT_PAGE_SIZES)
 def test_every_shape_compiles_without_spills(arch: str, page_size: int | None) -> None:
     configs = default_variants(arch, dtypes=["bfloat16"], page_sizes=[page_size])
-    assert len(configs) == len(HEAD_DIMS) * len(SHAPES) * len(get_args(Form))
+    assert len(configs) == len(DEFAULT_HEAD_DIMS) * len(SHAPES) * len(get_args(Form))
     build_clean(configs)
 
 
@@ -75,7 +78,7 @@ def test_every_shape_of_the_other_dtype_compiles_without_spills(page_size: int |
 
 def pairwise() -> list[KernelConfig]:
     """Fused variants in which any two values of different fields meet; all architectures too."""
-    rows = itertools.product(range(6), enumerate(HEAD_DIMS))
+    rows = itertools.product(range(6), enumerate(PAIRED_HEAD_DIMS))
     return [
         variant(
             "pod",
@@ -101,6 +104,35 @@ def test_capped_scores_compile_without_spills(arch: str) -> None:
             shapes=["large"],
             page_sizes=[16],
             soft_caps=[True],
+        )
+    )
+
+
+@pytest.mark.parametrize("head_dim", [40, 96, 120, 192])
+def test_rows_with_room_behind_the_head_compile_without_spills(head_dim: int) -> None:
+    build_clean(
+        default_variants(
+            "sm_90a",
+            forms=["pod"],
+            head_dims=[head_dim],
+            dtypes=["bfloat16"],
+            shapes=["large"],
+            page_sizes=[16],
+            soft_caps=[False, True],
+        )
+    )
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_kernels_for_trees_compile_without_spills(arch: str) -> None:
+    build_clean(
+        default_variants(
+            arch,
+            dtypes=["bfloat16"],
+            shapes=["large"],
+            page_sizes=[16],
+            soft_caps=[False, True],
+            tree_masks=[True],
         )
     )
 
@@ -135,7 +167,7 @@ def test_filters_select() -> None:
     forms = len(get_args(Form))
     assert (
         len(everything)
-        == len(HEAD_DIMS) * len(DTYPES) * len(DEFAULT_PAGE_SIZES) * len(SHAPES) * forms
+        == len(DEFAULT_HEAD_DIMS) * len(DTYPES) * len(DEFAULT_PAGE_SIZES) * len(SHAPES) * forms
     )
     few = default_variants(
         "sm_90a", forms=iter(["pod", "decode"]), head_dims=iter([64]), dtypes=iter(["float16"])

@@ -28,8 +28,9 @@ from podrt.spec.mask import Mask
 
 GROUPS = (1, 4, 7, 8, 20, 71)
 CAUSAL = Mask()
-masks = st.builds(
-    Mask, st.booleans(), st.one_of(st.none(), st.integers(0, 300), st.sampled_from([0, 4096]))
+windows = st.one_of(st.none(), st.integers(0, 300), st.sampled_from([0, 4096]))
+masks = st.one_of(
+    st.builds(Mask, st.booleans(), windows), st.builds(Mask, st.just(True), windows, st.just(True))
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from split_support import (
     Pieces,
@@ -105,3 +105,24 @@ def test_a_bound_makes_pieces_longer_rather_than_whole() -> None:
     free, bound = (cut_together([65_536] * 8, slots=264, max_partials=most) for most in (None, 70))
     assert partials(free) > 70
     assert 2 <= max(count for count, _ in bound) <= 8
+
+
+@given(
+    steps=st.lists(st.integers(1, 30), min_size=2, max_size=20),
+    growths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    slots=st.integers(8, 150),
+    units=st.sampled_from([1, 4, 8]),
+)
+@example(steps=[4, 16, 13, 6], growths=[19, 40, 40], slots=13, units=8)
+@example(steps=[10, 13, 13, 6], growths=[20], slots=42, units=8)
+@example(steps=[4, 9, 26, 7, 20], growths=[39, 40, 40], slots=34, units=8)
+def test_a_choice_is_kept_only_as_long_as_it_would_be_made_again(
+    steps: list[int], growths: list[int], slots: int, units: int
+) -> None:
+    side = side_of(slots, units, min_keys=64)
+    keys = [128 * (n - 1) + 1 for n in steps]
+    for growth in [0, *growths]:  # none begins another KV tile
+        keys = [n + growth for n in keys]
+        tiles = tiles_of_keys(keys, 128)
+        cut = split_to_end_together(tiles, side, max_keys=4096)
+        assert pieces_of(tiles, cut) == slow_end_together(keys, 128, side, 4096)

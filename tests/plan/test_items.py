@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from podrt.plan.cut import Cut
-from podrt.plan.items import lay_out, request_rows
-from podrt.plan.tiles import Tiles
+from podrt.plan.items import TileItems, lay_out
+from podrt.plan.tiles import TileRows, Tiles, tiles_of
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
 
 BATCH = HybridBatch.from_kv_indptr(
     np.array([0, 1, 21, 22], np.int32),
@@ -16,8 +17,13 @@ BATCH = HybridBatch.from_kv_indptr(
     num_kv_indices=65,
     page_size=16,
 )
-ROWS = request_rows(BATCH)
 ALL = np.arange(3)
+
+
+def items_of(requests: np.ndarray, tile_rows: int, group: int) -> tuple[TileItems, Tiles]:
+    """Items of some requests' tiles, of whose keys nothing is known, and the tiles."""
+    rows = TileRows(BATCH.queries, requests, tile_rows, group)
+    return TileItems(BATCH.queries, rows, tile_rows), tiles_of(rows, BATCH.kv_lens, 64, Mask())
 
 
 def cut_of(counts: list[int], lengths: list[int]) -> Cut:
@@ -25,19 +31,20 @@ def cut_of(counts: list[int], lengths: list[int]) -> Cut:
 
 
 def test_whole_tiles_are_laid_out_longest_first() -> None:
-    tiles = Tiles(np.array([1, 1, 2]), np.array([150.0, 200.0, 500.0]), 64, np.array([0.0, 64, 0]))
-    items, num_merges, partial_rows = lay_out(ROWS, tiles, None, 64)
+    of_tiles, tiles = items_of(ALL[1:], 64, 4)
+    items, num_merges, partial_rows = lay_out(of_tiles, BATCH, tiles, None)
     assert (num_merges, partial_rows) == (0, 0)
     assert items["request"].tolist() == [2, 1, 1]
     assert items["row_begin"].tolist() == [0, 64, 0]
-    assert items["kv_end"].tolist() == [500, 200, 150]
+    assert items["kv_end"].tolist() == [500, 200, 196]
+    assert items["kv_len"].tolist() == [500, 200, 200]
     assert set(items["num_splits"].tolist()) == {1}
 
 
 def test_items_repeat_what_the_batch_says_of_their_request() -> None:
-    tiles = Tiles(ALL, np.array([300.0, 200.0, 500.0]), 64)
+    of_tiles, tiles = items_of(ALL, 128, 4)
     for cut in (None, cut_of([1, 2, 4], [5, 2, 2])):
-        items, _, _ = lay_out(ROWS, tiles, cut, 16)
+        items, _, _ = lay_out(of_tiles, BATCH, tiles, cut)
         request = items["request"]
         assert sorted(set(request.tolist())) == [0, 1, 2]
         assert items["page_begin"].tolist() == BATCH.page_begin[request].tolist()
@@ -47,12 +54,12 @@ def test_items_repeat_what_the_batch_says_of_their_request() -> None:
 
 
 def test_pieces_share_a_merge_and_have_their_own_partial_rows() -> None:
-    tiles = Tiles(ALL, np.array([300.0, 200.0, 500.0]), 64)
+    of_tiles, tiles = items_of(ALL, 128, 4)
     cut = cut_of([1, 2, 4], [5, 2, 2])
     items, num_merges, partial_rows = lay_out(
-        ROWS, tiles, cut, 16, first_merge=7, first_partial_row=96
+        of_tiles, BATCH, tiles, cut, first_merge=7, first_partial_row=96
     )
-    assert (num_merges, partial_rows) == (2, 6 * 16)
+    assert (num_merges, partial_rows) == (2, 6 * 128)
     pieces = items[["request", "kv_begin", "kv_end", "split", "num_splits"]].tolist()
     assert pieces == [
         (0, 0, 300, 0, 1),
@@ -66,5 +73,17 @@ def test_pieces_share_a_merge_and_have_their_own_partial_rows() -> None:
     split = items[items["num_splits"] > 1]
     assert {(r, m, p) for r, m, p in split[["request", "merge", "partial_row"]].tolist()} == {
         (1, 7, 96),
-        (2, 8, 96 + 2 * 16),
+        (2, 8, 96 + 2 * 128),
     }
+
+
+def test_items_that_are_kept_are_those_of_other_pages_cuts_and_places() -> None:
+    of_tiles, tiles = items_of(ALL, 128, 4)
+    cuts = (cut_of([1, 2, 4], [5, 2, 2]), cut_of([2, 1, 1], [3, 4, 8]))
+    other_pages = BATCH._replace(page_begin=BATCH.page_begin + np.int32(100))
+    batches = (BATCH, other_pages)
+    asked = [(b, c, first) for b in batches for c in cuts for first in ((0, 0), (3, 640))]
+    for batch, cut, first in asked * 2:
+        kept = lay_out(of_tiles, batch, tiles, cut, *first)
+        new = lay_out(items_of(ALL, 128, 4)[0], batch, tiles, cut, *first)
+        assert kept.items.tolist() == new.items.tolist()

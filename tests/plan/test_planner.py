@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -346,3 +348,20 @@ def test_splitting_without_limit_ignores_the_decodes() -> None:
     unlimited = replace(GPU, prefill_waves=None)
     assert plan_of([prefill, *decodes], GPU, group=1).prefill["num_splits"].max() == 1
     assert plan_of([prefill, *decodes], unlimited, group=1).prefill["num_splits"].max() > 1
+
+
+def test_what_is_kept_of_query_lengths_goes_with_them() -> None:
+    """Without waiting for the garbage collector: it is kilobytes for every change of a batch."""
+    batch = batch_of([(300, 400), (1, 7000), (1, 9)])
+    plan_of([(300, 400), (1, 7000), (1, 9)])
+    make_plan(batch, GPU, spec_of(8, 4))
+    assert batch.queries.derived
+    freed = weakref.ref(batch.queries)
+    gc.disable()
+    try:
+        del batch
+        for tokens in range(1, 20):  # others take its place
+            HybridBatch.contiguous(np.array([0, tokens], np.int32), np.array([tokens], np.int32))
+        assert freed() is None
+    finally:
+        gc.enable()

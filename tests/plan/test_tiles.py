@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podrt.plan.tiles import Tiles, longest_first, tiles_of
+from podrt.plan.tiles import TileRows, Tiles, longest_first, tiles_of
+from podrt.spec.batch import HybridBatch, QueryLengths
 from podrt.spec.mask import Mask
 
 requests_of = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 2000)), min_size=1, max_size=6)
+
+
+def queries_of(q_lens: list[int]) -> QueryLengths:
+    qo_indptr = np.concatenate(([0], np.cumsum(q_lens))).astype(np.int32)
+    return HybridBatch.contiguous(qo_indptr, np.zeros(len(q_lens), np.int32)).queries
 
 
 @given(
@@ -28,17 +34,21 @@ def test_each_tile_sees_what_its_last_token_sees(
             last = min((begin + tile_rows - 1) // group, q_len - 1)
             keys = min(max(kv_len - q_len + last + 1, 0), kv_len) if causal else kv_len
             expected.append((request, begin, keys))
-    q_lens, kv_lens = (np.array([lengths[i] for lengths in requests]) for i in (0, 1))
-    tiles = tiles_of(
-        np.arange(len(requests)), q_lens, kv_lens, tile_rows, 64, group, Mask(causal), False
-    )
+    queries = queries_of([q_len for q_len, _ in requests])
+    rows = TileRows(queries, np.arange(len(requests)), tile_rows, group)
+    kv_lens = np.array([kv_len for _, kv_len in requests], np.int32)
+    tiles = tiles_of(rows, kv_lens, 64, Mask(causal))
     row_begin = np.zeros(len(tiles)) if tiles.row_begin is None else tiles.row_begin
     assert list(zip(tiles.request, row_begin, tiles.keys, strict=True)) == expected
+    keys = [each[2] for each in expected]
+    assert tiles.order().tolist() == sorted(range(len(keys)), key=lambda tile: -keys[tile])
+    assert tiles.falling_keys().tolist() == sorted(keys, reverse=True)
+    assert (tiles.longest, tiles.total) == (max(*keys, 1), sum(keys))
 
 
-def test_requests_that_fit_into_one_tile_are_not_counted() -> None:
-    lengths = np.array([4, 1, 2]), np.array([100, 0, 3])
-    tiles = tiles_of(np.array([0, 2]), *lengths, 16, 64, 4, Mask(True), True)
+def test_requests_that_fit_into_one_tile_see_all_their_keys() -> None:
+    rows = TileRows(queries_of([4, 1, 2]), np.array([0, 2]), 16, 4)
+    tiles = tiles_of(rows, np.array([100, 0, 3], np.int32), 64, Mask(True))
     assert tiles.request.tolist() == [0, 2]
     assert tiles.keys.tolist() == [100, 3]
     assert tiles.row_begin is None

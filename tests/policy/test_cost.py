@@ -17,6 +17,7 @@ from podrt.policy.policies import Policy
 from podrt.policy.schedule import Schedule, Scheduler
 
 ALONE = ("prefill alone", "decode alone")
+HOPPER = Policy(family="hopper")
 
 
 def predictions(found: Schedule, gpu: str = "h100") -> tuple[Prediction, ...]:
@@ -106,6 +107,17 @@ def test_more_work_takes_longer_on_either_side() -> None:
     least = predicted_us(hopper(base, more))
     assert predicted_us(hopper([*base, *[1] * 64], [*more, *[8192] * 64])) > least
     assert predicted_us(hopper([*base, 4096], [*more, 16384])) > least
+
+
+def test_wider_heads_take_longer_whether_or_not_they_were_measured() -> None:
+    """On either side; 64 and 128 were."""
+    for q_lens, kv_lens in (([2048], [16384]), ([1] * 64, [8192] * 64)):
+        times_us = [
+            predicted_us(scheduled(q_lens, kv_lens, HOPPER, layer=layer_of(head_dim=head_dim)))
+            for head_dim in (64, 80, 96, 112, 128, 192, 256)
+        ]
+        assert times_us == sorted(times_us)
+        assert times_us[-1] > 2 * times_us[0]
 
 
 def test_a_fused_launch_takes_longer_than_either_side_and_less_than_both() -> None:

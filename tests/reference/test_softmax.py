@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from tree_support import random_mask, random_tree
 
 from podrt.jit import templates_dir
 from podrt.reference import softmax as model
@@ -144,6 +145,36 @@ def test_splits_may_be_empty_for_some_rows_or_all(role: str) -> None:
         ]
         merged = merge_splits([out for out, _ in parts], [lse for _, lse in parts])
         assert difference(merged, exact(scores, values, visible), "float16") <= 1
+
+
+@pytest.mark.parametrize("role", [name for name in ROLES if not name.startswith("prefill")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_trees_hide_new_keys_at_every_edge(role: str, kind: str) -> None:
+    """Of whole items and split ones; rows may see nothing of the first step, or at all."""
+    rng, step = np.random.default_rng(3), ROLES[role].step_keys
+    for kv_len in edges(step):
+        q_len = int(rng.integers(1, min(64, kv_len) + 1))
+        sees = random_tree(rng, q_len) if kv_len % 2 else random_mask(rng, q_len)
+        tree = sees[sorted(rng.integers(0, q_len, 8))]  # the rows of one of several tiles
+        scores = scores_of(kind, 8, kv_len)
+        values = rng.standard_normal((kv_len, HEAD_DIM)).astype(np.float32)
+        visible = np.full(8, kv_len)
+        expected = exact(
+            np.where(
+                np.pad(tree, ((0, 0), (kv_len - q_len, 0)), constant_values=True), scores, -np.inf
+            ),
+            values,
+            visible,
+        )
+        parts = [
+            ROLES[role].attend(
+                scores, values, visible, np.float16, tree=tree, kv_begin=begin, kv_end=end
+            )
+            for begin, end in [(0, kv_len), *([(0, step), (step, kv_len)] if kv_len > step else [])]
+        ]
+        for some in (parts[:1], parts[1:] or parts):
+            merged = merge_splits([out for out, _ in some], [lse for _, lse in some])
+            assert difference(merged, expected, "float16") <= 1, (kv_len, q_len)
 
 
 def windowed(

@@ -21,7 +21,8 @@ from runtime_support import (
     tensors,
 )
 
-LARGER: Any = ([0, 300], [6000])
+#: More items than the least memory of a plan holds, and split ones.
+LARGER: Any = ([0, *range(1, 901)], [*[6000] * 4, *[40] * 896])
 
 
 def test_a_plan_for_which_memory_runs_out_leaves_the_one_before(gpu: FakeGpu) -> None:

@@ -8,7 +8,7 @@ import pytest
 from podrt.kernels.portable.host import NUM_COUNTERS
 from podrt.runtime.scratch import SCRATCH_ALIGNMENT_BYTES, counter_bytes, place, scratch_bytes
 
-HEAD_DIMS = (64, 128, 256)
+HEAD_DIMS = (32, 64, 96, 128, 256)
 #: A merge has at least two splits of a decode tile's 8 rows, and two 32-bit counters.
 LEAST_ROWS_OF_A_MERGE, BYTES_OF_A_MERGE = 16, 8
 

@@ -106,7 +106,11 @@ def test_dtype_of_any_framework(dtype: object, name: str) -> None:
             "num_qo_heads=12: must be a multiple of num_kv_heads=8",
         ),
         ({"num_qo_heads": 4}, ValueError, "num_qo_heads=4: must be a multiple"),
-        ({"head_dim": 96}, UnsupportedConfigError, "head_dim=96: allowed are (64, 128, 256)"),
+        (
+            {"head_dim": 264},
+            UnsupportedConfigError,
+            "head_dim=264: allowed are multiples of 8 from 32",
+        ),
         ({"head_dim": 64.0}, TypeError, "head_dim=64.0: expected an int"),
         ({"page_size": 0}, ValueError, "page_size=0: must be at least 1"),
         ({"page_size": "16"}, TypeError, "page_size='16': expected an int"),

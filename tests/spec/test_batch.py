@@ -152,3 +152,22 @@ def test_paged_cache_must_have_the_page_size() -> None:
     batch.require_cache((1, 16, 1, 64))
     with pytest.raises(ValueError, match="pages of 32 tokens; expected page_size=16"):
         batch.require_cache((9, 32, 1, 64))
+
+
+def test_batches_of_equal_query_lengths_share_what_is_known_of_them() -> None:
+    qo_indptr = i32(0, 5, 6)
+    first = HybridBatch.contiguous(qo_indptr, i32(9, 33))
+    second = with_table(i32(0, 5, 6), i32(10, 34))
+    assert first.queries is second.queries
+    qo_indptr[1] = 4  # the caller's own
+    assert first.q_lens.tolist() == second.q_lens.tolist() == [5, 1]
+    assert HybridBatch.contiguous(qo_indptr, i32(9, 33)).q_lens.tolist() == [4, 2]
+
+
+def test_query_lengths_of_many_requests_are_checked_too() -> None:
+    many = np.arange(5001, dtype=np.int32)
+    batch = HybridBatch.contiguous(many, np.ones(5000, np.int32))
+    assert (batch.total_tokens, batch.min_q_len, batch.max_q_len) == (5000, 1, 1)
+    many[7] = 9999
+    with pytest.raises(ValueError, match="qo_indptr falls from 9999 at 7"):
+        HybridBatch.contiguous(many, np.ones(5000, np.int32))

@@ -122,7 +122,7 @@ def test_contiguous_cache_may_be_larger_than_needed() -> None:
         ({"v_cache": zeros(64)}, "v_cache: got shape (64,), expected 4 dimensions"),
         ({"k_cache": zeros(6, 32, 2, 64)}, "k_cache has pages of 32 tokens"),
         ({"k_cache": zeros(6, 16, 4, 64)}, "k_cache: got 4 KV heads of 64, expected"),
-        ({"v_cache": zeros(6, 16, 2, 128)}, "v_cache: got 2 KV heads of 128, expected"),
+        ({"v_cache": zeros(6, 16, 3, 64)}, "v_cache: got 3 KV heads of 64, expected"),
         ({"v_cache": zeros(7, 16, 2, 64)}, "v_cache: got shape (7, 16, 2, 64), k_cache has"),
         ({"out": zeros(24, 64)}, "out: got shape (24, 64), expected 3 dimensions"),
         ({"out": zeros(3, 8, 128)}, "out: got shape (3, 8, 128), expected (3, 8, 64)"),

@@ -16,6 +16,7 @@ from podrt.integrations.transformers.layers import Layer
 from podrt.integrations.transformers.tables import PageTables
 from podrt.kernels.families import Variant
 from podrt.policy.policies import Policy
+from podrt.runtime.driver import give_back_unused
 
 _FULL_ATTENTION = "full_attention"
 _log = logging.getLogger("podrt")
@@ -57,6 +58,8 @@ class Engine:
         Those of this rank.
     attentions : dict of Layer to HybridAttention or HostAttention
         Planned for the step under way; layers that are alike share one.
+    checked : dict of int to tuple
+        What each layer asked for when its call was last checked against its plan.
     num_steps : int
         Steps planned so far, those of warming up included.
 
@@ -93,6 +96,7 @@ class Engine:
         self._record = record
         self._variants: tuple[Variant, ...] | None = None
         self._of_layer = {index: self.attentions[layer] for index, layer in self.layers.items()}
+        self.checked: dict[int, tuple[Any, ...]] = {}
         self._num_tokens = self.num_steps = 0
         if processor.model_runner.pad_inputs:
             self._reserve(processor)
@@ -107,12 +111,13 @@ class Engine:
         names = [state.state.request_id for state in states]
         tables = self._tables.of(names, kv_lens, self._allocator.block_table)
         qo_indptr = np.zeros(len(states) + 1, np.int32)
-        np.cumsum(q_lens, out=qo_indptr[1:])
+        np.array(q_lens, np.int32).cumsum(out=qo_indptr[1:])
+        lengths = np.array(kv_lens, np.int32)
         on = {} if stream is None else {"stream": stream}
         for attention in self.attentions.values():
             attention.plan(
                 qo_indptr,
-                np.array(kv_lens, np.int32),
+                lengths,
                 kv_indptr=tables.kv_indptr,
                 kv_indices=tables.kv_indices,
                 **on,
@@ -138,19 +143,25 @@ class Engine:
         return out
 
     def _reserve(self, processor: Any) -> None:
-        """Make ready for graphs; attentions take turns, so they share memory."""
+        """Make ready for graphs; attentions take turns, so they share memory.
+
+        It is PyTorch's, which the engine gives back when it ends. What else an engine reserved goes
+        to CuPy's pool, to the part of a stream that is gone with it: the next one empties that.
+        """
         limits = (
             processor.cb_config.max_requests_per_batch,
             processor.cache.max_batch_tokens,
             processor.cache.max_tokens_read,
         )
         on_gpu = [a for a in self.attentions.values() if isinstance(a, HybridAttention)]
-        shared = None
-        if len(on_gpu) > 1:
-            nbytes = max(attention.workspace_bytes(*limits) for attention in on_gpu)
-            shared = torch.empty(nbytes, dtype=torch.uint8, device=processor.model_device)
+        if not on_gpu:
+            return
+        device, stream = processor.model_device, processor.inputs_and_outputs.compute_stream
+        give_back_unused(device.index)
+        nbytes = max(attention.workspace_bytes(*limits) for attention in on_gpu)
+        with torch.cuda.stream(stream):
+            shared = torch.empty(nbytes, dtype=torch.uint8, device=device)
         for attention in on_gpu:
-            stream = processor.inputs_and_outputs.compute_stream
             attention.reserve(*limits, workspace=shared, stream=stream)
 
     def _note(self) -> None:

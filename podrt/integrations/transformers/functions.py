@@ -16,7 +16,7 @@ from podrt.integrations.transformers.dense import dense_attention
 from podrt.integrations.transformers.engine import Engine
 from podrt.integrations.transformers.failures import StepError
 from podrt.integrations.transformers.hooks import ENGINE
-from podrt.integrations.transformers.layers import layer_of_call, sinks_of
+from podrt.integrations.transformers.layers import layer_of_call, sinks_of, what_is_asked
 from podrt.integrations.transformers.masks import seen_keys
 from podrt.integrations.transformers.policies import policy_of
 
@@ -95,6 +95,26 @@ def _paged_attention(
     scaling: float | None,
     arguments: dict[str, Any],
 ) -> Any:
+    layer_idx = module.layer_idx
+    asked = what_is_asked(module, query, key, scaling, arguments)
+    if asked != engine.checked.get(layer_idx):
+        _require_as_planned(engine, module, query, key, scaling, arguments)
+        engine.checked[layer_idx] = asked
+    cache = arguments.pop("cache", None)
+    if isinstance(cache, PagedAttentionCache):  # before 5.24 the function writes the new keys
+        cache.update(key, value, layer_idx, kwargs=arguments)
+    return engine.run(layer_idx, query[0].transpose(0, 1), sinks_of(arguments))[None]
+
+
+def _require_as_planned(
+    engine: Engine,
+    module: Any,
+    query: Any,
+    key: Any,
+    scaling: float | None,
+    arguments: dict[str, Any],
+) -> None:
+    """Raise UnsupportedConfigError unless a layer calls attention as it was planned."""
     called = layer_of_call(module, query, key, scaling, arguments)
     planned = engine.layers[module.layer_idx]
     if scaling is None:
@@ -104,8 +124,3 @@ def _paged_attention(
             f"{type(module).__name__}: layer {module.layer_idx} calls attention as {called}; by "
             f"its config it was planned as {planned}"
         )
-    cache = arguments.pop("cache", None)
-    if isinstance(cache, PagedAttentionCache):  # before 5.24 the function writes the new keys
-        cache.update(key, value, module.layer_idx, kwargs=arguments)
-    rows, sinks = query[0].transpose(0, 1), sinks_of(arguments)
-    return engine.run(module.layer_idx, rows, sinks).unsqueeze(0)

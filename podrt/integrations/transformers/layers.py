@@ -158,6 +158,29 @@ def layer_of_call(
     )
 
 
+def what_is_asked(
+    module: Any, query: Any, key: Any, scaling: float | None, arguments: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Return all that `layer_of_call` looks at of a call, in a tenth of its time.
+
+    Calls of one module that are equal in this ask for the same layer.
+    """
+    get, (_, heads, _, head_dim) = arguments.get, query.shape
+    return (
+        module,
+        heads,
+        key.shape[1],
+        head_dim,
+        query.dtype,
+        scaling,
+        get("position_bias") is None,
+        get("dropout"),
+        get("is_causal", True),
+        get("sliding_window"),
+        get("softcap"),
+    )
+
+
 def sinks_of(arguments: dict[str, Any]) -> Any:
     """Return the sinks of a call as podrt takes them, or None.
 

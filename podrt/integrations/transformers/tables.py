@@ -47,18 +47,18 @@ class PageTables:
         blocks : {name: list of int}
             Blocks of each, as many as its keys fill, or more. A list may change between calls.
         """
-        rows = {name: self._row(name, blocks[name]) for name in requests}
-        self._rows = rows  # those of requests that are gone are forgotten
+        before, rows, parts = self._rows, {}, []
         ends = -(-np.array(kv_lens, np.int32) // self._page_size)
-        parts = [rows[name][1][:end] for name, end in zip(requests, ends.tolist(), strict=True)]
+        for name, end in zip(requests, ends.tolist(), strict=True):
+            of_request = blocks[name]
+            row = before.get(name)
+            if row is None or row[0] != of_request:
+                pages = np.array(of_request, np.int32) * np.int32(self._pages_per_block)
+                row = of_request.copy(), pages
+            rows[name] = row
+            pages = row[1]
+            parts.append(pages if len(pages) == end else pages[:end])
+        self._rows = rows  # those of requests that are gone are forgotten
         kv_indptr = np.zeros(len(parts) + 1, np.int32)
         ends.cumsum(out=kv_indptr[1:])
         return Tables(kv_indptr, np.concatenate(parts))
-
-    def _row(self, name: str, blocks: list[int]) -> tuple[list[int], IntArray]:
-        """Return a request's blocks and pages; equal blocks are not converted again."""
-        found = self._rows.get(name)
-        if found is not None and found[0] == blocks:
-            return found
-        pages = np.array(blocks, np.int32) * np.int32(self._pages_per_block)
-        return blocks.copy(), pages

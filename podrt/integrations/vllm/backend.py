@@ -13,7 +13,7 @@ from podrt.errors import UnsupportedConfigError
 from podrt.integrations.vllm.builder import PodrtMetadataBuilder
 from podrt.integrations.vllm.impl import PodrtImpl
 from podrt.integrations.vllm.plugin import NAME
-from podrt.spec.types import HEAD_DIMS, DType
+from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT, DType
 
 #: The release whose interface for backends this is written for.
 _VLLM = "0.33"
@@ -110,9 +110,10 @@ class PodrtBackend(AttentionBackend):  # type: ignore[misc]
             model = getattr(getattr(config, "model_config", None), "model", None)
             asked = {name: value for name, value in kwargs.items() if name in _ASKED}
             reasons.append(
-                f"model {model!r} asks for {asked}; podrt serves head sizes {HEAD_DIMS}, "
-                f"{' and '.join(get_args(DType))}, caches of the same type in blocks that are "
-                f"multiples of {_BLOCK_SIZES[0]}, causal decoders, compute capability 8.0 and above"
+                f"model {model!r} asks for {asked}; podrt serves head sizes that are "
+                f"{HEAD_DIMS_TEXT}, {' and '.join(get_args(DType))}, caches of the same type in "
+                f"blocks that are multiples of {_BLOCK_SIZES[0]}, causal decoders, compute "
+                "capability 8.0 and above"
             )
         return reasons
 

@@ -94,7 +94,7 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
                 "serves causal attention alone"
             )
         num_requests = common.num_reqs
-        qo_indptr = common.query_start_loc_cpu[: num_requests + 1].numpy()
+        qo_indptr = common.query_start_loc_cpu.numpy()[: num_requests + 1]
         table = common.block_table_tensor[:num_requests]
         # On the host they may be too long: drafts count as accepted, dummies as of any length.
         kv_lens = self._most_keys(common, num_requests)
@@ -129,4 +129,4 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         bounds = common.seq_lens_cpu_upper_bound
         if bounds is None:  # some drafters know the longest alone
             return np.full(num_requests, min(common.max_seq_len, most), np.int32)
-        return np.minimum(bounds[:num_requests].numpy(), most)
+        return np.minimum(bounds.numpy()[:num_requests], most)

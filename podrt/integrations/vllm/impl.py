@@ -13,7 +13,7 @@ from podrt.cache_write import write_cache
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.vllm.attention import claim_scratch
 from podrt.integrations.vllm.group import LayerShape, model_of
-from podrt.spec.types import HEAD_DIMS
+from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
 _CACHE_TYPES = ("auto", "float16", "bfloat16")
 
@@ -58,7 +58,8 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
                 raise self._refusal(name, value, "None")
         self._require("attn_type", attn_type, (AttentionType.DECODER,))
         self._require("kv_cache_dtype", kv_cache_dtype, _CACHE_TYPES)
-        self._require("head_size", head_size, HEAD_DIMS)
+        if head_size not in HEAD_DIMS:
+            raise self._refusal("head_size", head_size, HEAD_DIMS_TEXT)
         self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
         self.num_kv_heads = num_kv_heads or num_heads
         self.kv_cache_dtype = kv_cache_dtype

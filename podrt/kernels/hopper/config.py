@@ -13,20 +13,24 @@ from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, SmemBuffe
 from podrt.spec.types import DType
 
 HOPPER_ARCH = "sm_90a"
-HEAD_DIMS = (64, 128, 256)
+HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
 KV_TILES = (48, 64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
 #: Tokens of a group that a TMA load places in a swizzled tile; pages that are no whole groups come
 #: row by row.
 GROUP_TOKENS = 8
 #: Decode tiles of a step: more of them share the latency of its chain of products and softmax. At
-#: head_dim 256 one is as many bytes.
+#: head_dim 192 and 256 one is as many bytes.
 DECODE_TILES = 2
-#: Most columns of a tile in one slot of a decode ring, and of one product of prefill beside decode,
-#: whose 512 threads are launched with too few registers for accumulators of more.
+#: Most columns of a tile in one slot of a decode ring.
 _MOST_COLUMNS = 128
+#: The same of one product of prefill beside decode, whose 512 threads are launched with too few
+#: registers for accumulators of more.
+_MOST_VALUE_COLUMNS = 192
 
-_WARPGROUP = 128
+#: Columns that one TMA load brings at most of heads whose number of columns they do not divide.
+BLOCK_COLUMNS = 64
+_WARP, _WARPGROUP = 32, 128
 #: Registers that the warpgroups of one CTA share, in units of one thread of each (ISA limits).
 _REGISTER_POOL = {3: 504, 4: 512}
 
@@ -38,9 +42,21 @@ def gathers_rows(page_size: int | None) -> bool:
 
 def decode_rows_of(head_dim: int, page_size: int | None = None) -> tuple[int, ...]:
     """Return the packed query rows that a decode tile may have; registers decide."""
-    if head_dim <= _MOST_COLUMNS:
+    if head_dim <= _MOST_VALUE_COLUMNS:
         return DECODE_ROWS
     return DECODE_ROWS[:1] if gathers_rows(page_size) else DECODE_ROWS[:-1]
+
+
+def piece_rows(page_size: int | None, tile_rows: int) -> int:
+    """Return the tokens that one TMA load brings of a tile; see `HopperConfig.piece_rows`."""
+    return tile_rows if page_size is None else math.gcd(page_size, tile_rows, DECODE_KEYS)
+
+
+def fits_a_warp(head_dim: int, page_size: int | None, tile_rows: int) -> bool:
+    """Tell whether a warp has a lane for every TMA load of a tile; row gathers need none."""
+    blocks = 1 if head_dim % BLOCK_COLUMNS == 0 else -(-head_dim // BLOCK_COLUMNS)
+    copies = tile_rows // piece_rows(page_size, tile_rows) * blocks
+    return gathers_rows(page_size) or copies <= _WARP
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class HopperConfig(VariantForm):
     dtype : {"bfloat16", "float16"}
         Element type of q, k, v and out.
     head_dim : int
-        64, 128 or 256.
+        64, 80, 96, 112, 128, 192 or 256.
     decode_rows : int
         Packed query rows of a decode tile: 8, 16 or 32; at head_dim 256 8 or 16, where rows are
         gathered 8.
@@ -65,8 +81,8 @@ class HopperConfig(VariantForm):
     stages : int
         Depth of the prefill ring, for K and V each.
     decode_slots : int
-        Depth of a decode ring, in tiles of 64 keys or values, or halves of them at head_dim 256;
-        `next_slots` has those of the rings that lie over the prefill tiles.
+        Depth of a decode ring, in tiles of 64 keys or values, or parts of them, of
+        `decode_columns`; `next_slots` has those of the rings that lie over the prefill tiles.
     producer_registers, decode_registers, prefill_registers : int
         Registers of a thread, by role.
     page_size : int or None
@@ -76,6 +92,8 @@ class HopperConfig(VariantForm):
         Bottom-right aligned causal mask.
     soft_cap : bool
         Scores are capped; without, the kernel has no instruction for it.
+    tree_mask : bool
+        Decodes have trees; likewise.
     """
 
     form: Form
@@ -91,6 +109,7 @@ class HopperConfig(VariantForm):
     page_size: int | None = None
     causal: bool = True
     soft_cap: bool = False
+    tree_mask: bool = False
     arch: str = HOPPER_ARCH
 
     def __post_init__(self) -> None:
@@ -115,10 +134,14 @@ class HopperConfig(VariantForm):
             value = getattr(self, field)
             if type(value) is not int or value < 2:
                 raise UnsupportedConfigError(f"{field}={value!r}: must be an int of at least 2")
-        for field in ("causal", "soft_cap"):
+        for field in ("causal", "soft_cap", "tree_mask"):
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise UnsupportedConfigError(f"{field}={value!r}: allowed are True, False")
+        if self.tree_mask and not self.causal:
+            raise UnsupportedConfigError(
+                "tree_mask=True with causal=False: a tree is a causal mask"
+            )
         self._check_budgets()
 
     @property
@@ -129,12 +152,16 @@ class HopperConfig(VariantForm):
     @property
     def decode_columns(self) -> int:
         """Columns of a decode tile in one slot of the ring; the others follow in the next slot."""
-        return min(self.head_dim, _MOST_COLUMNS)
+        if self.head_dim <= _MOST_COLUMNS:
+            return self.head_dim
+        return math.gcd(self.head_dim, _MOST_COLUMNS)
 
     @property
     def value_columns(self) -> int:
         """Columns of V in one product of prefill."""
-        return min(self.head_dim, _MOST_COLUMNS) if self.form == "pod" else self.head_dim
+        if self.form != "pod" or self.head_dim <= _MOST_VALUE_COLUMNS:
+            return self.head_dim
+        return _MOST_COLUMNS
 
     @property
     def family(self) -> str:
@@ -176,9 +203,7 @@ class HopperConfig(VariantForm):
         do, or where a window begins, of its greatest common divisor with a page. A contiguous
         cache's tile is one piece.
         """
-        if self.page_size is None:
-            return tile_rows
-        return math.gcd(self.page_size, tile_rows, DECODE_KEYS)
+        return piece_rows(self.page_size, tile_rows)
 
     @property
     def smem_buffers(self) -> tuple[SmemBuffer, ...]:
@@ -235,6 +260,8 @@ class HopperConfig(VariantForm):
         parts.append("causal" if self.causal else "full")
         if self.soft_cap:
             parts.append("softcap")
+        if self.tree_mask:
+            parts.append("tree")
         return "_".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -261,6 +288,12 @@ class HopperConfig(VariantForm):
             raise UnsupportedConfigError(
                 f"{self.name}: the prefill tiles have room for {self.next_slots} slots of decode "
                 f"in each of lanes 1 and 2; a step takes {step_slots} at once"
+            )
+        if self.has_prefill and not fits_a_warp(self.head_dim, self.page_size, self.kv_tile):
+            raise UnsupportedConfigError(
+                f"kv_tile={self.kv_tile}: with head_dim={self.head_dim} and "
+                f"page_size={self.page_size} a tile takes more than {_WARP} copies; take a smaller "
+                "tile"
             )
         smem_bytes = self.smem_bytes + STATIC_SMEM_BYTES
         if smem_bytes > self.limits.smem_per_cta_bytes:

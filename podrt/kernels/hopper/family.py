@@ -41,6 +41,7 @@ class HopperFamily:
             page_sizes=filters.page_sizes,
             decode_rows=filters.decode_rows,
             soft_caps=filters.soft_caps,
+            tree_masks=filters.tree_masks,
         )
 
     def geometry_of(self, config: HopperConfig, group: int, num_sms: int) -> TileGeometry:

@@ -16,6 +16,7 @@ from podrt.kernels.hopper.shared_memory import render_layout
 from podrt.kernels.structs import Field, render_struct, struct_dtype
 from podrt.kernels.variant import NUM_TICKETS
 from podrt.plan import Plan
+from podrt.spec.mask import MOST_TREE_TOKENS
 
 #: Arguments of every kernel of the family, in memory order. Strides are in elements. Where rows are
 #: gathered, `CACHE_ROWS` lie in the place of the maps of a cache.
@@ -48,6 +49,7 @@ def source_of(config: HopperConfig) -> KernelSource:
             "cache_rows_struct": render_struct("CacheRows", CACHE_ROWS),
             "config": config,
             "layout_struct": render_layout(config),
+            "most_tree_tokens": MOST_TREE_TOKENS,
             "num_tickets": NUM_TICKETS,
             "params_struct": render_struct("Params", PARAMS, align=_ALIGN),
             "plan_structs": PLAN_STRUCTS,

@@ -10,13 +10,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from podrt.kernels.hopper.config import HopperConfig
-from podrt.kernels.hopper.shared_memory import DECODE_KEYS
+from podrt.kernels.hopper.shared_memory import BLOCK_COLUMNS, DECODE_KEYS
 from podrt.kernels.tensor_map import TENSOR_MAP_BYTES, MapShape, TensorMapEncoder, tensor_map
 from podrt.spec.types import DType
 from podrt.tensors.view import TensorView
 
-#: Columns of a swizzled row, and rows of a swizzle atom.
-_COLUMNS, _GROUP = 64, 8
+_COLUMNS = BLOCK_COLUMNS
+#: Rows of a swizzle atom.
+_GROUP = 8
 #: What strides of a map are multiples of, in elements.
 _STRIDE_STEP = 8
 #: Addresses whose maps are kept.
@@ -32,7 +33,7 @@ class CacheMaps(NamedTuple):
     prefill, decode : bytes
         Maps whose boxes are the pieces of a tile of prefill, and of decode.
     head_blocks : int
-        Blocks of 64 columns from a KV head to the next.
+        Blocks of 64 columns from a KV head to the next; 1 where heads are an axis of the maps.
     """
 
     prefill: bytes
@@ -139,6 +140,9 @@ def _cache_maps(
 def _cache_map_shapes(
     cache: _Layout, pieces: tuple[tuple[int, int], ...], paged: bool
 ) -> tuple[MapShape, MapShape, int]:
+    if cache.shape[3] % _COLUMNS:
+        prefill, decode = (_by_heads_shape(cache, rows) for rows, _ in pieces)
+        return prefill, decode, 1
     head_blocks = _head_blocks(cache)
     shape_of = _paged_shape if paged else _contiguous_shape
     prefill, decode = (
@@ -166,6 +170,18 @@ def _contiguous_shape(cache: _Layout, head_blocks: int, rows: int, piece_blocks:
     return MapShape(shape, strides, (_COLUMNS, rows, piece_blocks, 1))
 
 
+def _by_heads_shape(cache: _Layout, rows: int) -> MapShape:
+    """Return the shape for one block of a piece, where a head's last block is not a whole one.
+
+    The copy engine fills it up with zeros: the innermost axis ends where the head does.
+    """
+    pages, page_size, heads, head_dim = cache.shape
+    page, token, head, _ = _valid_strides(cache)
+    return MapShape(
+        (head_dim, page_size, heads, pages), (1, token, head, page), (_COLUMNS, rows, 1, 1)
+    )
+
+
 def _head_blocks(cache: _Layout) -> int:
     return 0 if cache.shape[2] == 1 else cache.strides[2] // _COLUMNS
 
@@ -179,7 +195,8 @@ def why_unmappable(tensor: TensorView | _Layout) -> str | None:
     least = 0 if len(shape) == _CACHE_AXES else 1
     if any(stride < least for extent, stride in zip(shape, strides, strict=True) if extent > 1):
         return got + f"none below {least}"
-    if len(shape) == _CACHE_AXES and shape[2] > 1 and strides[2] % _COLUMNS:
+    by_blocks = len(shape) == _CACHE_AXES and shape[3] % _COLUMNS == 0
+    if by_blocks and shape[2] > 1 and strides[2] % _COLUMNS:
         return got + f"a multiple of {_COLUMNS} from a KV head to the next"
     return None
 

@@ -11,10 +11,11 @@ from podrt.kernels.hopper.config import (
     HOPPER_ARCH,
     HopperConfig,
     decode_rows_of,
+    fits_a_warp,
     gathers_rows,
 )
 from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
-from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
+from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import DType
 
 
@@ -34,9 +35,21 @@ _PODS = {
     (64, 8): _Pod(128, 40, 136, 168),
     (64, 16): _Pod(128, 40, 136, 168),
     (64, 32): _Pod(128, 40, 120, 176),
+    (80, 8): _Pod(112, 40, 104, 184),
+    (80, 16): _Pod(112, 40, 104, 184),
+    (80, 32): _Pod(96, 40, 120, 176),
+    (96, 8): _Pod(112, 40, 88, 192),
+    (96, 16): _Pod(112, 40, 88, 192),
+    (96, 32): _Pod(96, 40, 120, 176),
+    (112, 8): _Pod(112, 40, 72, 200),
+    (112, 16): _Pod(112, 40, 88, 192),
+    (112, 32): _Pod(96, 40, 120, 176),
     (128, 8): _Pod(112, 40, 104, 184),
     (128, 16): _Pod(112, 40, 80, 192),
     (128, 32): _Pod(96, 40, 120, 176),
+    (192, 8): _Pod(80, 40, 72, 200),
+    (192, 16): _Pod(80, 40, 72, 200),
+    (192, 32): _Pod(64, 40, 120, 176),
     (256, 8): _Pod(48, 40, 72, 200),
     (256, 16): _Pod(48, 32, 80, 200),
 }
@@ -44,15 +57,33 @@ _PODS = {
 _SOFT_CAP_PODS = {
     (64, 8): _Pod(128, 40, 120, 176),
     (64, 16): _Pod(128, 40, 120, 176),
+    (112, 32): _Pod(96, 40, 136, 168),
+}
+#: The same where decodes have trees too, whose masks need a few registers.
+_TREE_SOFT_CAP_PODS = {
+    **{(64, rows): _Pod(112, 40, 120, 176) for rows in DECODE_ROWS},
+    (128, 16): _Pod(112, 40, 104, 184),
 }
 #: Those of kernels that gather rows, whose producers need more registers.
 _GATHER_PODS = {
     (64, 8): _Pod(128, 48, 128, 168),
     (64, 16): _Pod(128, 48, 128, 168),
     (64, 32): _Pod(128, 48, 112, 176),
-    (128, 8): _Pod(112, 48, 80, 192),
+    (80, 8): _Pod(112, 48, 96, 184),
+    (80, 16): _Pod(112, 48, 96, 184),
+    (80, 32): _Pod(96, 48, 112, 176),
+    (96, 8): _Pod(112, 48, 80, 192),
+    (96, 16): _Pod(112, 48, 80, 192),
+    (96, 32): _Pod(96, 48, 112, 176),
+    (112, 8): _Pod(112, 48, 64, 200),
+    (112, 16): _Pod(112, 48, 80, 192),
+    (112, 32): _Pod(96, 48, 112, 176),
+    (128, 8): _Pod(112, 48, 96, 184),
     (128, 16): _Pod(112, 48, 80, 192),
     (128, 32): _Pod(96, 48, 112, 176),
+    (192, 8): _Pod(80, 48, 64, 200),
+    (192, 16): _Pod(80, 48, 64, 200),
+    (192, 32): _Pod(64, 48, 112, 176),
     (256, 8): _Pod(48, 48, 64, 200),
 }
 _SOFT_CAP_GATHER_PODS = {
@@ -63,18 +94,22 @@ _SOFT_CAP_GATHER_PODS = {
 #: left.
 _DECODE_SLOTS = {
     ("pod", 64, 128): 8,
+    ("pod", 64, 112): 8,
     ("pod", 128, 112): 4,
     ("pod", 128, 96): 4,
     ("decode", 64, 128): 8,
     ("decode", 128, 128): 4,
+    ("pod", 192, 80): 5,
+    ("pod", 192, 64): 6,
+    ("decode", 192, 128): 11,
     ("pod", 256, 48): 3,
     ("decode", 256, 128): 6,
 }
 #: Keys of a prefill tile without decode, by head_dim, and the larger one if there is any. With
 #: larger tiles queries are read from shared memory less often, and a unit takes longer to begin and
 #: to end (`bench/results/h200/NOTES.md`).
-_PREFILL_TILES = {64: 128, 128: 128, 256: 80}
-_LARGE_PREFILL_TILES = {128: 176}
+_PREFILL_TILES = {64: 128, 80: 128, 96: 128, 112: 128, 128: 128, 192: 112, 256: 80}
+_LARGE_PREFILL_TILES = {80: 176, 96: 176, 112: 176, 128: 176}
 
 
 def why_unsupported(arch: str, head_dim: int, group: int) -> str | None:
@@ -88,12 +123,14 @@ def why_unsupported(arch: str, head_dim: int, group: int) -> str | None:
     return None
 
 
-def has_large_tile(head_dim: int, *, soft_cap: bool = False) -> bool:
+def has_large_tile(head_dim: int, *, soft_cap: bool = False, page_size: int | None = None) -> bool:
     """Tell whether prefill alone has a larger tile too, for units of many keys.
 
-    Not with capped scores, for which registers do not suffice.
+    Not with capped scores, for which registers do not suffice, nor where pages are so small that a
+    warp has not a lane for every copy.
     """
-    return head_dim in _LARGE_PREFILL_TILES and not soft_cap
+    tile = _LARGE_PREFILL_TILES.get(head_dim)
+    return tile is not None and not soft_cap and fits_a_warp(head_dim, page_size, tile)
 
 
 def hopper_variant(
@@ -106,16 +143,16 @@ def hopper_variant(
     page_size: int | None = None,
     causal: bool = True,
     soft_cap: bool = False,
+    tree_mask: bool = False,
 ) -> HopperConfig:
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     gathers = gathers_rows(page_size)
     if form == "pod":
-        pods, capped = (_GATHER_PODS, _SOFT_CAP_GATHER_PODS) if gathers else (_PODS, _SOFT_CAP_PODS)
-        budget = (pods | capped if soft_cap else pods)[head_dim, decode_rows]
+        budget = _pod(head_dim, decode_rows, gathers, soft_cap, tree_mask)
     elif form == "decode":
         budget = _Pod(128, 48 if gathers else 40, 216, 232)
     else:
-        large = large_tile and has_large_tile(head_dim, soft_cap=soft_cap)
+        large = large_tile and has_large_tile(head_dim, soft_cap=soft_cap, page_size=page_size)
         tile = (_LARGE_PREFILL_TILES if large else _PREFILL_TILES)[head_dim]
         budget = _Pod(tile, 48, 56, 224) if gathers else _Pod(tile, 40, 56, 232)
     return HopperConfig(
@@ -123,26 +160,43 @@ def hopper_variant(
         dtype=dtype,
         head_dim=head_dim,
         decode_rows=decode_rows if form != "prefill" else DECODE_ROWS[0],
-        decode_slots=_DECODE_SLOTS.get((form, head_dim, budget.kv_tile), 2),
+        decode_slots=_decode_slots(form, head_dim, budget.kv_tile),
         **budget._asdict(),
         page_size=page_size,
         causal=causal,
         soft_cap=soft_cap,
+        tree_mask=tree_mask,
     )
+
+
+def _pod(head_dim: int, decode_rows: int, gathers: bool, soft_cap: bool, tree_mask: bool) -> _Pod:
+    pods = _PODS | (_SOFT_CAP_PODS if soft_cap else {})
+    if soft_cap and tree_mask:
+        pods |= _TREE_SOFT_CAP_PODS
+    if gathers:
+        pods |= _GATHER_PODS | (_SOFT_CAP_GATHER_PODS if soft_cap else {})
+    return pods[head_dim, decode_rows]
+
+
+def _decode_slots(form: Form, head_dim: int, kv_tile: int) -> int:
+    """Return the depth of the decode ring; heads of 80 to 112 take the room of those of 128."""
+    width = 128 if 64 < head_dim < 128 else head_dim
+    return _DECODE_SLOTS.get((form, width, kv_tile), 2)
 
 
 def default_hopper_variants(
     *,
     forms: Iterable[Form] = get_args(Form),
     dtypes: Iterable[DType] = get_args(DType),
-    head_dims: Iterable[int] = HEAD_DIMS,
+    head_dims: Iterable[int] = DEFAULT_HEAD_DIMS,
     decode_rows: Iterable[int] = DECODE_ROWS,
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
     soft_caps: Iterable[bool] = (False,),
+    tree_masks: Iterable[bool] = (False,),
 ) -> list[HopperConfig]:
     """Return the causal variants that a schedule may pick, as the filters allow."""
     forms, decode_rows, head_dims = tuple(forms), tuple(decode_rows), tuple(head_dims)
-    page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
+    page_sizes, dtypes, soft_caps = tuple(page_sizes), tuple(dtypes), tuple(soft_caps)
     found = [
         hopper_variant(
             form,
@@ -152,7 +206,9 @@ def default_hopper_variants(
             large_tile=large,
             page_size=page_size,
             soft_cap=soft_cap,
+            tree_mask=tree_mask,
         )
+        for tree_mask in tree_masks
         for soft_cap in soft_caps
         for head_dim in head_dims
         if head_dim in HEAD_DIMS

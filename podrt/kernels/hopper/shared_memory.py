@@ -15,6 +15,8 @@ from podrt.spec.types import ELEMENT_BYTES, DType
 
 #: Packed query rows of a prefill tile, and keys of a decode tile.
 PREFILL_ROWS, DECODE_KEYS = 128, 64
+#: Columns of a swizzled row.
+BLOCK_COLUMNS = 64
 #: Units that a producer hands over ahead of their use.
 WORK_SLOTS = 2
 #: A work item and its KV head, aligned for 16-byte accesses.
@@ -86,7 +88,7 @@ def cta_regions(config: Sizes) -> tuple[Region, ...]:
     """Return what a CTA has. Tiles come first: they must lie on 1024 bytes."""
     ring = config.stages * config.kv_tile if config.has_prefill else 0
     queries = PREFILL_ROWS if config.has_prefill else 0
-    row = config.head_dim * ELEMENT_BYTES[config.dtype]
+    row = _row_bytes(config, config.head_dim)
     first, others = _lane_bytes(config)
     return (
         Region("Q", queries * row, "one prefill tile"),
@@ -104,7 +106,7 @@ def cta_regions(config: Sizes) -> tuple[Region, ...]:
 
 def lane_tiles(config: Sizes, slots: int) -> tuple[Region, ...]:
     """Return the tiles of a decode lane with a ring of so many slots."""
-    row = config.head_dim * ELEMENT_BYTES[config.dtype]
+    row = _row_bytes(config, config.head_dim)
     step = config.decode_tiles * DECODE_KEYS * ELEMENT_BYTES[config.dtype]
     return (
         Region("LaneQ", config.decode_rows * row, "one decode tile"),
@@ -144,7 +146,7 @@ def next_slots(config: Sizes) -> int:
     """Return the depth of the rings of decode lanes 1 and 2, which share the prefill tiles."""
     if config.form != "pod":
         return config.decode_slots
-    row = config.head_dim * ELEMENT_BYTES[config.dtype]
+    row = _row_bytes(config, config.head_dim)
     prefill = (PREFILL_ROWS + 2 * config.stages * config.kv_tile) * row
     half = prefill // (config.lanes - 1)
     return (half - offsets_of(lane_tiles(config, 0))["End"]) // _slot_bytes(config)
@@ -206,7 +208,12 @@ def _lane_bytes(config: Sizes) -> tuple[int, int]:
 
 
 def _slot_bytes(config: Sizes) -> int:
-    return DECODE_KEYS * config.decode_columns * ELEMENT_BYTES[config.dtype]
+    return DECODE_KEYS * _row_bytes(config, config.decode_columns)
+
+
+def _row_bytes(config: Sizes, columns: int) -> int:
+    """Return what a row of so many columns takes: tiles are whole blocks of `BLOCK_COLUMNS`."""
+    return -(-columns // BLOCK_COLUMNS) * BLOCK_COLUMNS * ELEMENT_BYTES[config.dtype]
 
 
 def _most_slots(config: Sizes) -> int:

@@ -8,12 +8,18 @@ from typing import Any, get_args
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import RESERVED_SMEM_BYTES, get_arch
 from podrt.kernels.variant import DTYPE_TAGS, STATIC_SMEM_BYTES, Form, SmemBuffer, VariantForm
-from podrt.spec.types import ELEMENT_BYTES, HEAD_DIMS, DType
+from podrt.spec.types import ELEMENT_BYTES, HEAD_DIMS, HEAD_DIMS_TEXT, DType
 
 _WARP = 32
 _MMA_ROWS = 16
 _MMA_DEPTH = 16
 _MAX_THREADS = 1024
+_SWIZZLE_COLUMNS = 64
+
+
+def row_columns_of(head_dim: int) -> int:
+    """Return the columns of a row in shared memory: `head_dim`, then some that are never read."""
+    return -(-head_dim // _SWIZZLE_COLUMNS) * _SWIZZLE_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class KernelConfig(VariantForm):
     dtype : {"bfloat16", "float16"}
         Element type of q, k, v and out.
     head_dim : int
-        64, 128 or 256.
+        A multiple of 8 from 32 to 256.
     prefill, decode : Tile
         A prefill tile is shared by all warps of the CTA; every warp has a decode tile of its own
         (POD-Attention's virtual decode CTAs).
@@ -67,6 +73,8 @@ class KernelConfig(VariantForm):
         Bottom-right aligned causal mask.
     soft_cap : bool
         Scores are capped; without, the kernel has no instruction for it.
+    tree_mask : bool
+        Decodes have trees; likewise.
     """
 
     form: Form
@@ -80,6 +88,7 @@ class KernelConfig(VariantForm):
     page_size: int | None = None
     causal: bool = True
     soft_cap: bool = False
+    tree_mask: bool = False
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -102,16 +111,25 @@ class KernelConfig(VariantForm):
         return self.warps * _WARP
 
     @property
+    def row_columns(self) -> int:
+        """Columns of a row in shared memory."""
+        return row_columns_of(self.head_dim)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.row_columns * ELEMENT_BYTES[self.dtype]
+
+    @property
     def prefill_smem_bytes(self) -> int:
         """Shared memory of the prefill role: Q tile and K/V ring."""
         rows = self.prefill.rows + self.prefill.kv_slots * self.prefill.kv_tile
-        return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
+        return rows * self._row_bytes
 
     @property
     def decode_smem_bytes(self) -> int:
         """Shared memory of the decode role: one K/V ring per warp (Q lives in registers)."""
         rows = self.warps * self.decode.kv_slots * self.decode.kv_tile
-        return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
+        return rows * self._row_bytes
 
     @property
     def smem_bytes(self) -> int:
@@ -124,8 +142,8 @@ class KernelConfig(VariantForm):
     @property
     def smem_buffers(self) -> tuple[SmemBuffer, ...]:
         """What lies in the dynamic shared memory of a CTA, which has one role at a time."""
-        row = self.head_dim * ELEMENT_BYTES[self.dtype]
-        q, kv = self.prefill.rows * row, self.prefill_smem_bytes - self.prefill.rows * row
+        q = self.prefill.rows * self._row_bytes
+        kv = self.prefill_smem_bytes - q
         prefill = (
             SmemBuffer("PrefillQ", 0, q, "one prefill tile"),
             SmemBuffer("PrefillRing", q, kv, "tiles of K and V in turn"),
@@ -152,6 +170,8 @@ class KernelConfig(VariantForm):
         parts.append("causal" if self.causal else "full")
         if self.soft_cap:
             parts.append("softcap")
+        if self.tree_mask:
+            parts.append("tree")
         return "_".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,14 +182,17 @@ class KernelConfig(VariantForm):
         for field, allowed in (
             ("form", get_args(Form)),
             ("dtype", get_args(DType)),
-            ("head_dim", HEAD_DIMS),
         ):
             value = getattr(self, field)
-            # 64.0 and 64 are equal, but would be rendered differently.
-            if value not in allowed or type(value) is not type(allowed[0]):
+            if value not in allowed:
                 raise UnsupportedConfigError(
                     f"{field}={value!r}: allowed are {', '.join(map(repr, allowed))}"
                 )
+        # 64.0 and 64 are equal, but would be rendered differently.
+        if type(self.head_dim) is not int or self.head_dim not in HEAD_DIMS:
+            raise UnsupportedConfigError(
+                f"head_dim={self.head_dim!r}: allowed are {HEAD_DIMS_TEXT}"
+            )
         for field in ("warps", "ctas_per_sm"):
             _require_positive_int(field, getattr(self, field))
         for side in ("prefill", "decode"):
@@ -177,10 +200,14 @@ class KernelConfig(VariantForm):
                 _require_positive_int(f"{side}.{field}", value)
         if self.page_size is not None:
             _require_positive_int("page_size", self.page_size, ", or None")
-        for field in ("causal", "soft_cap"):
+        for field in ("causal", "soft_cap", "tree_mask"):
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise UnsupportedConfigError(f"{field}={value!r}: must be a bool")
+        if self.tree_mask and not self.causal:
+            raise UnsupportedConfigError(
+                "tree_mask=True with causal=False: a tree is a causal mask"
+            )
         get_arch(self.arch)
 
     def _check_tiles(self) -> None:

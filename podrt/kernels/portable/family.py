@@ -37,6 +37,7 @@ class PortableFamily:
             head_dims=filters.head_dims,
             page_sizes=filters.page_sizes,
             soft_caps=filters.soft_caps,
+            tree_masks=filters.tree_masks,
         )
 
     def geometry_of(self, config: KernelConfig, group: int, num_sms: int) -> TileGeometry:

@@ -13,6 +13,7 @@ from podrt.kernels.arguments import (
 from podrt.kernels.portable.config import KernelConfig
 from podrt.kernels.structs import Field, render_struct, struct_dtype
 from podrt.kernels.variant import NUM_TICKETS
+from podrt.spec.mask import MOST_TREE_TOKENS
 
 #: Arguments of every kernel of the family, in memory order. Strides are in elements.
 #: They fit 32 bits (checked where tensors enter), which saves registers in the inner loops.
@@ -46,6 +47,7 @@ def source_of(config: KernelConfig) -> KernelSource:
         f"{config.family}/kernel.cu.jinja",
         {
             "config": config,
+            "most_tree_tokens": MOST_TREE_TOKENS,
             "num_tickets": NUM_TICKETS,
             "params_struct": render_struct("Params", PARAMS),
             "plan_structs": PLAN_STRUCTS,

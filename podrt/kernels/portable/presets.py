@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 from podrt.gpu.arch import KIB, get_arch
-from podrt.kernels.portable.config import KernelConfig, Tile
-from podrt.kernels.variant import DEFAULT_PAGE_SIZES, Form
-from podrt.spec.types import HEAD_DIMS, DType
+from podrt.kernels.portable.config import KernelConfig, Tile, row_columns_of
+from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
+from podrt.spec.types import DType
 
 Shape = Literal["large", "small"]
 
@@ -28,24 +28,30 @@ class Preset(NamedTuple):
     ctas_per_sm: int
 
 
-#: (shared memory per SM in KiB, head_dim, shape); the largest memory that fits the GPU is taken.
+#: (shared memory per SM in KiB, columns of a row, shape); the largest memory that fits is taken.
 _PRESETS: dict[tuple[int, int, Shape], Preset] = {
     (228, 64, "large"): Preset(Tile(128, 64, 4), Tile(16, 32, 6), 4, 2),
     (228, 64, "small"): Preset(Tile(64, 64, 3), Tile(16, 32, 6), 2, 4),
     (228, 128, "large"): Preset(Tile(128, 32, 8), Tile(16, 32, 3), 4, 2),
     (228, 128, "small"): Preset(Tile(64, 32, 3), Tile(16, 32, 3), 2, 4),
+    (228, 192, "large"): Preset(Tile(64, 64, 3), Tile(16, 16, 4), 4, 2),
+    (228, 192, "small"): Preset(Tile(32, 32, 3), Tile(16, 16, 4), 2, 4),
     (228, 256, "large"): Preset(Tile(64, 32, 4), Tile(16, 16, 3), 4, 2),
     (228, 256, "small"): Preset(Tile(32, 32, 2), Tile(16, 16, 3), 2, 4),
     (164, 64, "large"): Preset(Tile(128, 64, 4), Tile(16, 32, 5), 4, 2),
     (164, 64, "small"): Preset(Tile(64, 64, 3), Tile(16, 32, 4), 2, 4),
     (164, 128, "large"): Preset(Tile(128, 32, 6), Tile(16, 16, 5), 4, 2),
     (164, 128, "small"): Preset(Tile(64, 32, 2), Tile(16, 16, 4), 2, 4),
+    (164, 192, "large"): Preset(Tile(64, 32, 4), Tile(16, 16, 3), 4, 2),
+    (164, 192, "small"): Preset(Tile(32, 32, 2), Tile(16, 16, 3), 2, 4),
     (164, 256, "large"): Preset(Tile(64, 32, 2), Tile(16, 16, 2), 4, 2),
     (164, 256, "small"): Preset(Tile(32, 16, 2), Tile(16, 16, 2), 2, 4),
     (100, 64, "large"): Preset(Tile(128, 64, 3), Tile(16, 32, 2), 4, 2),
     (100, 64, "small"): Preset(Tile(64, 32, 3), Tile(16, 16, 5), 2, 4),
     (100, 128, "large"): Preset(Tile(64, 32, 3), Tile(16, 16, 2), 4, 2),
     (100, 128, "small"): Preset(Tile(32, 16, 2), Tile(16, 16, 2), 2, 4),
+    (100, 192, "large"): Preset(Tile(64, 32, 5), Tile(16, 16, 3), 4, 1),
+    (100, 192, "small"): Preset(Tile(32, 32, 3), Tile(16, 16, 4), 2, 2),
     (100, 256, "large"): Preset(Tile(64, 16, 2), Tile(16, 16, 2), 4, 1),
     (100, 256, "small"): Preset(Tile(32, 16, 2), Tile(16, 16, 2), 2, 2),
 }
@@ -59,12 +65,13 @@ _ARCH_PRESETS: dict[tuple[str, int, Shape], Preset] = {
 
 def preset(arch: str, head_dim: int, shape: Shape) -> Preset:
     """Return the tiles of a shape on an architecture."""
-    own = _ARCH_PRESETS.get((get_arch(arch).name, head_dim, shape))
+    columns = row_columns_of(head_dim)
+    own = _ARCH_PRESETS.get((get_arch(arch).name, columns, shape))
     if own is not None:
         return own
     memory_kib = get_arch(arch).smem_per_sm_bytes // KIB
-    fitting = max(kib for kib, dim, _ in _PRESETS if dim == head_dim and kib <= memory_kib)
-    return _PRESETS[fitting, head_dim, shape]
+    fitting = max(kib for kib, size, _ in _PRESETS if size == columns and kib <= memory_kib)
+    return _PRESETS[fitting, columns, shape]
 
 
 def variant(
@@ -77,6 +84,7 @@ def variant(
     page_size: int | None = None,
     causal: bool = True,
     soft_cap: bool = False,
+    tree_mask: bool = False,
 ) -> KernelConfig:
     """Return the default variant for a job."""
     prefill, decode, warps, ctas_per_sm = preset(arch, head_dim, shape)
@@ -92,6 +100,7 @@ def variant(
         page_size=page_size,
         causal=causal,
         soft_cap=soft_cap,
+        tree_mask=tree_mask,
     )
 
 
@@ -100,16 +109,27 @@ def default_variants(
     *,
     forms: Iterable[Form] = get_args(Form),
     dtypes: Iterable[DType] = get_args(DType),
-    head_dims: Iterable[int] = HEAD_DIMS,
+    head_dims: Iterable[int] = DEFAULT_HEAD_DIMS,
     shapes: Iterable[Shape] = get_args(Shape),
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
     soft_caps: Iterable[bool] = (False,),
+    tree_masks: Iterable[bool] = (False,),
 ) -> list[KernelConfig]:
     """Return the causal variants that a schedule may pick on `arch`, as the filters allow."""
     forms, shapes, head_dims = tuple(forms), tuple(shapes), tuple(head_dims)
-    page_sizes, dtypes = tuple(page_sizes), tuple(dtypes)
+    page_sizes, dtypes, soft_caps = tuple(page_sizes), tuple(dtypes), tuple(soft_caps)
     return [
-        variant(form, arch, dtype, head_dim, shape=shape, page_size=page_size, soft_cap=soft_cap)
+        variant(
+            form,
+            arch,
+            dtype,
+            head_dim,
+            shape=shape,
+            page_size=page_size,
+            soft_cap=soft_cap,
+            tree_mask=tree_mask,
+        )
+        for tree_mask in tree_masks
         for soft_cap in soft_caps
         for head_dim in head_dims
         for dtype in dtypes

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
-from transformers import LlamaConfig  # noqa: E402
+from transformers import AttentionInterface, LlamaConfig  # noqa: E402
 from transformers.generation.continuous_batching import ContinuousBatchingManager  # noqa: E402
 from transformers_support import (  # noqa: E402
     CONFIGS,
@@ -26,6 +26,7 @@ from transformers_support import (  # noqa: E402
 
 import podrt.integrations.transformers as integration  # noqa: E402
 from podrt.errors import UnsupportedConfigError  # noqa: E402
+from podrt.integrations.transformers import functions  # noqa: E402
 from podrt.integrations.transformers.engine import Engine  # noqa: E402
 from podrt.integrations.transformers.layers import Layer, layer_of_call, layers_of  # noqa: E402
 from podrt.integrations.transformers.tables import PageTables  # noqa: E402
@@ -294,6 +295,34 @@ def test_a_call_unlike_the_config_is_refused() -> None:
         layer_of_call(sliding, q, k, None, {})
     with pytest.raises(UnsupportedConfigError, match="position_bias asks for a bias"):
         layer_of_call(full, q, k, None, {"position_bias": q})
+
+
+def test_a_layer_that_was_checked_is_checked_again_when_it_calls_otherwise() -> None:
+    model = make_model(CONFIGS["gemma2"])
+    prompts = make_prompts([20, 9])
+    calls = 0
+
+    def attention(module: Any, *tensors: Any, **arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 4:  # two layers in two steps
+            arguments["softcap"] = 30.0
+        return functions.attention(module, *tensors, **arguments)
+
+    with integration.enable(model):
+        AttentionInterface.register(functions.PAGED, attention)
+        try:
+            results = model.generate_batch(
+                prompts,
+                generation_config=greedy(6),
+                continuous_batching_config=batching_config(),
+                progress_bar=False,
+            )
+        finally:
+            AttentionInterface.register(functions.PAGED, functions.attention)
+    assert calls > 4
+    errors = [str(result.error) for result in results.values()]
+    assert all("by its config it was planned as" in error for error in errors)
 
 
 def test_layers_that_call_otherwise_than_planned_fail_their_requests() -> None:

@@ -103,6 +103,7 @@ def reasons(**changes: Any) -> str:
         {},
         {"dtype": torch.float16, "head_size": 64},
         {"head_size": 256},
+        {"head_size": 96},
         {"block_size": 48},
         {"block_size": None},
         {"device_capability": DeviceCapability(8, 0)},
@@ -117,7 +118,7 @@ def test_what_podrt_serves(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"head_size": 96}, "'head_size': 96"),
+        ({"head_size": 100}, "'head_size': 100"),
         ({"dtype": torch.float32}, "'dtype': torch.float32"),
         ({"kv_cache_dtype": "fp8"}, "'kv_cache_dtype': 'fp8'"),
         ({"block_size": 8}, "'block_size': 8"),
@@ -142,7 +143,7 @@ def test_what_podrt_does_not_serve_is_refused_by_name(changes: Any, words: str) 
         ("sinks.shape", torch.zeros(2)),
         ("attn_type", AttentionType.ENCODER),
         ("kv_cache_dtype", "fp8"),
-        ("head_size", 80),
+        ("head_size", 100),
     ],
 )
 def test_layers_that_podrt_cannot_compute_are_refused(name: str, value: Any) -> None:

@@ -107,7 +107,7 @@ function showTimeline(trace) {
   }
   at("timeline-view").hidden = false;
   canvas.style.height = `${height}px`;
-  at("timeline-note").textContent = `${trace.source}${trace.gpu ? `, ${trace.gpu}` : ""}: ${trace.spans.length} spans on ${trace.rows.length} SMs`;
+  at("timeline-note").textContent = `${trace.source}${trace.gpu ? `, ${trace.gpu}` : ""}${trace.title ? `: ${trace.title}` : ""}: ${trace.spans.length} spans on ${trace.rows.length} SMs`;
   keys();
   paint();
 }
