@@ -95,8 +95,9 @@ __device__ __forceinline__ int last_tile(const WorkItem& item) {
   return item.kv_begin + (ceil_div(item.kv_end - item.kv_begin, kTile) - 1) * kTile;
 }
 
-// Copies the tiles of K, or of V, of one unit into the prefill ring, from the last to the first.
-template <class Config, bool kIsV>
+// Copies the tiles of K, or of V, of one unit into the prefill ring, from the last to the first. Where
+// rows are gathered, hopper/row_gather.cuh does.
+template <class Config, bool kIsV, bool kGathersRows = Config::kGathersRows>
 struct PrefillTiles {
   using Smem = SharedMemory<Config>;
   using Tile = typename Smem::PrefillTile;

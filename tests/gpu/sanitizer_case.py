@@ -36,11 +36,12 @@ FEATURES = (
 def main(head_dims):
     hopper_head_dims = HEAD_DIMS if current_device().arch.name == HOPPER_ARCH else ()
     for head_dim in head_dims:
-        for page_size in (None, 16):
+        for page_size in (None, 16, 4):
             for policy in (*PORTABLE, *(HOPPER if head_dim in hopper_head_dims else ())):
                 eager(policy, head_dim, page_size)
         for policy in ("portable", *(("hopper",) if head_dim in hopper_head_dims else ())):
-            replays(policy, head_dim)
+            for page_size in (16, 4):
+                replays(policy, head_dim, page_size)
 
 
 def features(head_dims):
@@ -60,14 +61,15 @@ def eager(policy, head_dim, page_size, **asked):
     print(f"{policy}: {steps:.2f} steps, LSE {lse_error:.1e}: {names}", flush=True)
 
 
-def replays(policy, head_dim):
-    server = Server(policy, {"num_kv_heads": 1, "head_dim": head_dim})
+def replays(policy, head_dim, page_size):
+    layer = {"num_kv_heads": 1, "head_dim": head_dim, "page_size": page_size}
+    server = Server(policy, layer)
     server.capture(128)
     server.capture(16, decodes_only=True)
     server.step(server.case(*LENGTHS, seed=1), 128)
     server.step(server.case([], []), 128)
     server.step(server.case([1, 2, 2], [1300, 129, 2], seed=2), 16, decodes_only=True)
-    print(f"{policy}: replays, head_dim {head_dim}", flush=True)
+    print(f"{policy}: replays, head_dim {head_dim}, pages of {page_size}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ SCRIPT = Path(__file__).with_name("bad_pages.py")
 LIMIT_S = 120
 
 
+@pytest.mark.parametrize("page_size", [1, 4, 16])
 @pytest.mark.parametrize("family", ["portable", "hopper"])
-def test_page_numbers_that_are_none(family):
+def test_page_numbers_that_are_none(family, page_size):
     if family == "hopper":
         skip_without_hopper()
-    command = [sys.executable, str(SCRIPT), family]
+    command = [sys.executable, str(SCRIPT), family, str(page_size)]
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         command,
