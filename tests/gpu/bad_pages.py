@@ -1,12 +1,8 @@
 """Runs batches with page numbers that are none; a process of its own, because it may hang.
 
-<<<<<<< HEAD
-PYTHONPATH=tests python tests/gpu/bad_pages.py portable|hopper
-=======
-python tests/gpu/bad_pages.py portable|hopper [PAGE_SIZE]
+PYTHONPATH=tests python tests/gpu/bad_pages.py portable|hopper [PAGE_SIZE]
 
 Pages have 16 tokens unless a size is given.
->>>>>>> pages
 
 Requests of such pages get zeros, or keys of another page; all others must be right.
 """
