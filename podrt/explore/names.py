@@ -13,6 +13,9 @@ from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
 #: How many variants an error lists.
 _SHOWN = 12
+#: The word for pages, or what ends with it, as a part of an alias or a full name.
+_PAGES = re.compile(r"(?:.*[-_])?page(\d+)")
+_NAMED_PAGES = re.compile(r"(?:^|[-_])page(\d+)(?=$|[-_])|^page_size=(\d+)$")
 
 
 def parts_of(variant: Variant) -> list[str]:
@@ -50,7 +53,7 @@ def narrow(variants: Sequence[Variant], words: Iterable[str]) -> list[Variant]:
 
     A word is an alias, some of its parts joined by dashes, ``field=value`` with a field of the
     config (``kv_tile=112``, ``prefill.rows=128``), or, where it is none of these, a piece of a full
-    name from the beginning of one of its parts.
+    name from the beginning of one of its parts; ``page1`` is no piece of ``page16``.
 
     Raises
     ------
@@ -60,7 +63,7 @@ def narrow(variants: Sequence[Variant], words: Iterable[str]) -> list[Variant]:
     found, before = list(variants), ""
     for word in words:
         kept = [variant for variant in found if _is_selected(variant, word)]
-        kept = kept or [variant for variant in found if f"_{word}" in f"_{variant.name}"]
+        kept = kept or [variant for variant in found if _is_piece(variant, word)]
         if not kept:
             whose = f"no variant of {before.strip()!r}" if before else "no variant"
             raise ValueError(f"VARIANT={word!r}: {whose} {_nearest(found, word)}")
@@ -110,6 +113,12 @@ def pages_of(variant: Variant) -> str:
     return "contiguous" if variant.page_size is None else f"page{variant.page_size}"
 
 
+def pages_named(words: Iterable[str]) -> list[int]:
+    """Return the page sizes that words name, which default variants need not have."""
+    found = [match for word in words for match in _NAMED_PAGES.finditer(word)]
+    return [int(match[1] or match[2]) for match in found]
+
+
 def tiles_of(variant: Variant) -> str:
     """Return what a variant's full name has besides its alias: tiles, stages, registers, warps."""
     parts = variant.name.split("_")
@@ -126,6 +135,10 @@ def _is_selected(variant: Variant, word: str) -> bool:
     if variant.causal:
         parts.append("causal")
     return set(word.split("-")) <= set(parts)
+
+
+def _is_piece(variant: Variant, word: str) -> bool:
+    return not _PAGES.fullmatch(word) and f"_{word}" in f"_{variant.name}"
 
 
 _MISSING = object()

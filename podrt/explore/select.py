@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from podrt.errors import PodrtError
-from podrt.explore.names import alias_of, narrow, parts_of, the_one
+from podrt.explore.names import alias_of, narrow, pages_named, parts_of, the_one
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
@@ -17,9 +17,8 @@ from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
 #: Compiled for when there is no GPU to ask.
 FALLBACK_ARCH = "sm_90a"
-#: A head_dim, and tokens of a page, in a name, an alias or a field.
+#: A head_dim in a name, an alias or a field.
 _HEAD_DIM = re.compile(r"(?<![a-z0-9])(?:d|head_dim=)(\d+)(?![0-9x])")
-_PAGE_SIZE = re.compile(r"(?<![a-z0-9])(?:page|page_size=)([1-9]\d*)(?![0-9])")
 
 
 def detected_arch() -> str:
@@ -149,8 +148,7 @@ def _page_sizes(filter_: Sequence[str] | None, asked: str) -> list[int | None]:
     """Return those of a filter, else the default ones and those that words name."""
     if filter_ is not None:
         return [parse_page_size(text) for text in filter_]
-    named = [int(page_size) for page_size in _PAGE_SIZE.findall(asked.lower())]
-    return list(dict.fromkeys([*DEFAULT_PAGE_SIZES, *named]))
+    return list(dict.fromkeys([*DEFAULT_PAGE_SIZES, *pages_named(asked.lower().split())]))
 
 
 def _checked_head_dim(head_dim: int) -> int:
