@@ -59,11 +59,12 @@ def _places(counts: Floats) -> Places:
     num_tiles = len(counts)
     num_pieces, first_piece = _running_sum(counts)
     num_split, split_before = _running_sum((counts > 1.0).astype(np.float64))
-    tile = np.arange(num_tiles).repeat(counts.astype(np.intp))
+    numbers = np.arange(num_tiles)
+    tile = numbers.repeat(counts.astype(np.intp))
     split = np.arange(num_pieces, dtype=np.float64)
     split -= first_piece[tile]
     # Tiles in one piece leave no partial result: of the pieces before, those of split tiles count.
-    first_partial = first_piece - np.arange(num_tiles)
+    first_partial = first_piece - numbers
     first_partial += split_before
     for array in (first_partial, split_before, tile, split):
         array.flags.writeable = False

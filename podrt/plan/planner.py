@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,6 @@ from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch, QueryLengths
 from podrt.spec.mask import MOST_TREE_TOKENS, Mask
 
-_NOBODY = np.empty(0, np.intp)
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 _CAUSAL = Mask()
 
@@ -111,18 +111,30 @@ def _side_rows(
     if not len(requests):
         return None
     rows = TileRows(queries, requests, tile_rows, group, one_each=one_each)
-    return _SideRows(rows, TileItems(queries, rows, tile_rows))
+    return _SideRows(rows, TileItems(rows, tile_rows))
 
 
 def _requests(queries: QueryLengths, most_tokens: int) -> tuple[Indices, Indices]:
     """Return the requests that are prefill, and those that are decode: at most so many tokens."""
-    if queries.min_q_len > 0 and queries.max_q_len <= most_tokens:
-        return _NOBODY, np.arange(len(queries.q_lens))
-    is_small = queries.q_lens <= most_tokens
-    large = (~is_small).nonzero()[0]
-    if queries.min_q_len == 0:
-        is_small &= queries.q_lens > 0
+    num_requests = len(queries.q_lens)
+    large = queries.above(most_tokens)
+    if queries.min_q_len > 0:
+        if not len(large):
+            return large, _counting(num_requests)
+        if len(large) == large.item(-1) + 1:  # decodes behind prefill
+            return large, _counting(num_requests)[len(large) :]
+        if len(large) == num_requests - large.item(0):
+            return large, _counting(num_requests)[: -len(large)]
+    is_small = queries.q_lens > 0
+    is_small[large] = False
     return large, is_small.nonzero()[0]
+
+
+@lru_cache(maxsize=16)
+def _counting(count: int) -> Indices:
+    numbers = np.arange(count)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def _tiles(side: _SideRows, batch: HybridBatch, kv_tile: int, spec: AttentionSpec) -> Tiles:

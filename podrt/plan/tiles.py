@@ -21,8 +21,6 @@ Indices = npt.NDArray[np.intp]
 #: NumPy sorts 16-bit numbers by radix, ten times faster than others.
 RADIX_LIMIT = 2**16
 
-_CAUSAL = Mask()
-
 #: Tiles whose first keys are hidden begin at multiples of so many, or of less in smaller pages.
 _WINDOW_STEP = 64
 
@@ -187,36 +185,36 @@ class TileRows:
         one_each: bool = False,
     ) -> None:
         # Not the object itself, in whose memory this is kept.
-        self._q_lens, self._group = queries.q_lens, group
+        self._q_lens, self._tile_rows, self._group = queries.q_lens, tile_rows, group
         self.request = requests
         self.picked: int | slice | Indices = _picked(requests)
         self.row_begin: Floats | None = None
-        self.last_token: Floats | None = None
         self.rising: tuple[Floats, float] | None = None
         if not one_each:
             if len(requests) == 1:
-                self._tile_one(int(requests[0]), tile_rows)
+                self._tile_one(requests.item(0))
             else:
-                self._tile(tile_rows)
+                self._tile()
 
-    def _tile_one(self, request: int, tile_rows: int) -> None:
+    def _tile_one(self, request: int) -> None:
         """Tile one request."""
-        q_len = self._q_lens.item(request)
+        q_len, tile_rows = self._q_lens.item(request), self._tile_rows
         num_tiles = -(-q_len * self._group // tile_rows)
         if num_tiles == 1:
             return
         self.request, self.picked = self.request.repeat(num_tiles), request
-        self.row_begin, last_token = _rows_of_one(num_tiles, tile_rows, self._group)
-        self.last_token = last_token - q_len
-        if tile_rows % self._group == 0:  # no token has rows in two tiles
-            ends = np.minimum(self.last_token + 1.0, 0.0)
-            self.rising = ends, float(np.add.reduce(ends))
+        self.row_begin = _multiples(num_tiles, tile_rows)
+        tile_tokens, rest = divmod(tile_rows, self._group)
+        if not rest:  # no token has rows in two tiles
+            others = num_tiles - 1
+            ends = _multiples(num_tiles, tile_tokens) + float(tile_tokens - q_len)
+            ends[others] = 0.0
+            self.rising = ends, float(others * (num_tiles * tile_tokens - 2 * q_len) // 2)
 
-    def _tile(self, tile_rows: int) -> None:
+    def _tile(self) -> None:
         """Tile several requests."""
-        requests, group = self.request, self._group
-        q_len = self._q_lens[requests].astype(np.float64)
-        counts = q_len * group
+        requests, tile_rows = self.request, self._tile_rows
+        counts = self._q_lens[requests] * float(self._group)
         counts /= tile_rows
         np.ceil(counts, counts)
         num_tiles = int(np.add.reduce(counts))
@@ -229,8 +227,6 @@ class TileRows:
         self.row_begin = np.arange(num_tiles, dtype=np.float64)
         self.row_begin -= firsts.repeat(repeats)
         self.row_begin *= tile_rows
-        self.last_token = _token_of(self.row_begin + (tile_rows - 1), group)
-        self.last_token -= q_len.repeat(repeats)
 
     @cached_property
     def q_len(self) -> Floats:
@@ -244,6 +240,13 @@ class TileRows:
             return -self.q_len
         return _token_of(self.row_begin, self._group) - self.q_len
 
+    @cached_property
+    def last_token(self) -> Floats | None:
+        """As the class says."""
+        if self.row_begin is None:
+            return None
+        return _token_of(self.row_begin + (self._tile_rows - 1), self._group) - self.q_len
+
 
 def _picked(requests: Indices) -> slice | Indices:
     first, last = requests.item(0), requests.item(-1)
@@ -251,12 +254,11 @@ def _picked(requests: Indices) -> slice | Indices:
 
 
 @lru_cache(maxsize=64)  # prompts are mostly cut into chunks of about one size
-def _rows_of_one(num_tiles: int, tile_rows: int, group: int) -> tuple[Floats, Floats]:
-    """Return the first row and the last token, from 0 on, of so many tiles of a request."""
-    row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
-    last_token = _token_of(row_begin + (tile_rows - 1), group)
-    row_begin.flags.writeable = last_token.flags.writeable = False
-    return row_begin, last_token
+def _multiples(count: int, step: int) -> Floats:
+    """Return 0, step, 2 step, ...; read-only."""
+    multiples = np.arange(0, count * step, step, dtype=np.float64)
+    multiples.flags.writeable = False
+    return multiples
 
 
 def tiles_of(
@@ -282,10 +284,15 @@ def tiles_of(
         Tokens of a page.
     """
     # Tokens are counted from the end of their requests, as if those had no others.
-    kv_len = kv_lens[rows.picked].astype(np.float64)
-    if rows.rising is not None and mask == _CAUSAL:
+    picked = rows.picked
+    kv_len: float | Floats
+    if isinstance(picked, int):
+        kv_len = float(kv_lens.item(picked))
+    else:
+        kv_len = kv_lens[picked].astype(np.float64)
+    if rows.rising is not None and mask.causal and mask.window_left is None and not mask.tree:
         ends, sum_of_ends = rows.rising
-        if kv_len + ends[0] >= 0:  # then each tile sees more keys than the one before
+        if kv_len + ends.item(0) >= 0:  # then each tile sees more keys than the one before
             total = int(sum_of_ends + len(ends) * kv_len)
             return Tiles(rows.request, ends + kv_len, kv_tile, rows.row_begin, rising_total=total)
     # Yet how many there are says whether a request may have a tree.

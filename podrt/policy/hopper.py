@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
@@ -86,20 +84,21 @@ class HopperChoices:
         return rows
 
     def _rows_for(self, queries: QueryLengths) -> int:
-        q_lens, group = queries.q_lens, self._spec.group
-        covered = self._form.covered_decodes
-        empty = _num_within(q_lens, 0) if queries.min_q_len == 0 else 0
-        held = _num_within(q_lens, self._rows_of_one // group) - empty
-        if held >= covered * (len(q_lens) - empty):  # of all requests, so of the decodes too
+        group, covered = self._spec.group, self._form.covered_decodes
+        num_requests = len(queries.q_lens)
+        empty = num_requests - len(queries.above(0)) if queries.min_q_len == 0 else 0
+
+        def num_within(tokens: int) -> int:
+            return num_requests - empty - len(queries.above(tokens))
+
+        # Nearly all of all requests are nearly all of the decodes too.
+        if num_within(self._rows_of_one // group) >= covered * (num_requests - empty):
             return self._rows_of_one
         # A token may have more rows than the largest tile.
-        most_tokens = most_decode_tokens(group, self._all_rows[-1], self._spec.mask)
-        decodes = _num_within(q_lens, most_tokens) - empty
+        decodes = num_within(most_decode_tokens(group, self._all_rows[-1], self._spec.mask))
         for rows in self._all_rows[:-1]:
-            if rows >= group:
-                held = _num_within(q_lens, rows // group) - empty
-                if held >= covered * decodes:
-                    return rows
+            if rows >= group and num_within(rows // group) >= covered * decodes:
+                return rows
         return self._all_rows[-1]
 
     def decode_rows_for(self, tokens: int) -> int:
@@ -236,8 +235,3 @@ def _shares(policy: Policy) -> tuple[int, int] | None:
     if policy.serial:
         return 0, 0
     return None if fixed == (None, None) else (fixed[0] or 0, fixed[1] or 0)
-
-
-def _num_within(q_lens: npt.NDArray[np.int32], tokens: int) -> int:
-    """Return how many requests have at most so many tokens."""
-    return len(q_lens) - len((q_lens > tokens).nonzero()[0])  # half the time of count_nonzero

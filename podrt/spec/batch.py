@@ -52,6 +52,14 @@ class QueryLengths:
         self.max_q_len = q_lens.item(q_lens.argmax()) if len(q_lens) else 0
         self.derived: dict[Hashable, Any] = {}
 
+    def above(self, tokens: int) -> npt.NDArray[np.intp]:
+        """Return the requests that have more than so many query tokens, ascending."""
+        made_for = QueryLengths.above, tokens
+        found: npt.NDArray[np.intp] | None = self.derived.get(made_for)
+        if found is None:
+            found = self.derived[made_for] = (self.q_lens > tokens).nonzero()[0]
+        return found
+
 
 class HybridBatch(NamedTuple):
     """Prefill and decode requests of one batch, in any order.
