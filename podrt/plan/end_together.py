@@ -71,8 +71,8 @@ class _Choice(NamedTuple):
     def holds_for(self, keys: Floats) -> bool:
         """Whether the same is chosen for tiles of so many keys, and of the same steps."""
         growth = keys - self.keys
-        least, most = growth[growth.argmin()], growth[growth.argmax()]
-        return bool(least >= 0 and most <= self.most_growth)
+        least: float = growth.item(growth.argmin())
+        return least >= 0 and growth.item(growth.argmax()) <= self.most_growth
 
 
 class _Memory:

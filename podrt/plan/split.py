@@ -138,7 +138,7 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     else:
         lengths, num_pieces = cut.lengths, int(np.add.reduce(cut.counts))
         pieces = piece_keys(tiles, lengths)
-        longest = int(pieces[pieces.argmax()]) or 1
+        longest = int(pieces.item(pieces.argmax())) or 1
         order = longest_first(pieces, longest)
         in_order = tiles.keys[order]
     units = num_pieces * side.units_per_tile
@@ -150,7 +150,7 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     limit_in_order[:half] = max(longest // kv_tile, least)
     limit_in_order[half:quarter] = max(longest // (2 * kv_tile), least)
     limit_in_order[quarter:] = max(longest // (4 * kv_tile), least)
-    limit = np.empty_like(lengths)
+    limit = np.empty(len(lengths))
     limit[order] = limit_in_order
     np.minimum(limit, lengths, out=limit)
     tapered = Cut(*cut_steps(tiles.steps, limit), longest)

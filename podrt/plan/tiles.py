@@ -20,6 +20,10 @@ Indices = npt.NDArray[np.intp]
 
 #: NumPy sorts 16-bit numbers by radix, ten times faster than others.
 RADIX_LIMIT = 2**16
+#: But for so few.
+_FEW = 40
+#: Tiles in such numbers are kept, to compare the next batch's with.
+_FEW_KEPT, _MOST_KEPT = 16, 4096
 
 #: Tiles whose first keys are hidden begin at multiples of so many, or of less in smaller pages.
 _WINDOW_STEP = 64
@@ -51,6 +55,8 @@ class Tiles:
         First key of each tile; None where all are 0.
     rising_total : int or None
         Keys of all, where each tile is known to have more than the one before.
+    grown : (Tiles, int) or None
+        As many tiles each of which has so many keys less, where that is known.
     longest, total : int
         Keys of the longest tile, at least 1, and of all.
     longest_steps : int
@@ -81,17 +87,23 @@ class Tiles:
         key_begin: Floats | None = None,
         *,
         rising_total: int | None = None,
+        grown: tuple[Tiles, int] | None = None,
     ) -> None:
         self.request, self.row_begin, self.key_begin = request, row_begin, key_begin
         self.keys, self.kv_tile = keys, kv_tile
         self._order: Indices | None = None
         self._falling_keys: Floats | None = None
-        if rising_total is None:
-            self.longest = int(keys[keys.argmax()]) or 1
-            self.total = int(np.add.reduce(keys))
-        else:
-            self.longest, self.total = int(keys[-1]) or 1, rising_total
+        if rising_total is not None:
+            self.longest, self.total = int(keys.item(-1)) or 1, rising_total
             self._order, self._falling_keys = _falling(len(keys)), keys[::-1]
+        elif grown is not None:
+            before, growth = grown
+            self._order = order = before.order()
+            self.longest = int(keys.item(order.item(0))) or 1
+            self.total = before.total + growth * len(keys)
+        else:
+            self.longest = int(keys.item(keys.argmax())) or 1
+            self.total = int(np.add.reduce(keys))
         self.longest_steps = -(-self.longest // kv_tile)
         self._steps: Floats | None = None
         self._steps_bytes: bytes | None = None
@@ -137,7 +149,7 @@ def _falling(count: int) -> Indices:
 
 def longest_first(keys: Floats, longest: int) -> Indices:
     """Return the stable order of whole numbers from 0 to `longest`, largest first, row by row."""
-    if longest < RADIX_LIMIT:
+    if longest < RADIX_LIMIT and keys.shape[-1] > _FEW:
         return (~keys.astype(np.uint16)).argsort(kind="stable")
     return (-keys).argsort(kind="stable")
 
@@ -300,11 +312,39 @@ def tiles_of(
     keys = kv_len
     if rows.last_token is not None:
         keys = mask.key_end(rows.last_token + q_len, q_len, kv_len)
-    if mask.window_left is None:
-        return Tiles(rows.request, keys, kv_tile, rows.row_begin)
-    begin = np.minimum(mask.key_begin(rows.first_token + q_len, q_len, kv_len), keys)
-    begin -= begin % window_step(page_size)
-    return Tiles(rows.request, keys - begin, kv_tile, rows.row_begin, begin)
+    begin = None
+    if mask.window_left is not None:
+        begin = np.minimum(mask.key_begin(rows.first_token + q_len, q_len, kv_len), keys)
+        begin -= begin % window_step(page_size)
+        keys = keys - begin
+    if rows.row_begin is not None or not _FEW_KEPT <= len(keys) <= _MOST_KEPT:
+        return Tiles(rows.request, keys, kv_tile, rows.row_begin, begin)
+    # From one step of a server to the next its decodes grow alike, and stay in the same order.
+    memory = _memory(len(keys), kv_tile, begin is not None)
+    before, grown = memory.tiles, None
+    if before is not None:
+        growth = _common_growth(before.keys, keys)
+        grown = None if growth is None else (before, growth)
+    tiles = memory.tiles = Tiles(rows.request, keys, kv_tile, None, begin, grown=grown)
+    return tiles
+
+
+class _Memory:
+    """The last tiles."""
+
+    tiles: Tiles | None = None
+
+
+@lru_cache(maxsize=16)
+def _memory(num_tiles: int, kv_tile: int, has_window: bool) -> _Memory:
+    return _Memory()
+
+
+def _common_growth(before: Floats, now: Floats) -> int | None:
+    """Return by how much all numbers have grown; None where some have more than others."""
+    growth = now - before
+    least: float = growth.item(growth.argmin())
+    return int(least) if least == growth.item(growth.argmax()) else None
 
 
 def _token_of(packed_row: Floats, group: int) -> Floats:

@@ -271,7 +271,7 @@ def _lengths(qo_indptr: Int32Array, kv_lens: Int32Array) -> tuple[QueryLengths, 
     # The extremes are looked up where they are: NumPy's reductions take three times as long.
     kv_lens = _int32_vector(kv_lens, "kv_lens")
     requests = len(kv_lens)
-    if requests and kv_lens[kv_lens.argmin()] < 0:
+    if requests and kv_lens.item(kv_lens.argmin()) < 0:
         at = int(np.argmax(kv_lens < 0))
         raise ValueError(f"kv_lens[{at}] is {kv_lens[at]}; lengths must be 0 or more")
     queries = _query_lengths(qo_indptr, requests)
@@ -305,12 +305,12 @@ def _differences(
             f"{name} has {len(indptr)} entries; expected {requests + 1}, "
             f"one more than the {requests} of kv_lens"
         )
-    if indptr[0] != 0:
+    if indptr.item(0) != 0:
         raise ValueError(f"{name}[0] is {indptr[0]}; it must be 0")
     lengths = _frozen(indptr[1:] - indptr[:-1])
     least = lengths.item(lengths.argmin()) if requests else 0
     # Differences of numbers that are not negative fit.
-    if least < 0 or indptr[indptr.argmin()] < 0:
+    if least < 0 or indptr.item(indptr.argmin()) < 0:
         at = int(np.argmax(indptr[1:] < indptr[:-1]))
         raise ValueError(
             f"{name} falls from {indptr[at]} at {at} to {indptr[at + 1]} at {at + 1}; "
