@@ -55,11 +55,11 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
         _, merges, partial_rows = prefill_items
         decode_items = lay_out(decode_side.items, batch, decode, decode_cut, merges, partial_rows)
     return Plan(
-        prefill=in_order,
-        decode=decode_items.items,
-        spec=spec,
-        prefill_rows=tiling.prefill_rows,
-        decode_rows=tiling.decode_rows,
+        in_order,
+        decode_items.items,
+        spec,
+        tiling.prefill_rows,
+        tiling.decode_rows,
         num_merges=prefill_items.num_merges + decode_items.num_merges,
         partial_rows=prefill_items.partial_rows + decode_items.partial_rows,
         prefill_keys=0 if prefill is None else prefill.total,

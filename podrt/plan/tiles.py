@@ -7,7 +7,7 @@ several times faster than integers.
 from __future__ import annotations
 
 import math
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -179,12 +179,10 @@ class TileRows:
         tiles are of one request.
     row_begin : float64 array [tiles] or None
         First packed row of each tile; None where all are 0.
-    last_token : float64 array [tiles] or None
-        Last token of each tile, counted from the end of its request: -1 is its last one, more is
-        beyond. None where no tile ends before its request.
     rising : (float64 array [tiles], float) or None
-        Of one request, as most batches with prefill have: where each tile ends, counted likewise
-        and rising from tile to tile, and the sum of that. None where tiles may end alike.
+        Of one request, as most batches with prefill have: where each tile ends, counted from the
+        end of its request and rising from tile to tile, and the sum of that. None where tiles may
+        end alike.
     """
 
     def __init__(
@@ -202,6 +200,8 @@ class TileRows:
         self.picked: int | slice | Indices = _picked(requests)
         self.row_begin: Floats | None = None
         self.rising: tuple[Floats, float] | None = None
+        self._first_token: Floats | None = None
+        self._last_token: Floats | None = None
         if not one_each:
             if len(requests) == 1:
                 self._tile_one(requests.item(0))
@@ -240,24 +240,29 @@ class TileRows:
         self.row_begin -= firsts.repeat(repeats)
         self.row_begin *= tile_rows
 
-    @cached_property
     def q_len(self) -> Floats:
-        """Query tokens of each tile's request."""
+        """Return the query tokens of each tile's request."""
         return self._q_lens[self.request].astype(np.float64)
 
-    @cached_property
     def first_token(self) -> Floats:
-        """First token of each tile, counted as `last_token`."""
-        if self.row_begin is None:
-            return -self.q_len
-        return _token_of(self.row_begin, self._group) - self.q_len
+        """Return the first token of each tile, counted as `last_token`."""
+        if self._first_token is None:
+            token = -self.q_len()
+            if self.row_begin is not None:
+                token += _token_of(self.row_begin, self._group)
+            self._first_token = token
+        return self._first_token
 
-    @cached_property
     def last_token(self) -> Floats | None:
-        """As the class says."""
-        if self.row_begin is None:
-            return None
-        return _token_of(self.row_begin + (self._tile_rows - 1), self._group) - self.q_len
+        """Return the last token of each tile, None where no tile ends before its request.
+
+        Counted from the end of its request: -1 is its last one, more is beyond.
+        """
+        if self._last_token is None and self.row_begin is not None:
+            token = _token_of(self.row_begin + (self._tile_rows - 1), self._group)
+            token -= self.q_len()
+            self._last_token = token
+        return self._last_token
 
 
 def _picked(requests: Indices) -> slice | Indices:
@@ -308,13 +313,14 @@ def tiles_of(
             total = int(sum_of_ends + len(ends) * kv_len)
             return Tiles(rows.request, ends + kv_len, kv_tile, rows.row_begin, rising_total=total)
     # Yet how many there are says whether a request may have a tree.
-    q_len = rows.q_len if mask.tree else 0
+    q_len = rows.q_len() if mask.tree else 0
     keys = kv_len
-    if rows.last_token is not None:
-        keys = mask.key_end(rows.last_token + q_len, q_len, kv_len)
+    last_token = rows.last_token()
+    if last_token is not None:
+        keys = mask.key_end(last_token + q_len, q_len, kv_len)
     begin = None
     if mask.window_left is not None:
-        begin = np.minimum(mask.key_begin(rows.first_token + q_len, q_len, kv_len), keys)
+        begin = np.minimum(mask.key_begin(rows.first_token() + q_len, q_len, kv_len), keys)
         begin -= begin % window_step(page_size)
         keys = keys - begin
     if rows.row_begin is not None or not _FEW_KEPT <= len(keys) <= _MOST_KEPT:

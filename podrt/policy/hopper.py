@@ -149,7 +149,7 @@ class HopperChoices:
         decode_only, prefill_only = self._sms.shares(plan) if shares is None else shares
         if not (decode_only or prefill_only):
             return plan
-        return plan._replace(decode_only_ctas=decode_only, prefill_only_ctas=prefill_only)
+        return plan.with_ctas_of_one_side(decode_only, prefill_only)
 
     def are_better_apart(self, plan: Plan) -> bool:
         """Whether decode is too little to be worth hiding behind a long prefill."""

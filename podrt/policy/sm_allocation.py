@@ -104,14 +104,9 @@ class SmAllocation:
         keys, heads = keys_of(plan.prefill_longest_first()), plan.spec.num_kv_heads
         us_per_key = flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6
         decode_bytes = 2 * plan.decode_keys * heads * row_bytes
-        return _Work(
-            prefill_keys=keys,
-            num_kv_heads=heads,
-            us_per_key=us_per_key,
-            prefill_us=_waves_keys(keys, heads, self.num_sms) * us_per_key,
-            decode_bytes=decode_bytes,
-            decode_us=decode_bytes / (self.speeds.read_efficiency * self.memory_gbs) / 1e3,
-        )
+        prefill_us = _waves_keys(keys, heads, self.num_sms) * us_per_key
+        decode_us = decode_bytes / (self.speeds.read_efficiency * self.memory_gbs) / 1e3
+        return _Work(keys, heads, us_per_key, prefill_us, decode_bytes, decode_us)
 
     def _decode_only_sms(self, work: _Work) -> int:
         """Return how many SMs should take no prefill before decode has run out."""
