@@ -6,7 +6,7 @@ structured array costs forty times as much.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +28,8 @@ _NUM_SPLITS, _PARTIAL_ROW, _MERGE = (
     _COLUMN[name] for name in ("num_splits", "partial_row", "merge")
 )
 
-#: Items of more requests are not kept.
-_MOST_KEPT = 4096
+#: Most batches have no more requests.
+_FEW_REQUESTS = 1024
 
 
 class SideItems(NamedTuple):
@@ -65,7 +65,7 @@ class TileItems:
     def __init__(self, rows: TileRows, tile_rows: int) -> None:
         self.rows, self.tile_rows = rows, tile_rows
         self._whole: tuple[npt.NDArray[np.int32], Rows] | None = None
-        self._pieces: list[_Pieces] = []  # at most one
+        self._pieces: dict[str, _Pieces] = {}  # at most one
 
     def whole(self, batch: HybridBatch) -> Rows:
         """Return the items of whole tiles of a batch, int32 ``[tiles, 12]``; not to be changed."""
@@ -98,11 +98,8 @@ class TileItems:
             What other items have before these.
         """
         first = first_merge, first_partial_row
-        try:
-            kept = self._pieces.pop()
-        except IndexError:  # the first time, or another thread has them
-            pass
-        else:
+        kept = self._pieces.pop("kept", None)  # None the first time, or another thread has them
+        if kept is not None:
             if kept.whole is whole and kept.places is places and kept.first == first:
                 return kept
         of_tiles = whole.copy()
@@ -118,7 +115,7 @@ class TileItems:
 
     def give_back(self, pieces: _Pieces) -> None:
         """Keep items that were taken for the next time."""
-        self._pieces[:] = (pieces,)
+        self._pieces["kept"] = pieces
 
 
 def _items_of_requests(batch: HybridBatch) -> Rows:
@@ -128,7 +125,8 @@ def _items_of_requests(batch: HybridBatch) -> Rows:
     if kept is not None and kept[0] is page_begin:
         return kept[1]
     requests = len(queries.q_lens)
-    items = _kept_blank_items(requests).copy() if requests <= _MOST_KEPT else _blank_items(requests)
+    many = requests > _FEW_REQUESTS
+    items = _blank_items(requests) if many else _few_blank_items()[:requests].copy()
     items[:, _PAGE_BEGIN] = page_begin
     items[:, _Q_BEGIN] = queries.qo_indptr[:-1]
     items[:, _Q_LEN] = queries.q_lens
@@ -144,7 +142,10 @@ def _blank_items(requests: int) -> Rows:
     return items
 
 
-_kept_blank_items = lru_cache(maxsize=16)(_blank_items)
+@cache
+def _few_blank_items() -> Rows:
+    """Return those of as many requests as most batches have; the first of them are copied."""
+    return _blank_items(_FEW_REQUESTS)
 
 
 def lay_out(

@@ -130,8 +130,13 @@ def _requests(queries: QueryLengths, most_tokens: int) -> tuple[Indices, Indices
     return large, is_small.nonzero()[0]
 
 
-@lru_cache(maxsize=16)
 def _counting(count: int) -> Indices:
+    """Return 0, 1, 2, ...; read-only."""
+    return _counting_to(1 << count.bit_length())[:count]
+
+
+@lru_cache(maxsize=16)
+def _counting_to(count: int) -> Indices:
     numbers = np.arange(count)
     numbers.flags.writeable = False
     return numbers

@@ -336,7 +336,13 @@ def _require_int32_vector(array: Int32Array, name: str) -> None:
 
 @lru_cache(maxsize=64)  # servers use a table again and again, for a few numbers of requests
 def _multiples(step: int, count: int) -> Int32Array:
-    """Return 0, step, 2 step, ...; read-only."""
+    """Return 0, step, 2 step, ...; read-only, and the same object again."""
+    room = 1 << count.bit_length()
+    return _multiples_to(step, room if room * step <= _INT32_MAX else count)[:count]
+
+
+@lru_cache(maxsize=16)
+def _multiples_to(step: int, count: int) -> Int32Array:
     multiples = np.arange(count, dtype=np.int32)
     multiples *= step
     return _frozen(multiples)
