@@ -58,12 +58,12 @@ class TileItems:
     ----------
     rows : TileRows
         The tiles.
-    tile_rows : int
-        Packed query rows of a tile.
     """
 
-    def __init__(self, rows: TileRows, tile_rows: int) -> None:
-        self.rows, self.tile_rows = rows, tile_rows
+    __slots__ = ("_pieces", "_whole", "rows")
+
+    def __init__(self, rows: TileRows) -> None:
+        self.rows = rows
         self._whole: tuple[npt.NDArray[np.int32], Rows] | None = None
         self._pieces: dict[str, _Pieces] = {}  # at most one
 
@@ -104,7 +104,7 @@ class TileItems:
                 return kept
         of_tiles = whole.copy()
         of_tiles[:, _NUM_SPLITS] = places.counts
-        of_tiles[:, _PARTIAL_ROW] = places.first_partial * float(self.tile_rows)
+        of_tiles[:, _PARTIAL_ROW] = places.first_partial * float(self.rows.tile_rows)
         of_tiles[:, _MERGE] = places.split_before
         if first_merge:
             of_tiles[:, _PARTIAL_ROW] += first_partial_row
@@ -183,7 +183,7 @@ def lay_out(
     pieces = tile_items.take_pieces(whole, places, first_merge, first_partial_row)
     items = _pieces(pieces.rows, tiles, places, cut, kv_len)
     tile_items.give_back(pieces)
-    partial_rows = places.num_partials * tile_items.tile_rows
+    partial_rows = places.num_partials * tile_items.rows.tile_rows
     return SideItems(np.frombuffer(items, WORK_ITEM), places.num_split, partial_rows)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,13 +46,13 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     prefill_items = decode_items = _NO_ITEMS
     in_order, runs = _NO_ITEMS.items, NO_RUNS
     if prefill is not None and prefill_side is not None:
-        prefill_items = lay_out(prefill_side.items, batch, prefill, prefill_cut)
+        prefill_items = lay_out(prefill_side, batch, prefill, prefill_cut)
         in_order = prefill_items.items
         if tiling.key_sharing is not None:
             in_order, runs = order_to_share_keys(in_order, prefill, spec, tiling.key_sharing)
     if decode is not None and decode_side is not None:
         _, merges, partial_rows = prefill_items
-        decode_items = lay_out(decode_side.items, batch, decode, decode_cut, merges, partial_rows)
+        decode_items = lay_out(decode_side, batch, decode, decode_cut, merges, partial_rows)
     return Plan(
         in_order,
         decode_items.items,
@@ -79,14 +78,7 @@ def most_decode_tokens(group: int, decode_rows: int, mask: Mask = _CAUSAL) -> in
     return max(MOST_TREE_TOKENS if mask.tree else 1, decode_rows // group)
 
 
-class _SideRows(NamedTuple):
-    """What query lengths say of one side of a batch."""
-
-    rows: TileRows
-    items: TileItems
-
-
-_Sides = tuple[_SideRows | None, _SideRows | None]
+_Sides = tuple[TileItems | None, TileItems | None]
 
 
 def _sides(queries: QueryLengths, tiling: Tiling, spec: AttentionSpec) -> _Sides:
@@ -99,19 +91,18 @@ def _sides(queries: QueryLengths, tiling: Tiling, spec: AttentionSpec) -> _Sides
         large, small = _requests(queries, most_tokens)
         fits = min(most_tokens, queries.max_q_len) * group <= decode_rows
         found = queries.derived[made_for] = (
-            _side_rows(queries, large, tiling.prefill_rows, group, one_each=False),
-            _side_rows(queries, small, decode_rows, group, one_each=fits),
+            _side(queries, large, tiling.prefill_rows, group, one_each=False),
+            _side(queries, small, decode_rows, group, one_each=fits),
         )
     return found
 
 
-def _side_rows(
+def _side(
     queries: QueryLengths, requests: Indices, tile_rows: int, group: int, *, one_each: bool
-) -> _SideRows | None:
+) -> TileItems | None:
     if not len(requests):
         return None
-    rows = TileRows(queries, requests, tile_rows, group, one_each=one_each)
-    return _SideRows(rows, TileItems(rows, tile_rows))
+    return TileItems(TileRows(queries, requests, tile_rows, group, one_each=one_each))
 
 
 def _requests(queries: QueryLengths, most_tokens: int) -> tuple[Indices, Indices]:
@@ -142,7 +133,7 @@ def _counting_to(count: int) -> Indices:
     return numbers
 
 
-def _tiles(side: _SideRows, batch: HybridBatch, kv_tile: int, spec: AttentionSpec) -> Tiles:
+def _tiles(side: TileItems, batch: HybridBatch, kv_tile: int, spec: AttentionSpec) -> Tiles:
     return tiles_of(side.rows, batch.kv_lens, kv_tile, spec.mask, batch.page_size)
 
 

@@ -185,6 +185,18 @@ class TileRows:
         end alike.
     """
 
+    __slots__ = (
+        "_first_token",
+        "_group",
+        "_last_token",
+        "_q_lens",
+        "picked",
+        "request",
+        "rising",
+        "row_begin",
+        "tile_rows",
+    )
+
     def __init__(
         self,
         queries: QueryLengths,
@@ -195,7 +207,7 @@ class TileRows:
         one_each: bool = False,
     ) -> None:
         # Not the object itself, in whose memory this is kept.
-        self._q_lens, self._tile_rows, self._group = queries.q_lens, tile_rows, group
+        self._q_lens, self.tile_rows, self._group = queries.q_lens, tile_rows, group
         self.request = requests
         self.picked: int | slice | Indices = _picked(requests)
         self.row_begin: Floats | None = None
@@ -210,7 +222,7 @@ class TileRows:
 
     def _tile_one(self, request: int) -> None:
         """Tile one request."""
-        q_len, tile_rows = self._q_lens.item(request), self._tile_rows
+        q_len, tile_rows = self._q_lens.item(request), self.tile_rows
         num_tiles = -(-q_len * self._group // tile_rows)
         if num_tiles == 1:
             return
@@ -225,7 +237,7 @@ class TileRows:
 
     def _tile(self) -> None:
         """Tile several requests."""
-        requests, tile_rows = self.request, self._tile_rows
+        requests, tile_rows = self.request, self.tile_rows
         counts = self._q_lens[requests] * float(self._group)
         counts /= tile_rows
         np.ceil(counts, counts)
@@ -259,7 +271,7 @@ class TileRows:
         Counted from the end of its request: -1 is its last one, more is beyond.
         """
         if self._last_token is None and self.row_begin is not None:
-            token = _token_of(self.row_begin + (self._tile_rows - 1), self._group)
+            token = _token_of(self.row_begin + (self.tile_rows - 1), self._group)
             token -= self.q_len()
             self._last_token = token
         return self._last_token

@@ -23,7 +23,7 @@ ALL = np.arange(3)
 def items_of(requests: np.ndarray, tile_rows: int, group: int) -> tuple[TileItems, Tiles]:
     """Items of some requests' tiles, of whose keys nothing is known, and the tiles."""
     rows = TileRows(BATCH.queries, requests, tile_rows, group)
-    return TileItems(rows, tile_rows), tiles_of(rows, BATCH.kv_lens, 64, Mask())
+    return TileItems(rows), tiles_of(rows, BATCH.kv_lens, 64, Mask())
 
 
 def cut_of(counts: list[int], lengths: list[int]) -> Cut:
