@@ -238,14 +238,15 @@ class TileRows:
     def _tile(self) -> None:
         """Tile several requests."""
         requests, tile_rows = self.request, self.tile_rows
-        counts = self._q_lens[requests] * float(self._group)
+        counts = self._q_lens[requests].astype(np.float64)
+        counts *= self._group
         counts /= tile_rows
         np.ceil(counts, counts)
-        num_tiles = int(np.add.reduce(counts))
+        firsts = np.add.accumulate(counts)
+        num_tiles = int(firsts.item(-1))
         if num_tiles == len(requests):
             return
         repeats = counts.astype(np.intp)
-        firsts = np.add.accumulate(counts)
         firsts -= counts
         self.request = self.picked = requests.repeat(repeats)
         self.row_begin = np.arange(num_tiles, dtype=np.float64)

@@ -85,14 +85,13 @@ class HopperChoices:
 
     def _rows_for(self, queries: QueryLengths) -> int:
         group, covered = self._spec.group, self._form.covered_decodes
-        num_requests = len(queries.q_lens)
-        empty = num_requests - len(queries.above(0)) if queries.min_q_len == 0 else 0
+        not_empty = queries.num_above(0)
 
         def num_within(tokens: int) -> int:
-            return num_requests - empty - len(queries.above(tokens))
+            return not_empty - queries.num_above(tokens)
 
         # Nearly all of all requests are nearly all of the decodes too.
-        if num_within(self._rows_of_one // group) >= covered * (num_requests - empty):
+        if num_within(self._rows_of_one // group) >= covered * not_empty:
             return self._rows_of_one
         # A token may have more rows than the largest tile.
         decodes = num_within(most_decode_tokens(group, self._all_rows[-1], self._spec.mask))

@@ -38,6 +38,7 @@ class QueryLengths:
 
     __slots__ = (
         "__weakref__",
+        "_above",
         "derived",
         "max_q_len",
         "min_q_len",
@@ -51,14 +52,20 @@ class QueryLengths:
         self.total_tokens = qo_indptr.item(-1)
         self.max_q_len = q_lens.item(q_lens.argmax()) if len(q_lens) else 0
         self.derived: dict[Hashable, Any] = {}
+        self._above: dict[int, npt.NDArray[np.intp]] = {}
 
     def above(self, tokens: int) -> npt.NDArray[np.intp]:
         """Return the requests that have more than so many query tokens, ascending."""
-        made_for = QueryLengths.above, tokens
-        found: npt.NDArray[np.intp] | None = self.derived.get(made_for)
+        found = self._above.get(tokens)
         if found is None:
-            found = self.derived[made_for] = (self.q_lens > tokens).nonzero()[0]
+            found = self._above[tokens] = (self.q_lens > tokens).nonzero()[0]
         return found
+
+    def num_above(self, tokens: int) -> int:
+        """Return how many they are."""
+        if tokens < self.min_q_len:
+            return len(self.q_lens)
+        return len(self.above(tokens)) if tokens < self.max_q_len else 0
 
 
 class HybridBatch(NamedTuple):
