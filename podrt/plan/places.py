@@ -67,7 +67,7 @@ def _places(counts: Floats) -> Places:
     first_partial = first_piece - numbers
     first_partial += split_before
     for array in (first_partial, split_before, tile, split):
-        array.flags.writeable = False
+        array.setflags(write=False)
     num_partials = num_pieces - num_tiles + num_split
     return Places(num_partials, num_split, counts, first_partial, split_before, tile, split)
 
