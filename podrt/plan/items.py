@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from podrt.plan.cut import Cut
 from podrt.plan.places import Places
-from podrt.plan.tiles import TileRows, Tiles, longest_first
+from podrt.plan.tile_rows import TileRows
+from podrt.plan.tiles import Tiles, longest_first
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, WorkList
 from podrt.spec.batch import HybridBatch
 
@@ -99,9 +100,13 @@ class TileItems:
         """
         first = first_merge, first_partial_row
         kept = self._pieces.pop("kept", None)  # None the first time, or another thread has them
-        if kept is not None:
-            if kept.whole is whole and kept.places is places and kept.first == first:
-                return kept
+        if (
+            kept is not None
+            and kept.whole is whole
+            and kept.places is places
+            and kept.first == first
+        ):
+            return kept
         of_tiles = whole.copy()
         of_tiles[:, _NUM_SPLITS] = places.counts
         of_tiles[:, _PARTIAL_ROW] = places.first_partial * float(self.rows.tile_rows)

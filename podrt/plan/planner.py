@@ -13,12 +13,14 @@ from podrt.plan.end_together import split_to_end_together
 from podrt.plan.items import SideItems, TileItems, lay_out
 from podrt.plan.order import NO_RUNS, order_to_share_keys
 from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
-from podrt.plan.tiles import Indices, TileRows, Tiles, tiles_of
+from podrt.plan.tile_rows import TileRows
+from podrt.plan.tiles import Indices, Tiles, tiles_of
 from podrt.plan.tiling import Tiling
 from podrt.plan.work import WORK_ITEM, Plan
 from podrt.spec.attention import AttentionSpec
-from podrt.spec.batch import HybridBatch, QueryLengths
+from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import MOST_TREE_TOKENS, Mask
+from podrt.spec.query_lengths import QueryLengths
 
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 _CAUSAL = Mask()

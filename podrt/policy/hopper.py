@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
-
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import Variant
@@ -21,7 +20,8 @@ from podrt.policy.constants import Cuts
 from podrt.policy.policies import Family, FixedTiles, Policy
 from podrt.policy.sm_allocation import SmAllocation
 from podrt.spec.attention import AttentionSpec
-from podrt.spec.batch import HybridBatch, QueryLengths
+from podrt.spec.batch import HybridBatch
+from podrt.spec.query_lengths import QueryLengths
 from podrt.spec.types import DType
 
 #: Of what the constants of `Cuts` were measured with.

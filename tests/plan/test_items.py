@@ -6,7 +6,8 @@ import numpy as np
 
 from podrt.plan.cut import Cut
 from podrt.plan.items import TileItems, lay_out
-from podrt.plan.tiles import TileRows, Tiles, tiles_of
+from podrt.plan.tile_rows import TileRows
+from podrt.plan.tiles import Tiles, tiles_of
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
 
