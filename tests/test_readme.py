@@ -15,7 +15,6 @@ from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import ARCHS
 from podrt.kernels.families import FAMILIES
 from podrt.kernels.hopper.config import DECODE_ROWS
-from podrt.kernels.hopper.config import PAGE_SIZES as HOPPER_PAGE_SIZES
 from podrt.policy.policies import parse_policy
 from podrt.policy.portable import RATIOS
 
@@ -91,7 +90,6 @@ def test_variants_table_is_complete():
     assert all("{}:{}".format(*ratio) in GUIDE for ratio in RATIOS)
     assert all(f"family `{family}`" in GUIDE for family in FAMILIES)
     assert _listing(DECODE_ROWS) in GUIDE
-    assert _listing(HOPPER_PAGE_SIZES) in GUIDE
 
 
 def _listing(values):

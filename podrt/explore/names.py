@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from podrt.kernels.variant import DTYPE_TAGS
 
 #: How many variants an error lists.
 _SHOWN = 12
+#: The word for pages, or what ends with it, as a part of an alias or a full name.
+_PAGES = re.compile(r"(?:.*[-_])?page(\d+)")
+_NAMED_PAGES = re.compile(r"(?:^|[-_])page(\d+)(?=$|[-_])|^page_size=(\d+)$")
 
 
 def parts_of(variant: Variant) -> list[str]:
@@ -48,7 +52,7 @@ def narrow(variants: Sequence[Variant], words: Iterable[str]) -> list[Variant]:
 
     A word is an alias, some of its parts joined by dashes, ``field=value`` with a field of the
     config (``kv_tile=112``, ``prefill.rows=128``), or a piece of a full name from the beginning of
-    one of its parts.
+    one of its parts; ``page1`` is no piece of ``page16``.
 
     Raises
     ------
@@ -106,6 +110,12 @@ def pages_of(variant: Variant) -> str:
     return "contiguous" if variant.page_size is None else f"page{variant.page_size}"
 
 
+def pages_named(words: Iterable[str]) -> list[int]:
+    """Return the page sizes that words name, which default variants need not have."""
+    found = [match for word in words for match in _NAMED_PAGES.finditer(word)]
+    return [int(match[1] or match[2]) for match in found]
+
+
 def tiles_of(variant: Variant) -> str:
     """Return what a variant's full name has besides its alias: tiles, stages, registers, warps."""
     parts = variant.name.split("_")
@@ -121,7 +131,9 @@ def _is_selected(variant: Variant, word: str) -> bool:
     parts = parts_of(variant)
     if variant.causal:
         parts.append("causal")
-    return set(word.split("-")) <= set(parts) or f"_{word}" in f"_{variant.name}"
+    if set(word.split("-")) <= set(parts):
+        return True
+    return not _PAGES.fullmatch(word) and f"_{word}" in f"_{variant.name}"
 
 
 _MISSING = object()

@@ -25,6 +25,7 @@ from podrt.kernels.arguments import (
 )
 from podrt.kernels.families import Variant, family_of, grid_of, params_dtype, source_of
 from podrt.kernels.portable.host import NUM_COUNTERS
+from podrt.kernels.tensor_map import MapShape
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
@@ -169,7 +170,11 @@ def _params(variant: Variant, layer: AttentionSpec, tensors: RunTensors) -> list
         member, offset = members[name][:2]
         if name in maps:
             tensor, shape = maps[name]
-            found.append([offset, "map", tensor, *map(list, shape)])
+            if isinstance(shape, MapShape):
+                found.append([offset, "map", tensor, *map(list, shape)])
+            else:
+                found.append([offset, "address", tensor])
+                found += [[offset + at, "int", value] for at, value in shape.by_offset().items()]
         elif member.kind == "u":
             if name in _BUFFERS:
                 found.append([offset, "address", _BUFFERS[name]])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from podrt.errors import PodrtError
-from podrt.explore.names import alias_of, narrow, the_one
+from podrt.explore.names import alias_of, narrow, pages_named, the_one
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
@@ -86,7 +86,7 @@ def select(
 def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
     """Return the one default variant, of any mask and scores, that words select (`names.narrow`).
 
-    Of head dims that are not among the default ones, those that the words name.
+    Of pages and head dims that are not among the default ones, those that the words name.
 
     Where they fit several, a full name means that one, then the causal ones are meant, then those
     that do not cap scores, then those without trees, then those of the current GPU's architecture,
@@ -98,10 +98,12 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
         No variant matches, or several do; the message says what would tell them apart.
     """
     asked = " ".join(words)
+    sizes = dict.fromkeys((*DEFAULT_PAGE_SIZES, *pages_named(words)))
     named = {int(head_dim) for head_dim in _HEAD_DIM.findall(asked.lower())} & set(HEAD_DIMS)
     variants = select(
         archs=archs or ["all"],
         head_dims=sorted(named.union(DEFAULT_HEAD_DIMS)),
+        page_sizes=[_text(size) for size in sizes],
         masks=["causal", "full"],
         soft_caps=[False, True],
         tree_masks=[False, True],

@@ -52,7 +52,7 @@ def argument_block(
 
 def why_unreadable(config: Variant, tensors: RunTensors) -> str | None:
     """Say why a variant cannot read tensors that lie like that; None if it can."""
-    return family_of(config).why_unreadable(tensors)
+    return family_of(config).why_unreadable(config, tensors)
 
 
 def params_dtype(config: Variant) -> np.dtype[np.void]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from podrt.jit import KernelSource
 from podrt.kernels.arguments import Buffers
-from podrt.kernels.tensor_map import MapShape
 from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form, TileGeometry
 from podrt.plan import Plan
 from podrt.spec.attention import AttentionSpec
@@ -101,11 +100,14 @@ class Family(Protocol):
 
     def map_shapes(
         self, config: Any, spec: AttentionSpec, tensors: RunTensors
-    ) -> dict[str, tuple[str, MapShape]]:
-        """Return the tensor and the shape of each tensor map among the arguments, by its name."""
+    ) -> dict[str, tuple[str, Any]]:
+        """Return the tensor behind each tensor map or rows among the arguments, and how it lies.
 
-    def why_unreadable(self, tensors: RunTensors) -> str | None:
-        """Say why the kernels cannot read tensors that lie like that; None if they can."""
+        `MapShape` says how for a map; members of `podrt.kernels.hopper.rows.CACHE_ROWS` for rows.
+        """
+
+    def why_unreadable(self, config: Any, tensors: RunTensors) -> str | None:
+        """Say why a variant cannot read tensors that lie like that; None if it can."""
 
 
 class Arguments(Protocol):

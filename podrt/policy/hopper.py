@@ -10,7 +10,7 @@ from typing import Any, cast
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import Variant
-from podrt.kernels.hopper.config import HopperConfig, decode_rows_of
+from podrt.kernels.hopper.config import HopperConfig, decode_rows_of, gathers_rows
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan, most_decode_tokens
@@ -59,8 +59,8 @@ class HopperChoices:
         self.cuts = _cuts(calibration.hopper_cuts, spec.head_dim)
         self._spec, self._gpu = spec, gpu
         self._form = calibration.fused_form
-        self._all_rows = decode_rows_of(spec.head_dim)
-        self._fixed_rows = _fixed_rows(policy, spec.head_dim)
+        self._all_rows = decode_rows_of(spec.head_dim, spec.page_size)
+        self._fixed_rows = _fixed_rows(policy, spec)
         self._tiles = policy.tiles
         self._built: dict[tuple[Form, int, bool], HopperConfig] = {}
         self._rows_of_one = self.decode_rows_for(1)
@@ -191,12 +191,15 @@ class HopperChoices:
         return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys
 
 
-def _fixed_rows(policy: Policy, head_dim: int) -> int | None:
+def _fixed_rows(policy: Policy, spec: AttentionSpec) -> int | None:
     """Return the rows of decode tiles that the policy fixes, if any."""
-    rows, allowed = policy.decode_rows, decode_rows_of(head_dim)
+    rows, allowed = policy.decode_rows, decode_rows_of(spec.head_dim, spec.page_size)
     if rows is not None and rows not in allowed:
+        layer = f"head_dim={spec.head_dim}"
+        if gathers_rows(spec.page_size):
+            layer += f" and page_size={spec.page_size}"
         raise UnsupportedConfigError(
-            f"decode_rows={rows}: with head_dim={head_dim} allowed are {allowed}; fix one of them, "
+            f"decode_rows={rows}: with {layer} allowed are {allowed}; fix one of them, "
             "or leave it at None"
         )
     return rows
@@ -217,11 +220,13 @@ def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
     if policy.prefill_tile_keys is not None:
         return False
     soft_cap = spec.logits_soft_cap is not None
-    if has_large_tile(spec.head_dim, soft_cap=soft_cap):
+    if has_large_tile(spec.head_dim, soft_cap=soft_cap, page_size=spec.page_size):
         is_fixed = policy.large_prefill_tile is not None or policy.deterministic
         return bool(policy.large_prefill_tile) if is_fixed else None
     if policy.large_prefill_tile:
         layer = f"head_dim={spec.head_dim}" + " with logits_soft_cap" * soft_cap
+        if has_large_tile(spec.head_dim, soft_cap=soft_cap):
+            layer += f" and page_size={spec.page_size}"
         raise UnsupportedConfigError(
             f"large_prefill_tile=True: {layer} has no large tiles; leave it at None"
         )

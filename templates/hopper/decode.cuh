@@ -81,7 +81,7 @@ struct DecodeConsumer {
     return at.tiles + Smem::kLaneRing + position.slot * Tile::kBytes;
   }
   __device__ __forceinline__ void wait_for(const Ring& position) const {
-    mbarrier_wait(control() + Smem::kRingFull + 8 * position.slot, position.parity);
+    Smem::wait_for_tile(control() + Smem::kRingFull + 8 * position.slot, position.parity);
   }
   __device__ __forceinline__ void release(const Ring& position) const {
     if (thread == 0) mbarrier_arrive(control() + Smem::kRingEmpty + 8 * position.slot);

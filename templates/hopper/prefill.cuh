@@ -115,7 +115,7 @@ struct PrefillConsumer {
 
   // S = Q K^T of a tile, beside no other product.
   __device__ __forceinline__ void multiply_qk(const WorkItem& item, int tile) {
-    mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
+    Smem::wait_for_tile(smem.barrier(Smem::kKFull + k.slot), k.parity);
     issue_qk();
     wgmma_wait<0>();
     fence_operand(scores);
@@ -125,7 +125,7 @@ struct PrefillConsumer {
 
   // O += P V of a tile, likewise.
   __device__ __forceinline__ void multiply_pv() {
-    mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
+    Smem::wait_for_tile(smem.barrier(Smem::kVFull + v.slot), v.parity);
     issue_pv();
     wgmma_wait<0>();
     fence_operand(out);
@@ -134,10 +134,10 @@ struct PrefillConsumer {
 
   // S = Q K^T of a tile and O += P V of the one before, in this warpgroup's turn.
   __device__ __forceinline__ void multiply(int tile) {
-    mbarrier_wait(smem.barrier(Smem::kKFull + k.slot), k.parity);
+    Smem::wait_for_tile(smem.barrier(Smem::kKFull + k.slot), k.parity);
     barrier_sync(kTurnBarrier + warpgroup, 2 * kWarpgroup);
     issue_qk();
-    mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
+    Smem::wait_for_tile(smem.barrier(Smem::kVFull + v.slot), v.parity);
     issue_pv();
     barrier_arrive(kTurnBarrier + (warpgroup ^ 1), 2 * kWarpgroup);
     wgmma_wait<1>();
@@ -198,7 +198,7 @@ struct PrefillConsumer {
   // anything; see zero_rows.
   __device__ __forceinline__ void clear_values(int begin, int end) {
     if (begin <= 0 && end >= Config::kKvTile) return;
-    mbarrier_wait(smem.barrier(Smem::kVFull + v.slot), v.parity);
+    Smem::wait_for_tile(smem.barrier(Smem::kVFull + v.slot), v.parity);
     zero_rows<Tile>(smem.base + Smem::kV + v.slot * Tile::kBytes, begin, end, thread);
     barrier_sync(kPrefillBarrier + warpgroup, kWarpgroup);
   }

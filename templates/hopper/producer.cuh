@@ -95,8 +95,9 @@ __device__ __forceinline__ int last_tile(const WorkItem& item) {
   return item.kv_begin + (ceil_div(item.kv_end - item.kv_begin, kTile) - 1) * kTile;
 }
 
-// Copies the tiles of K, or of V, of one unit into the prefill ring, from the last to the first.
-template <class Config, bool kIsV>
+// Copies the tiles of K, or of V, of one unit into the prefill ring, from the last to the first. Where
+// rows are gathered, hopper/row_gather.cuh does.
+template <class Config, bool kIsV, bool kGathersRows = Config::kGathersRows>
 struct PrefillTiles {
   using Smem = SharedMemory<Config>;
   using Tile = typename Smem::PrefillTile;
@@ -160,11 +161,13 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
                   smem.barrier(Smem::kQFull), lane * 64, slot.kv_head * p.group,
                   slot.item.q_begin + slot.item.row_begin / p.group);
   };
-  for (;;) {
+  // Units find Q still in use and begin with K, but for the first one: for Q no page is looked up.
+  // Beside decode that is not worth the registers.
+  for (bool q_first = !Config::kHasDecode;; q_first = false) {
     const WorkSlot& slot = work.next(lane);
     if (slot.kv_head < 0) break;
-    // Later units find Q still in use and begin with K.
-    k.copy(slot.item, slot.kv_head, [&] { copy_q(slot); });
+    if (q_first && slot.item.kv_end > slot.item.kv_begin) copy_q(slot);
+    k.copy(slot.item, slot.kv_head, [&] { if (!q_first) copy_q(slot); });
   }
 }
 

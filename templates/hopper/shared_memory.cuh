@@ -73,6 +73,13 @@ struct SharedMemory : Layout {
             kLaneControl + index * kLaneControlBytes};
   }
 
+  // Waits for a tile of K or V. Rows that were gathered came by ordinary stores, of which wgmma must be
+  // told.
+  static __device__ __forceinline__ void wait_for_tile(u32 full, u32 parity) {
+    mbarrier_wait(full, parity);
+    if constexpr (Config::kGathersRows) fence_proxy_async();
+  }
+
   // Called by all prefill consumers between two roles: no thread uses the tiles any longer. `parity`
   // is that of the change: 0 the first time.
   __device__ __forceinline__ void hand_over(u32 parity) const {
@@ -83,12 +90,13 @@ struct SharedMemory : Layout {
 
   __device__ __forceinline__ void init_barriers() const {
     constexpr int kConsumers = 2;  // prefill warpgroups
+    constexpr int kFills = Config::kGathersRows ? kWarp : 1;  // arrivals of a warp that fills a tile
     mbarrier_init(barrier(kQFull), 1);
     mbarrier_init(barrier(kQEmpty), kConsumers);
     for (int i = 0; i < Config::kStages; i++) {
-      mbarrier_init(barrier(kKFull + i), 1);
+      mbarrier_init(barrier(kKFull + i), kFills);
       mbarrier_init(barrier(kKEmpty + i), kConsumers);
-      mbarrier_init(barrier(kVFull + i), 1);
+      mbarrier_init(barrier(kVFull + i), kFills);
       mbarrier_init(barrier(kVEmpty + i), kConsumers);
     }
     mbarrier_init(barrier(kHandOver), kConsumers * 128);
@@ -106,7 +114,7 @@ struct SharedMemory : Layout {
         mbarrier_init(control + kLaneWorkEmpty + 8 * i, 128);
       }
       for (int i = 0; i < kMaxSlots; i++) {
-        mbarrier_init(control + kRingFull + 8 * i, 1);
+        mbarrier_init(control + kRingFull + 8 * i, kFills);
         mbarrier_init(control + kRingEmpty + 8 * i, 1);
       }
     }

@@ -17,6 +17,11 @@ __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
+// This thread's copies so far will arrive at an mbarrier, once for all of them, when they are done.
+__device__ __forceinline__ void cp_async_arrive(u32 barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 // Waits until at most `kPending` of this thread's newest groups are in flight.
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {

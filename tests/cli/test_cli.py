@@ -111,9 +111,10 @@ def test_list_filters_by_family_and_decode_rows():
     assert not any(name.startswith("prefill") for name in names)
 
 
-def test_a_page_size_that_hopper_cannot_serve_leaves_the_portable_family():
+def test_variants_are_made_for_pages_of_any_size():
     rows = run_json("explore", "list", "--arch", "sm_90a", "--page-size", "5")
-    assert {row["family"] for row in rows} == {"portable"}
+    assert {row["family"] for row in rows} == {"portable", "hopper"}
+    assert {row["page_size"] for row in rows} == {5}
 
 
 def test_show_source_is_plain_text_in_a_pipe():

@@ -61,7 +61,7 @@ def test_policy_layer_and_pages_are_taken():
     assert "128 units of prefill" in found["batch"]
 
 
-@pytest.mark.parametrize("options", [["--page-size", "24"], ["--policy", "portable"]])
+@pytest.mark.parametrize("options", [["--heads", "256/1"], ["--policy", "portable"]])
 def test_portable_batches_have_no_prediction(options):
     text = run("plan", BATCH, "--gpu", "h100", *options)
     assert "no prediction: the cost model knows the Hopper family alone" in text

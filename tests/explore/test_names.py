@@ -6,6 +6,7 @@ import pytest
 
 from podrt.explore.names import alias_of, differences, grouped, narrow, parts_of, the_one
 from podrt.explore.select import find, select
+from podrt.kernels.hopper.presets import hopper_variant
 
 HOPPER = select(archs=["sm_90a"], families=["hopper"])
 
@@ -53,6 +54,21 @@ def test_several_are_told_apart() -> None:
     assert differences(found) == ["r8", "r16", "r32"]
     with pytest.raises(ValueError, match=r"3 variants.*\(r8, r16, r32\)"):
         the_one(found, "pod")
+
+
+@pytest.mark.parametrize(
+    ("words", "page_size"),
+    [
+        (["pod", "hopper", "bf16", "d128", "page1", "r8"], 1),
+        (["pod-hopper-bf16-d128-page12-r8"], 12),
+        (["pod", "hopper", "bf16", "d128", "r8", "page_size=24"], 24),
+        ([hopper_variant("pod", "bfloat16", 128, page_size=4).name], 4),
+    ],
+)
+def test_pages_that_words_name_need_not_be_among_the_default_ones(
+    words: list[str], page_size: int
+) -> None:
+    assert find(words, archs=["sm_90a"]).page_size == page_size
 
 
 def test_words_mean_the_causal_variant_of_this_gpu() -> None:

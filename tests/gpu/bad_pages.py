@@ -1,6 +1,8 @@
 """Runs batches with page numbers that are none; a process of its own, because it may hang.
 
-python tests/gpu/bad_pages.py portable|hopper
+PYTHONPATH=tests python tests/gpu/bad_pages.py portable|hopper [PAGE_SIZE]
+
+Pages have 16 tokens unless a size is given.
 
 Requests of such pages get zeros, or keys of another page; all others must be right.
 """
@@ -19,16 +21,16 @@ BAD_REQUESTS = (1, 3, 4)
 LENGTHS = [1, 1, 30, 3, 40, 5], [700, 90, 90, 90, 90, 90]
 
 
-def main(family):
+def main(family, page_size=16):
     import cupy
 
     for head_dim in (64, 128):
-        case = Case(*LENGTHS, head_dim=head_dim, seed=head_dim)
+        case = Case(*LENGTHS, head_dim=head_dim, page_size=page_size, seed=head_dim)
         good = np.repeat([request not in BAD_REQUESTS for request in range(6)], case.q_lens)
         inputs = inputs_on_gpu(case)
         attention = HybridAttention(**case.layer_arguments, policy=family)
         for number in (-1, INT32.min, len(case.k_cache), INT32.max):
-            for column in ([2], [0], [5], range(6)):
+            for column in ([2], [0], [5], range(-(-90 // page_size))):
                 table = cupy.asarray(with_bad_page(case.block_table, number, column))
                 attention.plan(*case.lengths, block_table=table)
                 out = poisoned(case.q.shape, case.q.dtype)
@@ -45,4 +47,4 @@ def with_bad_page(block_table, number, columns):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

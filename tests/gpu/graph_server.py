@@ -18,8 +18,8 @@ from podrt import HybridAttention
 LIMITS = {"max_requests": 24, "max_tokens": 256, "max_kv_len": 3000, "max_decode_tokens": 2}
 SIZES = (64, 256)
 PAGE_SIZE = 16
-#: Pages of the cache: enough for any batch of `random_lengths`.
-NUM_PAGES = 2400
+#: Tokens of the cache: enough for any batch of `random_lengths`.
+NUM_TOKENS = 2400 * PAGE_SIZE
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Server:
     Attributes
     ----------
     layer : dict
-        Arguments of `attention_case.Case`.
+        Arguments of `attention_case.Case`; pages have `PAGE_SIZE` tokens unless it says otherwise.
     graphs : dict of (padded tokens, decodes_only) to graph
     """
 
@@ -49,13 +49,14 @@ class Server:
         self.q = poisoned((tokens, case.num_qo_heads, case.head_dim), dtype)
         self.out = poisoned(self.q.shape, dtype)
         self.lse = poisoned(self.q.shape[:2], np.float32)
-        self.k, self.v = (poisoned((NUM_PAGES, *case.k_cache.shape[1:]), dtype) for _ in "kv")
+        num_pages = -(-NUM_TOKENS // case.page_size)
+        self.k, self.v = (poisoned((num_pages, *case.k_cache.shape[1:]), dtype) for _ in "kv")
         self.sinks = poisoned(case.num_qo_heads, np.float32) if case.has_sinks else None
         self.graphs = {}
         cupy.cuda.Device().synchronize()
 
     def case(self, q_lens, kv_lens, seed=0):
-        return Case(q_lens, kv_lens, page_size=PAGE_SIZE, seed=seed, **self.layer)
+        return Case(q_lens, kv_lens, seed=seed, **{"page_size": PAGE_SIZE, **self.layer})
 
     def capture(self, size, *, decodes_only=False):
         """Capture a run over `size` rows, whatever is planned."""
@@ -141,9 +142,9 @@ def random_lengths(rng, kind, size, limits=LIMITS):
 def bounded_table(case, planned):
     """The case's page table with room for the planned lengths: pages of NaN beyond the exact."""
     spare = np.setdiff1d(np.arange(len(case.k_cache)), case.block_table)[0]
-    columns = -(-int(planned.max(initial=0)) // PAGE_SIZE)
+    columns = -(-int(planned.max(initial=0)) // case.page_size)
     table = np.full((len(planned), max(columns, case.block_table.shape[1])), spare, np.int32)
     for request, length in enumerate(case.kv_lens):
-        used = -(-length // PAGE_SIZE)
+        used = -(-length // case.page_size)
         table[request, :used] = case.block_table[request, :used]
     return cupy.asarray(table)

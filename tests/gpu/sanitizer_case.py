@@ -1,10 +1,12 @@
 """Small batches for compute-sanitizer, which is too slow for the tests proper.
 
+export PYTHONPATH=tests
 timeout 550 compute-sanitizer --tool memcheck  --error-exitcode 9 python tests/gpu/sanitizer_case.py
 timeout 550 compute-sanitizer --tool racecheck --error-exitcode 9 python tests/gpu/sanitizer_case.py
 
-Head dims may be named (``sanitizer_case.py 96 192``); 64, 128 and 256 without. ``bad_pages.py`` is
-worth a memcheck too.
+Head dims may be named (``sanitizer_case.py 96 192``); 64, 128 and 256 without. After ``features``
+all that follow are tried with windows, sinks, caps and trees alone. ``bad_pages.py`` is worth a
+memcheck too.
 """
 
 import sys
@@ -22,33 +24,56 @@ HOPPER = ("auto", "serial", "decode-only=1", "prefill-only=1")
 LENGTHS = [1, 40, 1, 0, 2, 20, 2, 3], [1300, 70, 17, 5, 40, 2300, 129, 258]
 
 
+#: What layers ask of attention besides, and how it is mixed.
+FEATURES = (
+    {"window_left": 100, "has_sinks": True},
+    {"logits_soft_cap": 30.0},
+    {"window_left": 17, "logits_soft_cap": 30.0, "has_sinks": True},
+    {"has_trees": True, "window_left": 300},
+)
+
+
 def main(head_dims):
     hopper_head_dims = HEAD_DIMS if current_device().arch.name == HOPPER_ARCH else ()
     for head_dim in head_dims:
-        for page_size in (None, 16):
+        for page_size in (None, 16, 4):
             for policy in (*PORTABLE, *(HOPPER if head_dim in hopper_head_dims else ())):
                 eager(policy, head_dim, page_size)
         for policy in ("portable", *(("hopper",) if head_dim in hopper_head_dims else ())):
-            replays(policy, head_dim)
+            for page_size in (16, 4):
+                replays(policy, head_dim, page_size)
 
 
-def eager(policy, head_dim, page_size):
-    case = Case(*LENGTHS, num_kv_heads=1, head_dim=head_dim, page_size=page_size, seed=head_dim)
+def features(head_dims):
+    for head_dim in head_dims:
+        for asked in FEATURES:
+            for policy in ("auto", "serial", "portable"):
+                eager(policy, head_dim, 16, **asked)
+
+
+def eager(policy, head_dim, page_size, **asked):
+    case = Case(
+        *LENGTHS, num_kv_heads=1, head_dim=head_dim, page_size=page_size, seed=head_dim, **asked
+    )
     attention = HybridAttention(**case.layer_arguments, policy=policy)
     steps, lse_error = case.check(*run(case, attention))
     names = ", ".join(config.name for config in attention.variants)
     print(f"{policy}: {steps:.2f} steps, LSE {lse_error:.1e}: {names}", flush=True)
 
 
-def replays(policy, head_dim):
-    server = Server(policy, {"num_kv_heads": 1, "head_dim": head_dim})
+def replays(policy, head_dim, page_size):
+    layer = {"num_kv_heads": 1, "head_dim": head_dim, "page_size": page_size}
+    server = Server(policy, layer)
     server.capture(128)
     server.capture(16, decodes_only=True)
     server.step(server.case(*LENGTHS, seed=1), 128)
     server.step(server.case([], []), 128)
     server.step(server.case([1, 2, 2], [1300, 129, 2], seed=2), 16, decodes_only=True)
-    print(f"{policy}: replays, head_dim {head_dim}", flush=True)
+    print(f"{policy}: replays, head_dim {head_dim}, pages of {page_size}", flush=True)
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]] or (64, 128, 256))
+    check, names = main, sys.argv[1:]
+    if names[:1] == ["features"]:
+        check, names = features, names[1:]
+    check([int(name) for name in names] or (64, 128, 256))

@@ -135,7 +135,7 @@ def test_more_queries_than_keys(family, causal):
     checked(ragged(lengths, causal=causal, seed=5), policy=family)
 
 
-@pytest.mark.parametrize("page_size", [1, 8, 24, 32, 64, 128, 256])
+@pytest.mark.parametrize("page_size", [32, 64, 128, 256])
 def test_other_page_sizes(page_size):
     lengths = [(1, 1000), (65, 65), (200, 777), (1, 17)]
     for policy in ("auto", "portable"):

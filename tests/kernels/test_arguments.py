@@ -12,6 +12,7 @@ from map_support import record_maps
 from podrt.kernels.arguments import Buffers
 from podrt.kernels.families import Variant, argument_block, params_dtype, why_unreadable
 from podrt.kernels.hopper.presets import hopper_variant
+from podrt.kernels.hopper.rows import CACHE_ROWS_DTYPE, row_steps, why_ungatherable
 from podrt.kernels.portable.presets import variant
 from podrt.spec.attention import make_spec
 from podrt.spec.mask import Mask
@@ -19,6 +20,7 @@ from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.view import view
 
 HOPPER = hopper_variant("pod", "float16", 64, page_size=16)
+GATHER = hopper_variant("pod", "float16", 64, page_size=4)
 PORTABLE = variant("pod", "sm_90a", "float16", 64, page_size=16)
 SPEC = make_spec(6, 2, 64, 16, "NHD", "float16", True, 0.125)
 BUFFERS = Buffers(10_000, 10_001, 10_002, 10_003, 10_004)
@@ -94,6 +96,54 @@ def test_hopper_kernel_gets_maps_of_tensors_where_they_lie(maps: list[tuple[Any,
         assert asked[params[name].tobytes()[0]] == pointer
     assert (params["k_head_blocks"], params["v_head_blocks"]) == (1, 16)
     assert params["tile_tokens"] == 42
+
+
+def small_pages(num_pages: int = 6, **changes: np.ndarray) -> dict[str, np.ndarray]:
+    """Caches with pages of 4, one in the order of heads, in it head strides of 72 elements."""
+    keys = np.zeros((num_pages, 4, 2, 72), np.float16)[..., :64]
+    values = np.zeros((num_pages, 2, 4, 64), np.float16).transpose(0, 2, 1, 3)
+    return {"k_cache": keys, "v_cache": values} | changes
+
+
+def test_kernels_that_gather_rows_get_how_they_lie(maps: list[tuple[Any, ...]]) -> None:
+    params = params_of(GATHER, **small_pages())
+    assert len(maps) == 1  # of queries
+    assert maps[0][0] == Q
+    for letter, pointer, expected in (
+        ("k", K, (6, 4, 1, 2 * 144)),
+        ("v", V, (6, 8, 1, 2 * 64)),
+    ):
+        assert params[f"prefill_{letter}_map"] == params[f"decode_{letter}_map"]
+        rows = np.frombuffer(params[f"decode_{letter}_map"].tobytes(), CACHE_ROWS_DTYPE, 1)[0]
+        assert rows.tolist() == (pointer, *expected)
+    assert (params["k_head_blocks"], params["v_head_blocks"]) == (72 // 8, 4 * 64 // 8)
+
+
+def test_rows_of_a_single_page_or_token_need_no_stride() -> None:
+    one = np.lib.stride_tricks.as_strided(np.zeros(64, np.float16), (1, 1, 1, 64), (6, 10, 14, 2))
+    assert row_steps(view(one, "k_cache"), "float16") == (1, 0, 0, 16)
+
+
+def test_steps_of_rows_fit_32_bits_in_caches_of_any_size() -> None:
+    shape, far = (2**17, 1, 8, 128), np.empty(1, np.float16)
+    large = np.lib.stride_tricks.as_strided(far, shape, (2**30, 2048, 256, 2))  # 128 TiB
+    cache = view(large, "k_cache")
+    steps = row_steps(cache, "float16")
+    assert steps.page_steps * steps.step_bytes == 2**30
+    assert why_ungatherable(cache, "float16") is None
+    uneven = np.lib.stride_tricks.as_strided(far, (2**17, 3, 8, 128), (2**30, 2064, 256, 2))
+    assert "4294967294 steps of 16 bytes" in str(
+        why_ungatherable(view(uneven, "v_cache"), "float16")
+    )
+
+
+def test_kernels_that_gather_rows_say_what_they_cannot_read() -> None:
+    assert why_unreadable(GATHER, tensors_of(**small_pages())) is None
+    backwards = tensors_of(**small_pages(v_cache=small_pages()["v_cache"][::-1]))
+    assert "v_cache: got strides" in str(why_unreadable(GATHER, backwards))
+    assert "none below 0" in str(why_unreadable(GATHER, backwards))
+    with pytest.raises(ValueError, match=r'v_cache: got strides .* use policy="portable"'):
+        argument_block(GATHER, SPEC, backwards, BUFFERS)
 
 
 def test_portable_kernel_gets_strides_and_pages_of_the_caches() -> None:

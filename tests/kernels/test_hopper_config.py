@@ -43,7 +43,16 @@ def test_the_role_with_most_registers_counts(form: str, registers: int) -> None:
         ({"head_dim": 256, "decode_rows": 32}, "decode_rows=32: allowed are 8, 16"),
         ({"decode_rows": 64}, "decode_rows=64: allowed are 8, 16, 32"),
         ({"kv_tile": 72}, f"kv_tile=72: allowed are {', '.join(map(str, KV_TILES))}"),
-        ({"page_size": 24}, "page_size=24: allowed are None, 16, 32, 64, 128, 256"),
+        ({"page_size": 0}, "page_size=0: must be an int of at least 1, or None"),
+        (
+            {"head_dim": 96, "kv_tile": 176, "page_size": 8},
+            "kv_tile=176: with head_dim=96 and page_size=8 a tile takes more than 32 copies",
+        ),
+        ({"page_size": True}, "page_size=True: must be an int of at least 1, or None"),
+        (
+            {"head_dim": 256, "decode_rows": 16, "page_size": 4},
+            "decode_rows=16: allowed are 8",
+        ),
         ({"arch": "sm_100"}, "arch='sm_100': allowed are 'sm_90a'"),
         ({"stages": 1}, "stages=1"),
         ({"decode_slots": 1}, "decode_slots=1: must be an int of at least 2"),
@@ -114,8 +123,18 @@ def test_later_lanes_fit_over_the_prefill_tiles(head_dim: int, decode_rows: int)
     assert alone.next_slots == alone.decode_slots
 
 
+@pytest.mark.parametrize(
+    ("page_size", "gathers"),
+    [(None, False), (1, True), (4, True), (8, False), (12, True), (24, False), (256, False)],
+)
+def test_pages_that_are_no_groups_of_8_tokens_are_gathered(
+    page_size: int | None, gathers: bool
+) -> None:
+    assert hopper_variant("pod", "bfloat16", 128, page_size=page_size).gathers_rows == gathers
+
+
 def all_configs() -> list[HopperConfig]:
-    page_sizes = (None, 16, 32, 64, 128, 256)
+    page_sizes = (None, 1, 4, 8, 12, 16, 24, 32, 64, 128, 256)
     default = default_hopper_variants(page_sizes=page_sizes)
     return default + [dataclasses.replace(config, causal=False) for config in default]
 

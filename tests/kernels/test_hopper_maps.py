@@ -11,7 +11,7 @@ import pytest
 from map_support import record_maps
 
 from podrt.kernels.hopper import maps as hopper_maps
-from podrt.kernels.hopper.config import KV_TILES, PAGE_SIZES
+from podrt.kernels.hopper.config import KV_TILES
 from podrt.kernels.hopper.maps import CacheMaps, QueryMaps, cache_maps
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.hopper.shared_memory import DECODE_KEYS
@@ -67,6 +67,8 @@ def every_other_head(pages: int, page_size: int, heads: int, head_dim: int) -> n
 
 
 LAYOUTS = [nhd, hnd, every_other_head]
+#: Whole groups of 8 tokens; powers of two and others.
+PAGE_SIZES = (8, 16, 24, 32, 64, 80, 128, 256)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -78,7 +80,7 @@ def test_a_copy_brings_the_columns_of_a_slot_by_groups_of_8_tokens(
     """Of a decode tile; a slot of the ring has at most 128 columns."""
     cache = layout(3, page_size, 2, head_dim)
     blocks = mapped(cache, kv_tile=64, page_size=page_size).head_blocks
-    rows, slot_blocks = min(page_size, DECODE_KEYS), gcd(head_dim, 128) // 64
+    rows, slot_blocks = gcd(page_size, DECODE_KEYS), gcd(head_dim, 128) // 64
     page, head, token = 2, 1, page_size - rows
     first_block = part * slot_blocks
     got = offsets_of(maps[1], 0, 0, head * blocks + first_block, token // 8, page)[0]

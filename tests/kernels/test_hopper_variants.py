@@ -72,6 +72,41 @@ def test_every_variant_compiles_without_spills(
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("form", FORMS)
+def test_kernels_that_gather_rows_compile_without_spills(form: Form, head_dim: int) -> None:
+    """Pages of 12 take most registers: page and token are both to be found."""
+    build_clean(
+        default_hopper_variants(
+            forms=[form], dtypes=["bfloat16"], head_dims=[head_dim], page_sizes=[12]
+        )
+    )
+
+
+@pytest.mark.parametrize("tree_mask", [False, True])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_fused_kernels_that_gather_rows_and_cap_scores_compile_without_spills(
+    head_dim: int, tree_mask: bool
+) -> None:
+    build_clean(
+        default_hopper_variants(
+            forms=["pod"],
+            dtypes=["bfloat16"],
+            head_dims=[head_dim],
+            page_sizes=[12],
+            soft_caps=[True],
+            tree_masks=[tree_mask],
+        )
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pages_of_one_token_and_of_8_compile_without_spills(form: Form) -> None:
+    build_clean(
+        [hopper_variant(form, "bfloat16", 128, page_size=page_size) for page_size in (1, 8)]
+    )
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_kernels_with_a_soft_cap_compile_without_spills(form: Form, head_dim: int) -> None:
     rows = decode_rows_of(head_dim) if form != "prefill" else DECODE_ROWS[:1]
     build_clean(
@@ -132,7 +167,7 @@ def test_other_values_compile_without_spills(half: int) -> None:
 
 
 def test_every_variant_renders_as_a_text_of_its_own() -> None:
-    configs = default_hopper_variants(page_sizes=(None, 16, 32, 64, 128, 256))
+    configs = default_hopper_variants(page_sizes=(None, 1, 4, 8, 12, 16, 32, 64, 128, 256))
     sources = [source_of(config) for config in configs]
     for config, source in zip(configs, sources, strict=True):
         assert (source.name, source.entry, source.arch) == (config.name, config.name, "sm_90a")
@@ -160,8 +195,8 @@ def test_filters_select() -> None:
 
 
 def test_filters_of_other_families_pass_through() -> None:
-    assert default_hopper_variants(head_dims=[256], page_sizes=[1]) == []
-    assert {c.page_size for c in default_hopper_variants(page_sizes=[1, 32])} == {32}
+    assert default_hopper_variants(head_dims=[72]) == []
+    assert {c.page_size for c in default_hopper_variants(page_sizes=[1, 32])} == {1, 32}
 
 
 def test_prefill_does_not_depend_on_decode_rows() -> None:
@@ -181,27 +216,26 @@ def test_large_tiles_are_of_prefill_alone_at_80_to_128() -> None:
     assert capped.kv_tile == 128
     assert has_large_tile(128)
     assert not has_large_tile(128, soft_cap=True)
+    # Pages of 8 are 22 pieces of a tile, whose last blocks are no whole ones at 96.
+    assert has_large_tile(128, page_size=8) and not has_large_tile(96, page_size=8)
+    assert has_large_tile(96, page_size=16) and has_large_tile(96, page_size=4)
     for form in ("pod", "decode"):
         small, large = (hopper_variant(form, "float16", 128, large_tile=t) for t in (False, True))
         assert small == large
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "group", "page_size", "expected"),
+    ("head_dim", "group", "expected"),
     [
-        (128, 4, None, True),
-        (64, 128, 256, True),
-        (256, 4, None, True),
-        (192, 4, None, True),
-        (96, 4, 16, True),
-        (160, 4, None, False),
-        (72, 4, 16, False),
-        (128, 129, None, False),
-        (128, 4, 8, False),
-        (128, 4, 48, False),
+        (128, 4, True),
+        (64, 128, True),
+        (256, 4, True),
+        (192, 4, True),
+        (96, 4, True),
+        (160, 4, False),
+        (72, 4, False),
+        (128, 129, False),
     ],
 )
-def test_layers_that_the_family_serves(
-    head_dim: int, group: int, page_size: int | None, expected: bool
-) -> None:
-    assert (why_unsupported("sm_90a", head_dim, group, page_size) is None) is expected
+def test_layers_that_the_family_serves(head_dim: int, group: int, expected: bool) -> None:
+    assert (why_unsupported("sm_90a", head_dim, group) is None) is expected

@@ -22,7 +22,7 @@ from podrt.gpu.nominal import H100
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.portable.presets import variant
 from podrt.plan import keys_of
-from podrt.policy.policies import parse_policy
+from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.schedule import Schedule, Scheduler, schedule
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
@@ -91,11 +91,9 @@ def test_variants_follow_the_layer(arch: str, family: str, policy: str) -> None:
 @pytest.mark.parametrize(
     ("layer", "obstacle"),
     [
-        (layer_of(24), "page_size=24"),
-        (layer_of(1), "page_size=1"),
         (layer_of(group=129), "129 query heads"),
     ],
-    ids=["page of no copies", "page of one token", "group beyond a tile"],
+    ids=["group beyond a tile"],
 )
 def test_layers_that_hopper_cannot_serve_are_portable(layer: AttentionSpec, obstacle: str) -> None:
     assert scheduled([1], layer=layer).base.family == "portable"
@@ -104,6 +102,19 @@ def test_layers_that_hopper_cannot_serve_are_portable(layer: AttentionSpec, obst
     ) as caught:
         scheduled([1], policy="hopper", layer=layer)
     assert '"portable"' in str(caught.value)
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 4, 8, 12, 24, 1000])
+def test_pages_of_any_size_are_served_by_hopper(page_size: int) -> None:
+    result = scheduled([1], layer=layer_of(page_size))
+    assert (result.base.family, result.base.page_size) == ("hopper", page_size)
+
+
+def test_a_gathered_layer_of_wide_heads_has_decode_tiles_of_8_rows() -> None:
+    layer = layer_of(4, head_dim=256)
+    assert scheduled([1], layer=layer).base.decode_rows == 8
+    with pytest.raises(UnsupportedConfigError, match="page_size=4 allowed are"):
+        scheduled([1], policy=Policy(family="hopper", decode_rows=16), layer=layer)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_100", "sm_120"])

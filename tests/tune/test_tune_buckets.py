@@ -27,7 +27,7 @@ def test_the_first_batch_of_each_bucket_is_measured() -> None:
 
 
 def test_candidates_are_those_of_the_family_that_serves_the_layer() -> None:
-    (case,) = bucket_cases([LONG], layer_of(24), H100)
+    (case,) = bucket_cases([LONG], layer_of(group=129), H100)
     assert case.layer.startswith("portable ")
     assert {parse_policy(name).family for name in case.case.policies[1:]} == {"portable"}
 

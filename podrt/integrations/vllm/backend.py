@@ -13,13 +13,14 @@ from podrt.errors import UnsupportedConfigError
 from podrt.integrations.vllm.builder import PodrtMetadataBuilder
 from podrt.integrations.vllm.impl import PodrtImpl
 from podrt.integrations.vllm.plugin import NAME
-from podrt.kernels.hopper.config import PAGE_SIZES
 from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT, DType
 
 #: The release whose interface for backends this is written for.
 _VLLM = "0.33"
 
 _LEAST_CAPABILITY = (8, 0)
+#: Blocks whose pages every family reads at full speed.
+_BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def require_version(version: str) -> None:
@@ -58,8 +59,8 @@ class PodrtBackend(AttentionBackend):  # type: ignore[misc]
 
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int]:
-        """Return the page sizes that kernels of every family take; larger blocks are divided."""
-        return list(PAGE_SIZES)
+        """Return the page sizes that kernels take at full speed; larger blocks are divided."""
+        return list(_BLOCK_SIZES)
 
     @classmethod
     def get_supported_head_sizes(cls) -> list[int]:
@@ -111,7 +112,7 @@ class PodrtBackend(AttentionBackend):  # type: ignore[misc]
             reasons.append(
                 f"model {model!r} asks for {asked}; podrt serves head sizes that are "
                 f"{HEAD_DIMS_TEXT}, {' and '.join(get_args(DType))}, caches of the same type in "
-                f"blocks that are multiples of {PAGE_SIZES[0]}, causal decoders, compute "
+                f"blocks that are multiples of {_BLOCK_SIZES[0]}, causal decoders, compute "
                 "capability 8.0 and above"
             )
         return reasons

@@ -14,11 +14,21 @@ from podrt.kernels.hopper.maps import (
     cache_map_shapes,
     cache_maps,
     query_map_shape,
+    why_unmappable,
+)
+from podrt.kernels.hopper.rows import (
+    RowSteps,
+    cache_rows,
+    head_chunks,
+    require_gatherable,
+    row_steps,
+    why_ungatherable,
 )
 from podrt.kernels.hopper.tiles import tile_tokens
 from podrt.kernels.tensor_map import MapShape
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
+from podrt.tensors.view import TensorView
 
 #: Tensor maps, q, out, lse and sinks.
 _CHANGING = 9
@@ -32,7 +42,7 @@ class HopperArguments:
     Raises
     ------
     ValueError
-        No tensor map can describe how a tensor lies.
+        The kernel cannot copy from tensors that lie like that (`why_unreadable`).
     """
 
     def __init__(
@@ -65,9 +75,9 @@ class HopperArguments:
         if caches is None:
             if len(self._kv_maps) >= _MOST_KNOWN:
                 self._kv_maps.clear()
-            keys = cache_maps(replace(self._k, pointer=k_cache), self._config)
-            values = cache_maps(replace(self._v, pointer=v_cache), self._config)
-            caches = keys.prefill + values.prefill + keys.decode + values.decode
+            keys = _described(replace(self._k, pointer=k_cache), self._config)
+            values = _described(replace(self._v, pointer=v_cache), self._config)
+            caches = keys[0] + values[0] + keys[1] + values[1]
             self._kv_maps[k_cache, v_cache] = caches
         maps = self._maps[q, rows, k_cache, v_cache] = self._q_maps.at(q, rows) + caches
         return maps
@@ -80,7 +90,7 @@ def fixed_arguments(
     config: HopperConfig, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers
 ) -> dict[str, Any]:
     """Return the arguments that no launch changes."""
-    keys, values = (cache_map_shapes(t, config)[2] for t in (tensors.k_cache, tensors.v_cache))
+    keys, values = (_head_blocks(t, config) for t in (tensors.k_cache, tensors.v_cache))
     return {
         **shared_arguments(spec, tensors, buffers),
         "tile_tokens": tile_tokens(spec.group),
@@ -91,12 +101,47 @@ def fixed_arguments(
 
 def map_shapes(
     config: HopperConfig, spec: AttentionSpec, tensors: RunTensors
-) -> dict[str, tuple[str, MapShape]]:
-    """Return the tensor and the shape of each map among the arguments, by its name there."""
+) -> dict[str, tuple[str, MapShape | RowSteps]]:
+    """Return the tensor and the shape of each map among the arguments, by its name there.
+
+    Where rows are gathered, that of a cache is how they lie.
+    """
     q = query_map_shape(tensors.q, spec.group, tile_tokens(spec.group))
-    found = {"q_map": ("q", q)}
+    found: dict[str, tuple[str, MapShape | RowSteps]] = {"q_map": ("q", q)}
     for letter, cache in (("k", tensors.k_cache), ("v", tensors.v_cache)):
-        prefill, decode, _ = cache_map_shapes(cache, config)
+        prefill: MapShape | RowSteps
+        decode: MapShape | RowSteps
+        if config.gathers_rows:
+            prefill = decode = row_steps(cache, config.dtype)
+        else:
+            prefill, decode, _ = cache_map_shapes(cache, config)
         found[f"prefill_{letter}_map"] = f"{letter}_cache", prefill
         found[f"decode_{letter}_map"] = f"{letter}_cache", decode
     return found
+
+
+def why_unreadable(config: HopperConfig, tensors: RunTensors) -> str | None:
+    """Say why a kernel cannot copy from tensors that lie like that; None if it can."""
+    caches = (tensors.k_cache, tensors.v_cache)
+    reasons = [why_unmappable(tensors.q)]
+    if config.gathers_rows:
+        reasons += [why_ungatherable(cache, config.dtype) for cache in caches]
+    else:
+        reasons += map(why_unmappable, caches)
+    return next(filter(None, reasons), None)
+
+
+def _described(cache: TensorView, config: HopperConfig) -> tuple[bytes, bytes]:
+    """Return what prefill and decode are given of a cache: a map each, or its rows."""
+    if config.gathers_rows:
+        rows = cache_rows(cache.pointer, row_steps(cache, config.dtype))
+        return rows, rows
+    maps = cache_maps(cache, config)
+    return maps.prefill, maps.decode
+
+
+def _head_blocks(cache: TensorView, config: HopperConfig) -> int:
+    if not config.gathers_rows:
+        return cache_map_shapes(cache, config)[2]
+    require_gatherable(cache, config.dtype)
+    return head_chunks(cache)

@@ -16,8 +16,9 @@ HOPPER_ARCH = "sm_90a"
 HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
 KV_TILES = (48, 64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
-#: Page sizes whose pages a TMA load can place in a swizzled tile.
-PAGE_SIZES = (16, 32, 64, 128, 256)
+#: Tokens of a group that a TMA load places in a swizzled tile; pages that are no whole groups come
+#: row by row.
+GROUP_TOKENS = 8
 #: Decode tiles of a step: more of them share the latency of its chain of products and softmax. At
 #: head_dim 192 and 256 one is as many bytes.
 DECODE_TILES = 2
@@ -27,14 +28,35 @@ _MOST_COLUMNS = 128
 #: registers for accumulators of more.
 _MOST_VALUE_COLUMNS = 192
 
-_WARPGROUP = 128
+#: Columns that one TMA load brings at most of heads whose number of columns they do not divide.
+BLOCK_COLUMNS = 64
+_WARP, _WARPGROUP = 32, 128
 #: Registers that the warpgroups of one CTA share, in units of one thread of each (ISA limits).
 _REGISTER_POOL = {3: 504, 4: 512}
 
 
-def decode_rows_of(head_dim: int) -> tuple[int, ...]:
+def gathers_rows(page_size: int | None) -> bool:
+    """Tell whether K and V are copied row by row, as no TMA load can place pieces of the pages."""
+    return page_size is not None and page_size % GROUP_TOKENS != 0
+
+
+def decode_rows_of(head_dim: int, page_size: int | None = None) -> tuple[int, ...]:
     """Return the packed query rows that a decode tile may have; registers decide."""
-    return DECODE_ROWS if head_dim <= _MOST_VALUE_COLUMNS else DECODE_ROWS[:-1]
+    if head_dim <= _MOST_VALUE_COLUMNS:
+        return DECODE_ROWS
+    return DECODE_ROWS[:1] if gathers_rows(page_size) else DECODE_ROWS[:-1]
+
+
+def piece_rows(page_size: int | None, tile_rows: int) -> int:
+    """Return the tokens that one TMA load brings of a tile; see `HopperConfig.piece_rows`."""
+    return tile_rows if page_size is None else math.gcd(page_size, tile_rows, DECODE_KEYS)
+
+
+def fits_a_warp(head_dim: int, page_size: int | None, tile_rows: int) -> bool:
+    """Tell whether a warp has a lane for every TMA load of a tile; row gathers need none."""
+    blocks = 1 if head_dim % BLOCK_COLUMNS == 0 else -(-head_dim // BLOCK_COLUMNS)
+    copies = tile_rows // piece_rows(page_size, tile_rows) * blocks
+    return gathers_rows(page_size) or copies <= _WARP
 
 
 @dataclass(frozen=True)
@@ -52,7 +74,8 @@ class HopperConfig(VariantForm):
     head_dim : int
         64, 80, 96, 112, 128, 192 or 256.
     decode_rows : int
-        Packed query rows of a decode tile: 8, 16 or, but for head_dim 256, 32.
+        Packed query rows of a decode tile: 8, 16 or 32; at head_dim 256 8 or 16, where rows are
+        gathered 8.
     kv_tile : int
         Keys of a prefill tile.
     stages : int
@@ -63,7 +86,8 @@ class HopperConfig(VariantForm):
     producer_registers, decode_registers, prefill_registers : int
         Registers of a thread, by role.
     page_size : int or None
-        Tokens of a page of the KV cache; None for a contiguous cache.
+        Tokens of a page of the KV cache; None for a contiguous cache. Pages that hold no groups of
+        8 tokens are gathered row by row.
     causal : bool
         Bottom-right aligned causal mask.
     soft_cap : bool
@@ -89,13 +113,16 @@ class HopperConfig(VariantForm):
     arch: str = HOPPER_ARCH
 
     def __post_init__(self) -> None:
+        if self.page_size is not None and (type(self.page_size) is not int or self.page_size < 1):
+            raise UnsupportedConfigError(
+                f"page_size={self.page_size!r}: must be an int of at least 1, or None"
+            )
         for field, allowed in (
             ("form", get_args(Form)),
             ("dtype", get_args(DType)),
             ("head_dim", HEAD_DIMS),
-            ("decode_rows", decode_rows_of(self.head_dim)),
+            ("decode_rows", decode_rows_of(self.head_dim, self.page_size)),
             ("kv_tile", KV_TILES),
-            ("page_size", (None, *PAGE_SIZES)),
             ("arch", (HOPPER_ARCH,)),
         ):
             value = getattr(self, field)
@@ -164,6 +191,11 @@ class HopperConfig(VariantForm):
         """Threads of the CTA."""
         return self.warpgroups * _WARPGROUP
 
+    @property
+    def gathers_rows(self) -> bool:
+        """Whether K and V are copied row by row, as no TMA load can place pieces of pages."""
+        return gathers_rows(self.page_size)
+
     def piece_rows(self, tile_rows: int) -> int:
         """Return the tokens that one TMA load brings of a tile of `tile_rows`.
 
@@ -171,9 +203,7 @@ class HopperConfig(VariantForm):
         do, or where a window begins, of its greatest common divisor with a page. A contiguous
         cache's tile is one piece.
         """
-        if self.page_size is None:
-            return tile_rows
-        return math.gcd(self.page_size, tile_rows, DECODE_KEYS)
+        return piece_rows(self.page_size, tile_rows)
 
     @property
     def smem_buffers(self) -> tuple[SmemBuffer, ...]:
@@ -258,6 +288,12 @@ class HopperConfig(VariantForm):
             raise UnsupportedConfigError(
                 f"{self.name}: the prefill tiles have room for {self.next_slots} slots of decode "
                 f"in each of lanes 1 and 2; a step takes {step_slots} at once"
+            )
+        if self.has_prefill and not fits_a_warp(self.head_dim, self.page_size, self.kv_tile):
+            raise UnsupportedConfigError(
+                f"kv_tile={self.kv_tile}: with head_dim={self.head_dim} and "
+                f"page_size={self.page_size} a tile takes more than {_WARP} copies; take a smaller "
+                "tile"
             )
         smem_bytes = self.smem_bytes + STATIC_SMEM_BYTES
         if smem_bytes > self.limits.smem_per_cta_bytes:

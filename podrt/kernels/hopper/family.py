@@ -13,7 +13,7 @@ from podrt.kernels.family import Filters
 from podrt.kernels.hopper import arguments, host, presets, tiles
 from podrt.kernels.hopper.arguments import HopperArguments
 from podrt.kernels.hopper.config import HOPPER_ARCH, HopperConfig
-from podrt.kernels.hopper.maps import why_unmappable
+from podrt.kernels.hopper.rows import RowSteps
 from podrt.kernels.tensor_map import MapShape
 from podrt.kernels.variant import TileGeometry
 from podrt.plan import Plan
@@ -28,7 +28,7 @@ class HopperFamily:
 
     def why_unsupported(self, spec: AttentionSpec, arch: str) -> str | None:
         """Say why there is no kernel for a layer on an architecture; None if there is one."""
-        return presets.why_unsupported(arch, spec.head_dim, spec.group, spec.page_size)
+        return presets.why_unsupported(arch, spec.head_dim, spec.group)
 
     def default_variants(self, arch: str, filters: Filters) -> list[HopperConfig]:
         """Return the causal variants that a schedule may pick on `arch`."""
@@ -74,11 +74,10 @@ class HopperFamily:
 
     def map_shapes(
         self, config: HopperConfig, spec: AttentionSpec, tensors: RunTensors
-    ) -> dict[str, tuple[str, MapShape]]:
-        """Return the tensor and the shape of each tensor map among the arguments, by its name."""
+    ) -> dict[str, tuple[str, MapShape | RowSteps]]:
+        """Return the tensor behind each tensor map or rows among the arguments, and how it lies."""
         return arguments.map_shapes(config, spec, tensors)
 
-    def why_unreadable(self, tensors: RunTensors) -> str | None:
-        """Say why no tensor map can describe tensors that lie like that; None if one can."""
-        inputs = (tensors.q, tensors.k_cache, tensors.v_cache)
-        return next(filter(None, map(why_unmappable, inputs)), None)
+    def why_unreadable(self, config: HopperConfig, tensors: RunTensors) -> str | None:
+        """Say why a variant cannot copy from tensors that lie like that; None if it can."""
+        return arguments.why_unreadable(config, tensors)

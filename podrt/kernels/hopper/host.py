@@ -11,13 +11,15 @@ from podrt.kernels.arguments import (
     SCORES,
 )
 from podrt.kernels.hopper.config import HopperConfig
+from podrt.kernels.hopper.rows import CACHE_ROWS
 from podrt.kernels.hopper.shared_memory import render_layout
 from podrt.kernels.structs import Field, render_struct, struct_dtype
 from podrt.kernels.variant import NUM_TICKETS
 from podrt.plan import Plan
 from podrt.spec.mask import MOST_TREE_TOKENS
 
-#: Arguments of every kernel of the family, in memory order. Strides are in elements.
+#: Arguments of every kernel of the family, in memory order. Strides are in elements. Where rows are
+#: gathered, `CACHE_ROWS` lie in the place of the maps of a cache.
 PARAMS = (
     Field("TensorMap", "q_map", "boxes of 64 columns x group heads x tile_tokens tokens"),
     Field("TensorMap", "prefill_k_map", "pieces of a tile of kv_tile tokens: hopper/kv_copy.cuh"),
@@ -31,7 +33,7 @@ PARAMS = (
     *OUTPUT_STRIDES,
     *HEADS,
     Field("int", "tile_tokens", "tokens of a prefill tile: 128 / group, rounded down"),
-    Field("int", "k_head_blocks", "blocks of 64 columns from a KV head to the next"),
+    Field("int", "k_head_blocks", "blocks of 64 columns (gathered: 8) from a KV head to the next"),
     Field("int", "v_head_blocks", ""),
     *SCORES,
 )
@@ -44,6 +46,7 @@ def source_of(config: HopperConfig) -> KernelSource:
     text = render(
         f"{config.family}/kernel.cu.jinja",
         {
+            "cache_rows_struct": render_struct("CacheRows", CACHE_ROWS),
             "config": config,
             "layout_struct": render_layout(config),
             "most_tree_tokens": MOST_TREE_TOKENS,

@@ -11,8 +11,9 @@ from podrt.kernels.hopper.config import (
     HOPPER_ARCH,
     HopperConfig,
     decode_rows_of,
+    fits_a_warp,
+    gathers_rows,
 )
-from podrt.kernels.hopper.config import PAGE_SIZES as TMA_PAGE_SIZES
 from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
 from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
 from podrt.spec.types import DType
@@ -63,14 +64,41 @@ _TREE_SOFT_CAP_PODS = {
     **{(64, rows): _Pod(112, 40, 120, 176) for rows in DECODE_ROWS},
     (128, 16): _Pod(112, 40, 104, 184),
 }
+#: Those of kernels that gather rows, whose producers need more registers.
+_GATHER_PODS = {
+    (64, 8): _Pod(128, 48, 128, 168),
+    (64, 16): _Pod(128, 48, 128, 168),
+    (64, 32): _Pod(128, 48, 112, 176),
+    (80, 8): _Pod(112, 48, 96, 184),
+    (80, 16): _Pod(112, 48, 96, 184),
+    (80, 32): _Pod(96, 48, 112, 176),
+    (96, 8): _Pod(112, 48, 80, 192),
+    (96, 16): _Pod(112, 48, 80, 192),
+    (96, 32): _Pod(96, 48, 112, 176),
+    (112, 8): _Pod(112, 48, 64, 200),
+    (112, 16): _Pod(112, 48, 80, 192),
+    (112, 32): _Pod(96, 48, 112, 176),
+    (128, 8): _Pod(112, 48, 96, 184),
+    (128, 16): _Pod(112, 48, 80, 192),
+    (128, 32): _Pod(96, 48, 112, 176),
+    (192, 8): _Pod(80, 48, 64, 200),
+    (192, 16): _Pod(80, 48, 64, 200),
+    (192, 32): _Pod(64, 48, 112, 176),
+    (256, 8): _Pod(48, 48, 64, 200),
+}
+_SOFT_CAP_GATHER_PODS = {
+    (64, 8): _Pod(128, 48, 112, 176),
+    (64, 16): _Pod(128, 48, 112, 176),
+}
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
-#: left.
+#: left, but for decode alone at head_dim 64, where less on its way is read faster
+#: (`bench/results/h100/decode-ring.json`).
 _DECODE_SLOTS = {
     ("pod", 64, 128): 8,
     ("pod", 64, 112): 8,
     ("pod", 128, 112): 4,
     ("pod", 128, 96): 4,
-    ("decode", 64, 128): 8,
+    ("decode", 64, 128): 5,
     ("decode", 128, 128): 4,
     ("pod", 192, 80): 5,
     ("pod", 192, 64): 6,
@@ -85,7 +113,7 @@ _PREFILL_TILES = {64: 128, 80: 128, 96: 128, 112: 128, 128: 128, 192: 112, 256: 
 _LARGE_PREFILL_TILES = {80: 176, 96: 176, 112: 176, 128: 176}
 
 
-def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None) -> str | None:
+def why_unsupported(arch: str, head_dim: int, group: int) -> str | None:
     """Say why the family has no kernel for that layer on that architecture; None if it has one."""
     if arch != HOPPER_ARCH:
         return f"it needs an {HOPPER_ARCH} GPU; this one is {arch}"
@@ -93,17 +121,17 @@ def why_unsupported(arch: str, head_dim: int, group: int, page_size: int | None)
         return f"head_dim={head_dim}; allowed are {HEAD_DIMS}"
     if group > PREFILL_ROWS:
         return f"{group} query heads share a KV head; at most {PREFILL_ROWS} are allowed"
-    if page_size is not None and page_size not in TMA_PAGE_SIZES:
-        return f"page_size={page_size}; allowed are None and {TMA_PAGE_SIZES}"
     return None
 
 
-def has_large_tile(head_dim: int, *, soft_cap: bool = False) -> bool:
+def has_large_tile(head_dim: int, *, soft_cap: bool = False, page_size: int | None = None) -> bool:
     """Tell whether prefill alone has a larger tile too, for units of many keys.
 
-    Not with capped scores, for which registers do not suffice.
+    Not with capped scores, for which registers do not suffice, nor where pages are so small that a
+    warp has not a lane for every copy.
     """
-    return head_dim in _LARGE_PREFILL_TILES and not soft_cap
+    tile = _LARGE_PREFILL_TILES.get(head_dim)
+    return tile is not None and not soft_cap and fits_a_warp(head_dim, page_size, tile)
 
 
 def hopper_variant(
@@ -119,17 +147,15 @@ def hopper_variant(
     tree_mask: bool = False,
 ) -> HopperConfig:
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
+    gathers = gathers_rows(page_size)
     if form == "pod":
-        pods = _PODS | _SOFT_CAP_PODS if soft_cap else _PODS
-        if soft_cap and tree_mask:
-            pods = pods | _TREE_SOFT_CAP_PODS
-        budget = pods[head_dim, decode_rows]
+        budget = _pod(head_dim, decode_rows, gathers, soft_cap, tree_mask)
     elif form == "decode":
-        budget = _Pod(128, 40, 216, 232)
+        budget = _Pod(128, 48 if gathers else 40, 216, 232)
     else:
-        large = large_tile and has_large_tile(head_dim, soft_cap=soft_cap)
+        large = large_tile and has_large_tile(head_dim, soft_cap=soft_cap, page_size=page_size)
         tile = (_LARGE_PREFILL_TILES if large else _PREFILL_TILES)[head_dim]
-        budget = _Pod(tile, 40, 56, 232)
+        budget = _Pod(tile, 56, 56, 224) if gathers else _Pod(tile, 40, 56, 232)
     return HopperConfig(
         form=form,
         dtype=dtype,
@@ -142,6 +168,15 @@ def hopper_variant(
         soft_cap=soft_cap,
         tree_mask=tree_mask,
     )
+
+
+def _pod(head_dim: int, decode_rows: int, gathers: bool, soft_cap: bool, tree_mask: bool) -> _Pod:
+    pods = _PODS | (_SOFT_CAP_PODS if soft_cap else {})
+    if soft_cap and tree_mask:
+        pods |= _TREE_SOFT_CAP_PODS
+    if gathers:
+        pods |= _GATHER_PODS | (_SOFT_CAP_GATHER_PODS if soft_cap else {})
+    return pods[head_dim, decode_rows]
 
 
 def _decode_slots(form: Form, head_dim: int, kv_tile: int) -> int:
@@ -180,10 +215,9 @@ def default_hopper_variants(
         if head_dim in HEAD_DIMS
         for dtype in dtypes
         for page_size in page_sizes
-        if page_size is None or page_size in TMA_PAGE_SIZES
         for form in forms
         for rows in (decode_rows if form != "prefill" else DECODE_ROWS[:1])
-        if rows in decode_rows_of(head_dim)
+        if rows in decode_rows_of(head_dim, page_size)
         for large in (False, True)
     ]
     return list(dict.fromkeys(found))  # most have no larger tile

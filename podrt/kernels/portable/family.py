@@ -74,6 +74,6 @@ class PortableFamily:
         """Return nothing: the kernels take addresses."""
         return {}
 
-    def why_unreadable(self, tensors: RunTensors) -> str | None:
+    def why_unreadable(self, config: KernelConfig, tensors: RunTensors) -> str | None:
         """Return None: the kernels read whatever passed the checks."""
         return None

@@ -1,0 +1,166 @@
+// Producers that copy K and V row by row, for pages that are no groups of 8 tokens: a TMA load does not
+// place fewer rows in a swizzled tile as wgmma reads it.
+//
+// A lane looks up the pages of some rows of a tile and tells the others where these lie. A lane copies 16
+// bytes at once, a warp those of 4 rows of a block of 64 columns; behind a head's columns are zeros.
+// A lane's copies arrive at the slot's barrier once they are done. They are ordinary stores: consumers
+// fence before wgmma (SharedMemory::wait_for_tile).
+//
+// In the place of a cache's tensor map a kernel is given CacheRows. Rows beyond the request's keys, and
+// those of pages that the cache has not, are zeros, and nothing is read for them.
+#pragma once
+#include "common/descriptor.cuh"
+#include "hopper/producer.cuh"
+#include "ptx/async_copy.cuh"
+#include "ptx/scalar.cuh"
+
+template <class Config, class Tile>
+struct RowGather {
+  static constexpr int kPageSize = Config::kPageSize;
+  static constexpr int kRows = Tile::kRows;
+  static constexpr int kLaneRows = ceil_div(kRows, kWarp);  // that a lane looks up
+  static constexpr int kChunks = 8;                         // of 16 bytes in a row of a block
+  static constexpr int kRowsAtOnce = kWarp / kChunks;
+  static constexpr int kLastChunks = (Tile::kColumns - 1) % 64 / 8 + 1;  // in the last block
+  static constexpr u32 kNowhere = ~0u;
+  static_assert(kRows % 8 == 0, "");
+  static_assert(sizeof(CacheRows) <= sizeof(TensorMap), "");
+
+  int page[kLaneRows];  // of this lane's rows: lane, lane + 32 and so on; -1 for none
+
+  // Called by a whole warp, well before the copies: it does not wait for the page table.
+  __device__ __forceinline__ void find(const PlanHeader& plan, const WorkItem& item, int first_key,
+                                       int lane) {
+#pragma unroll
+    for (int i = 0; i < kLaneRows; i++) {
+      const int row = i * kWarp + lane, key = first_key + row;
+      page[i] = -1;
+      if (row < kRows && key < item.kv_len)
+        page[i] = __ldg(plan.page_table + item.page_begin + u32(key) / kPageSize);
+    }
+  }
+
+  // Copies the tile to a free slot; `full` completes when it is there. `part` numbers the slots that
+  // share the columns of a tile.
+  __device__ __forceinline__ void copy(const TensorMap& given, u32 shared, u32 full, int first_key,
+                                       int head_chunk, int part, int lane) const {
+    const CacheRows& cache = reinterpret_cast<const CacheRows&>(given);
+    lane = computed_here(lane);  // or what follows from it takes registers from one tile to the next
+    const int chunk = lane % kChunks, row = lane / kChunks;  // of the first copy
+    const char* source = computed_here(reinterpret_cast<const char*>(cache.base) +
+                                       i64(head_chunk + part * (Tile::kColumns / 8) + chunk) * 16);
+    u32 to = shared + swizzle128(row, chunk);
+    // Rolled loops: there are several copies of this in a kernel, and unrolled they compile slowly.
+#pragma unroll 1
+    for (int first = 0; first < kRows; first += kWarp) {
+      u32 page = this->page[0];
+#pragma unroll
+      for (int i = 1; i < kLaneRows; i++)
+        if (first == i * kWarp) page = this->page[i];
+      const u32 token = u32(first_key + first + lane) % kPageSize;
+      const u32 steps =
+          page < cache.num_pages ? page * cache.page_steps + token * cache.token_steps : kNowhere;
+#pragma unroll 1
+      for (int group = 0; group < min(kWarp, kRows - first); group += 8) {
+#pragma unroll
+        for (int j = 0; j < 8; j += kRowsAtOnce) {
+          const u32 from = __shfl_sync(~0u, steps, group + j + row);
+          const char* columns = source + u64(from) * u32(cache.step_bytes);
+#pragma unroll
+          for (int block = 0; block < Tile::kColumnBlocks; block++) {
+            const bool exists = block + 1 < Tile::kColumnBlocks || chunk < kLastChunks;
+            cp_async_16((to ^ j << 4) + j * 128 + block * Tile::kBlockBytes, columns + block * 128,
+                        exists && from != kNowhere);
+          }
+        }
+        to += Tile::kGroupBytes;
+      }
+    }
+    cp_async_arrive(full);
+  }
+};
+
+template <class Config, bool kIsV>
+struct PrefillTiles<Config, kIsV, true> {
+  using Smem = SharedMemory<Config>;
+  using Tile = typename Smem::PrefillTile;
+
+  const Params& p;
+  const Smem& smem;
+  const int lane;
+  RingPosition<Config::kStages> ring;
+
+  // `after_first` is called once the first tile is on its way.
+  template <class Function>
+  __device__ __forceinline__ void copy(const WorkItem& item, int kv_head, Function after_first) {
+    constexpr int kFull = kIsV ? Smem::kVFull : Smem::kKFull;
+    constexpr int kEmpty = kIsV ? Smem::kVEmpty : Smem::kKEmpty;
+    constexpr int kTiles = kIsV ? Smem::kV : Smem::kK;
+    const int head_chunk = kv_head * (kIsV ? p.v_head_blocks : p.k_head_blocks);
+    int first_key = last_tile<Config::kKvTile>(item);
+    if (first_key < item.kv_begin) return;
+    RowGather<Config, Tile> rows;
+    rows.find(smem.plan(), item, first_key, lane);
+    for (bool first = true; first_key >= item.kv_begin; first_key -= Config::kKvTile) {
+      mbarrier_wait(smem.barrier(kEmpty + ring.slot), ring.parity ^ 1);
+      rows.copy(kIsV ? p.prefill_v_map : p.prefill_k_map,
+                smem.address + kTiles + ring.slot * Tile::kBytes, smem.barrier(kFull + ring.slot),
+                first_key, head_chunk, 0, lane);
+      ring.advance();
+      // The next tile's pages are looked up while it waits for room.
+      rows.find(smem.plan(), item, max(first_key - Config::kKvTile, 0), lane);
+      if (first) after_first();
+      first = false;
+    }
+  }
+};
+
+// Draws decode units for a lane; copies their K and V in turn, from the last step to the first.
+template <class Config>
+__device__ __forceinline__ void gather_decode(const Params& p, const SharedMemory<Config>& smem,
+                                              const DecodeLane& to, const UnitQueue& queue,
+                                              int lane) {
+  using Smem = SharedMemory<Config>;
+  using Tile = typename Smem::DecodeTile;
+  constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
+  constexpr int kParts = Config::kHeadDim / Tile::kColumns;
+  const u32 control = smem.address + to.control;
+  WorkProducer<Config, kDecode> work{p,
+                                     smem.plan(),
+                                     control + Smem::kLaneWorkFull,
+                                     control + Smem::kLaneWorkEmpty,
+                                     smem.base + to.control + Smem::kLaneWork,
+                                     queue};
+  Ring ring{to.slots};
+  for (;;) {
+    const WorkSlot& slot = work.next(lane);
+    const int kv_head = slot.kv_head;
+    if (kv_head < 0) break;
+    const WorkItem& item = slot.item;
+    int first_key = last_tile<kKeys>(item);
+    if (first_key < item.kv_begin) continue;
+    RowGather<Config, Tile> rows[kTiles];
+    const auto find = [&] {
+#pragma unroll
+      for (int t = 0; t < kTiles; t++)
+        rows[t].find(smem.plan(), item, max(first_key, 0) + t * 64, lane);
+    };
+    find();
+    while (first_key >= item.kv_begin) {
+#pragma unroll
+      for (int is_v = 0; is_v < 2; is_v++)
+#pragma unroll
+        for (int i = 0; i < kTiles * kParts; i++) {
+          const int t = i / kParts, part = i % kParts;
+          mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
+          rows[t].copy(is_v ? p.decode_v_map : p.decode_k_map,
+                       smem.address + to.tiles + Smem::kLaneRing + ring.slot * Tile::kBytes,
+                       control + Smem::kRingFull + 8 * ring.slot, first_key + t * 64,
+                       kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks), part, lane);
+          ring.advance();
+        }
+      first_key -= kKeys;
+      find();  // while the next tiles wait for room
+    }
+  }
+}
