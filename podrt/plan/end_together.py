@@ -47,12 +47,12 @@ def split_to_end_together(tiles: Tiles, side: Side, *, max_keys: int) -> Cut | N
     if len(limits) == 1:
         return cut_at(tiles, limits[0])
     if len(tiles.keys) <= _FEW:
-        memory = _memory(tiles.steps_bytes, limits, side)
+        memory = _memory(tiles.steps_bytes, tiles.kv_tile, limits, side)
         choice = memory.choice
         if choice is None or not choice.holds_for(tiles.keys):
-            choice = memory.choice = _choose(tiles, side, limits)
+            choice = memory.choice = _choose(tiles, side, limits, memory)
     else:
-        choice = _choose(tiles, side, limits)
+        choice = _choose(tiles, side, limits, None)
     return None if choice.trial is None else Cut(*choice.trial, choice.limit * tiles.kv_tile)
 
 
@@ -71,22 +71,23 @@ class _Choice(NamedTuple):
     def holds_for(self, keys: Floats) -> bool:
         """Whether the same is chosen for tiles of so many keys, and of the same steps."""
         growth = keys - self.keys
-        least, most = growth[growth.argmin()], growth[growth.argmax()]
-        return bool(least >= 0 and most <= self.most_growth)
+        least: float = growth.item(growth.argmin())
+        return least >= 0 and growth.item(growth.argmax()) <= self.most_growth
 
 
 class _Memory:
-    """The last choice."""
+    """The last choice, and the cuts by all limits that were tried for it, not to be changed."""
 
     choice: _Choice | None = None
+    cuts: tuple[Floats, Floats] | None = None
 
 
 @lru_cache(maxsize=_KEPT)  # few tiles often have as many steps as in the batch before
-def _memory(steps: bytes, limits: tuple[int, ...], side: Side) -> _Memory:
+def _memory(steps: bytes, kv_tile: int, limits: tuple[int, ...], side: Side) -> _Memory:
     return _Memory()
 
 
-def _choose(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> _Choice:
+def _choose(tiles: Tiles, side: Side, limits: tuple[int, ...], memory: _Memory | None) -> _Choice:
     near_best = side.costs.near_best
     trials: list[_Trial] = []
     ends: list[float] = []
@@ -97,11 +98,11 @@ def _choose(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> _Choice:
         ends.append(end)
         waves.append(num_waves)
     chosen = 0
-    block = len(limits) if len(tiles.keys) <= _FEW else 1  # the first limit is often good enough
+    block = len(limits) if memory else 1  # the first limit is often good enough
     # No later limit changes the choice once it is near the best that any of them can reach.
     while not ends or ends[chosen] > _earliest_end(tiles, side, limits[len(ends) :]) * near_best:
         tried = limits[len(ends) : len(ends) + block]
-        counts, lengths, found, num_waves_found = _try(tiles, side, tried)
+        counts, lengths, found, num_waves_found = _try(tiles, side, tried, memory)
         trials += zip(counts, lengths, strict=True)
         ends += found
         waves += num_waves_found
@@ -156,17 +157,19 @@ def _earliest_end(tiles: Tiles, side: Side, limits: tuple[int, ...]) -> float:
 
 
 def _try(
-    tiles: Tiles, side: Side, limits: tuple[int, ...]
+    tiles: Tiles, side: Side, limits: tuple[int, ...], memory: _Memory | None
 ) -> tuple[Floats, Floats, list[float], list[float]]:
     """Return counts and lengths of the cuts by falling `limits`, ``[limits, tiles]``, and ends.
 
     An end is when the last slot ends, in keys; behind them are the waves of each limit. None of the
     limits leaves all tiles whole.
     """
-    if len(tiles.keys) <= _FEW:
-        counts, lengths = _cuts_of_few(tiles.steps_bytes, limits)
-    else:
-        counts, lengths = cut_steps(tiles.steps, _column(limits))
+    cuts = memory.cuts if memory else None
+    if cuts is None:
+        cuts = cut_steps(tiles.steps, _column(limits))
+        if memory:
+            memory.cuts = cuts
+    counts, lengths = cuts
     pieces = piece_keys(tiles, lengths)
     order = longest_first(pieces, limits[0] * tiles.kv_tile)
     order += _beginnings(*pieces.shape)
@@ -186,12 +189,6 @@ def _try(
         for i, limit in enumerate(limits)
     ]
     return counts, lengths, ends, num_waves
-
-
-@lru_cache(maxsize=_KEPT)
-def _cuts_of_few(steps: bytes, limits: tuple[int, ...]) -> tuple[Floats, Floats]:
-    """Return the cuts by some limits; not to be changed."""
-    return cut_steps(np.frombuffer(steps), _column(limits))
 
 
 @lru_cache(maxsize=256)

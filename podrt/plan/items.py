@@ -6,6 +6,7 @@ structured array costs forty times as much.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ import numpy.typing as npt
 
 from podrt.plan.cut import Cut
 from podrt.plan.places import Places
-from podrt.plan.tiles import TileRows, Tiles, longest_first
+from podrt.plan.tile_rows import TileRows
+from podrt.plan.tiles import Tiles, longest_first
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, WorkList
-from podrt.spec.batch import HybridBatch, QueryLengths
+from podrt.spec.batch import HybridBatch
 
 Rows = npt.NDArray[np.int32]  # [items, fields of WORK_ITEM]
 
@@ -26,6 +28,9 @@ _KV_BEGIN, _KV_END, _SPLIT = (_COLUMN[name] for name in ("kv_begin", "kv_end", "
 _NUM_SPLITS, _PARTIAL_ROW, _MERGE = (
     _COLUMN[name] for name in ("num_splits", "partial_row", "merge")
 )
+
+#: Most batches have no more requests.
+_FEW_REQUESTS = 1024
 
 
 class SideItems(NamedTuple):
@@ -46,52 +51,37 @@ class _Pieces(NamedTuple):
 
 
 class TileItems:
-    """Items of tiles in as far as their keys do not matter: those are filled in by `lay_out`.
+    """Items of tiles in as far as neither their keys nor their cut matter; `lay_out` does the rest.
 
     The last ones are kept, as a server's next batch often has them again.
 
     Parameters
     ----------
-    queries : QueryLengths
-        Of the batch.
     rows : TileRows
         The tiles.
-    tile_rows : int
-        Packed query rows of a tile.
     """
 
-    def __init__(self, queries: QueryLengths, rows: TileRows, tile_rows: int) -> None:
-        self.tile_rows = tile_rows
-        self._rows = rows
-        self._q_begin, self._q_len = queries.qo_indptr[rows.picked], queries.q_lens[rows.picked]
+    __slots__ = ("_pieces", "_whole", "rows")
+
+    def __init__(self, rows: TileRows) -> None:
+        self.rows = rows
         self._whole: tuple[npt.NDArray[np.int32], Rows] | None = None
-        self._pieces: list[_Pieces] = []  # at most one
+        self._pieces: dict[str, _Pieces] = {}  # at most one
 
-    def whole(self, page_begin: npt.NDArray[np.int32]) -> Rows:
-        """Return the items of whole tiles, int32 ``[tiles, 12]``; not to be changed.
-
-        Parameters
-        ----------
-        page_begin : int32 array [requests]
-            As `HybridBatch.page_begin`.
-        """
+    def whole(self, batch: HybridBatch) -> Rows:
+        """Return the items of whole tiles of a batch, int32 ``[tiles, 12]``; not to be changed."""
         kept = self._whole
-        if kept is not None and kept[0] is page_begin:
+        if kept is not None and kept[0] is batch.page_begin:
             return kept[1]
-        whole = self._without_pages() if kept is None else kept[1].copy()
-        whole[:, _PAGE_BEGIN] = page_begin[self._rows.picked]
-        self._whole = page_begin, whole
-        return whole
-
-    def _without_pages(self) -> Rows:
-        rows = self._rows
-        whole = np.zeros((len(rows.request), len(WORK_ITEM_FIELDS)), np.int32)
-        whole[:, _REQUEST] = rows.request
-        whole[:, _Q_BEGIN] = self._q_begin
-        whole[:, _Q_LEN] = self._q_len
+        of_requests, rows = _items_of_requests(batch), self.rows
         if rows.row_begin is not None:
+            whole = of_requests.take(rows.request, axis=0, mode="clip")
             whole[:, _ROW_BEGIN] = rows.row_begin
-        whole[:, _NUM_SPLITS] = 1
+        elif isinstance(rows.picked, slice):
+            whole = of_requests[rows.picked]
+        else:
+            whole = of_requests.take(rows.request, axis=0, mode="clip")
+        self._whole = batch.page_begin, whole
         return whole
 
     def take_pieces(
@@ -109,24 +99,58 @@ class TileItems:
             What other items have before these.
         """
         first = first_merge, first_partial_row
-        try:
-            kept = self._pieces.pop()
-        except IndexError:  # the first time, or another thread has them
-            pass
-        else:
-            if kept.whole is whole and kept.places is places and kept.first == first:
-                return kept
+        kept = self._pieces.pop("kept", None)  # None the first time, or another thread has them
+        if (
+            kept is not None
+            and kept.whole is whole
+            and kept.places is places
+            and kept.first == first
+        ):
+            return kept
         of_tiles = whole.copy()
         of_tiles[:, _NUM_SPLITS] = places.counts
-        of_tiles[:, _PARTIAL_ROW] = places.first_partial * self.tile_rows + first_partial_row
-        of_tiles[:, _MERGE] = places.split_before + first_merge
+        of_tiles[:, _PARTIAL_ROW] = places.first_partial * float(self.rows.tile_rows)
+        of_tiles[:, _MERGE] = places.split_before
+        if first_merge:
+            of_tiles[:, _PARTIAL_ROW] += first_partial_row
+            of_tiles[:, _MERGE] += first_merge
         rows = of_tiles.take(places.tile, axis=0, mode="clip")
         rows[:, _SPLIT] = places.split
         return _Pieces(whole, places, first, rows)
 
     def give_back(self, pieces: _Pieces) -> None:
         """Keep items that were taken for the next time."""
-        self._pieces[:] = (pieces,)
+        self._pieces["kept"] = pieces
+
+
+def _items_of_requests(batch: HybridBatch) -> Rows:
+    """Return an item for each request, int32 ``[requests, 12]``; kept with the query lengths."""
+    queries, page_begin = batch.queries, batch.page_begin
+    kept: tuple[npt.NDArray[np.int32], Rows] | None = queries.derived.get(_items_of_requests)
+    if kept is not None and kept[0] is page_begin:
+        return kept[1]
+    requests = len(queries.q_lens)
+    many = requests > _FEW_REQUESTS
+    items = _blank_items(requests) if many else _few_blank_items()[:requests].copy()
+    items[:, _PAGE_BEGIN] = page_begin
+    items[:, _Q_BEGIN] = queries.qo_indptr[:-1]
+    items[:, _Q_LEN] = queries.q_lens
+    queries.derived[_items_of_requests] = page_begin, items
+    return items
+
+
+def _blank_items(requests: int) -> Rows:
+    """Return what is the same in all batches of so many requests."""
+    items = np.zeros((requests, len(WORK_ITEM_FIELDS)), np.int32)
+    items[:, _REQUEST] = np.arange(requests)
+    items[:, _NUM_SPLITS] = 1
+    return items
+
+
+@cache
+def _few_blank_items() -> Rows:
+    """Return those of as many requests as most batches have; the first of them are copied."""
+    return _blank_items(_FEW_REQUESTS)
 
 
 def lay_out(
@@ -152,9 +176,8 @@ def lay_out(
     first_merge, first_partial_row : int
         What other items have before these.
     """
-    whole = tile_items.whole(batch.page_begin)
-    see_all = tiles.row_begin is None and tiles.key_begin is None
-    kv_len = tiles.keys if see_all else batch.kv_lens.take(tiles.request)
+    whole = tile_items.whole(batch)
+    kv_len = _kv_len(tile_items.rows, batch, tiles)
     if cut is None:
         items = _whole(whole, tiles, kv_len)
         if first_merge:
@@ -163,13 +186,22 @@ def lay_out(
         return SideItems(np.frombuffer(items, WORK_ITEM), 0, 0)
     places = cut.places
     pieces = tile_items.take_pieces(whole, places, first_merge, first_partial_row)
-    items = _pieces(pieces.rows, tiles, cut, kv_len)
+    items = _pieces(pieces.rows, tiles, places, cut, kv_len)
     tile_items.give_back(pieces)
-    partial_rows = places.num_partials * tile_items.tile_rows
+    partial_rows = places.num_partials * tile_items.rows.tile_rows
     return SideItems(np.frombuffer(items, WORK_ITEM), places.num_split, partial_rows)
 
 
-def _whole(rows: Rows, tiles: Tiles, kv_len: npt.NDArray[Any]) -> Rows:
+def _kv_len(rows: TileRows, batch: HybridBatch, tiles: Tiles) -> int | npt.NDArray[Any]:
+    """Return the keys of each tile's request, or of the only one."""
+    if isinstance(rows.picked, int):
+        return batch.kv_lens.item(rows.picked)
+    if tiles.row_begin is None and tiles.key_begin is None:
+        return tiles.keys
+    return batch.kv_lens.take(tiles.request)
+
+
+def _whole(rows: Rows, tiles: Tiles, kv_len: int | npt.NDArray[Any]) -> Rows:
     """Return the items of whole tiles, longest first."""
     order = tiles.order()
     items = rows.take(order, axis=0, mode="clip")
@@ -177,7 +209,7 @@ def _whole(rows: Rows, tiles: Tiles, kv_len: npt.NDArray[Any]) -> Rows:
     if kv_len is tiles.keys:
         items[:, _KV_LEN] = ends
     else:
-        items[:, _KV_LEN] = kv_len.take(order)
+        items[:, _KV_LEN] = kv_len if isinstance(kv_len, int) else kv_len.take(order)
         if tiles.key_begin is not None:
             items[:, _KV_BEGIN] = begin = tiles.key_begin[order]
             ends = begin + ends
@@ -185,13 +217,18 @@ def _whole(rows: Rows, tiles: Tiles, kv_len: npt.NDArray[Any]) -> Rows:
     return items
 
 
-def _pieces(rows: Rows, tiles: Tiles, cut: Cut, kv_len: npt.NDArray[Any]) -> Rows:
+def _pieces(
+    rows: Rows, tiles: Tiles, places: Places, cut: Cut, kv_len: int | npt.NDArray[Any]
+) -> Rows:
     """Fill in what depends on keys, and return an item for every piece, longest first."""
-    tile, split = cut.places.tile, cut.places.split
+    tile, split = places.tile, places.split
     length = (cut.lengths * tiles.kv_tile)[tile]
     begin = split * length
     keys = tiles.keys[tile]
-    rows[:, _KV_LEN] = keys if kv_len is tiles.keys else kv_len[tile]
+    if kv_len is tiles.keys:
+        rows[:, _KV_LEN] = keys
+    else:
+        rows[:, _KV_LEN] = kv_len if isinstance(kv_len, int) else kv_len[tile]
     keys -= begin
     np.minimum(keys, length, out=keys)
     order = longest_first(keys, min(cut.longest, tiles.longest))

@@ -59,14 +59,15 @@ def _places(counts: Floats) -> Places:
     num_tiles = len(counts)
     num_pieces, first_piece = _running_sum(counts)
     num_split, split_before = _running_sum((counts > 1.0).astype(np.float64))
-    tile = np.arange(num_tiles).repeat(counts.astype(np.intp))
+    numbers = np.arange(num_tiles)
+    tile = numbers.repeat(counts.astype(np.intp))
     split = np.arange(num_pieces, dtype=np.float64)
     split -= first_piece[tile]
     # Tiles in one piece leave no partial result: of the pieces before, those of split tiles count.
-    first_partial = first_piece - np.arange(num_tiles)
+    first_partial = first_piece - numbers
     first_partial += split_before
     for array in (first_partial, split_before, tile, split):
-        array.flags.writeable = False
+        array.setflags(write=False)
     num_partials = num_pieces - num_tiles + num_split
     return Places(num_partials, num_split, counts, first_partial, split_before, tile, split)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,15 @@ from podrt.plan.end_together import split_to_end_together
 from podrt.plan.items import SideItems, TileItems, lay_out
 from podrt.plan.order import NO_RUNS, order_to_share_keys
 from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
-from podrt.plan.tiles import Indices, TileRows, Tiles, tiles_of
+from podrt.plan.tile_rows import TileRows
+from podrt.plan.tiles import Indices, Tiles, tiles_of
 from podrt.plan.tiling import Tiling
 from podrt.plan.work import WORK_ITEM, Plan
 from podrt.spec.attention import AttentionSpec
-from podrt.spec.batch import HybridBatch, QueryLengths
+from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import MOST_TREE_TOKENS, Mask
+from podrt.spec.query_lengths import QueryLengths
 
-_NOBODY = np.empty(0, np.intp)
 _NO_ITEMS = SideItems(np.empty(0, WORK_ITEM), 0, 0)
 _CAUSAL = Mask()
 
@@ -47,19 +48,19 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     prefill_items = decode_items = _NO_ITEMS
     in_order, runs = _NO_ITEMS.items, NO_RUNS
     if prefill is not None and prefill_side is not None:
-        prefill_items = lay_out(prefill_side.items, batch, prefill, prefill_cut)
+        prefill_items = lay_out(prefill_side, batch, prefill, prefill_cut)
         in_order = prefill_items.items
         if tiling.key_sharing is not None:
             in_order, runs = order_to_share_keys(in_order, prefill, spec, tiling.key_sharing)
     if decode is not None and decode_side is not None:
         _, merges, partial_rows = prefill_items
-        decode_items = lay_out(decode_side.items, batch, decode, decode_cut, merges, partial_rows)
+        decode_items = lay_out(decode_side, batch, decode, decode_cut, merges, partial_rows)
     return Plan(
-        prefill=in_order,
-        decode=decode_items.items,
-        spec=spec,
-        prefill_rows=tiling.prefill_rows,
-        decode_rows=tiling.decode_rows,
+        in_order,
+        decode_items.items,
+        spec,
+        tiling.prefill_rows,
+        tiling.decode_rows,
         num_merges=prefill_items.num_merges + decode_items.num_merges,
         partial_rows=prefill_items.partial_rows + decode_items.partial_rows,
         prefill_keys=0 if prefill is None else prefill.total,
@@ -79,14 +80,7 @@ def most_decode_tokens(group: int, decode_rows: int, mask: Mask = _CAUSAL) -> in
     return max(MOST_TREE_TOKENS if mask.tree else 1, decode_rows // group)
 
 
-class _SideRows(NamedTuple):
-    """What query lengths say of one side of a batch."""
-
-    rows: TileRows
-    items: TileItems
-
-
-_Sides = tuple[_SideRows | None, _SideRows | None]
+_Sides = tuple[TileItems | None, TileItems | None]
 
 
 def _sides(queries: QueryLengths, tiling: Tiling, spec: AttentionSpec) -> _Sides:
@@ -99,33 +93,49 @@ def _sides(queries: QueryLengths, tiling: Tiling, spec: AttentionSpec) -> _Sides
         large, small = _requests(queries, most_tokens)
         fits = min(most_tokens, queries.max_q_len) * group <= decode_rows
         found = queries.derived[made_for] = (
-            _side_rows(queries, large, tiling.prefill_rows, group, one_each=False),
-            _side_rows(queries, small, decode_rows, group, one_each=fits),
+            _side(queries, large, tiling.prefill_rows, group, one_each=False),
+            _side(queries, small, decode_rows, group, one_each=fits),
         )
     return found
 
 
-def _side_rows(
+def _side(
     queries: QueryLengths, requests: Indices, tile_rows: int, group: int, *, one_each: bool
-) -> _SideRows | None:
+) -> TileItems | None:
     if not len(requests):
         return None
-    rows = TileRows(queries, requests, tile_rows, group, one_each=one_each)
-    return _SideRows(rows, TileItems(queries, rows, tile_rows))
+    return TileItems(TileRows(queries, requests, tile_rows, group, one_each=one_each))
 
 
 def _requests(queries: QueryLengths, most_tokens: int) -> tuple[Indices, Indices]:
     """Return the requests that are prefill, and those that are decode: at most so many tokens."""
-    if queries.min_q_len > 0 and queries.max_q_len <= most_tokens:
-        return _NOBODY, np.arange(len(queries.q_lens))
-    is_small = queries.q_lens <= most_tokens
-    large = (~is_small).nonzero()[0]
-    if queries.min_q_len == 0:
-        is_small &= queries.q_lens > 0
+    num_requests = len(queries.q_lens)
+    large = queries.above(most_tokens)
+    if queries.min_q_len > 0:
+        if not len(large):
+            return large, _counting(num_requests)
+        if len(large) == large.item(-1) + 1:  # decodes behind prefill
+            return large, _counting(num_requests)[len(large) :]
+        if len(large) == num_requests - large.item(0):
+            return large, _counting(num_requests)[: -len(large)]
+    is_small = queries.q_lens > 0
+    is_small[large] = False
     return large, is_small.nonzero()[0]
 
 
-def _tiles(side: _SideRows, batch: HybridBatch, kv_tile: int, spec: AttentionSpec) -> Tiles:
+def _counting(count: int) -> Indices:
+    """Return 0, 1, 2, ...; read-only."""
+    return _counting_to(1 << count.bit_length())[:count]
+
+
+@lru_cache(maxsize=16)
+def _counting_to(count: int) -> Indices:
+    numbers = np.arange(count)
+    numbers.flags.writeable = False
+    return numbers
+
+
+def _tiles(side: TileItems, batch: HybridBatch, kv_tile: int, spec: AttentionSpec) -> Tiles:
     return tiles_of(side.rows, batch.kv_lens, kv_tile, spec.mask, batch.page_size)
 
 

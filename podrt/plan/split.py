@@ -85,11 +85,12 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
         What they are cut for.
     """
     units, slots, kv_tile = side.units_per_tile, side.slots, tiles.kv_tile
+    halves = -(-tiles.longest // (2 * kv_tile))
+    if halves * kv_tile < side.min_keys or len(tiles.keys) * units > MANY_WAVES * slots:
+        return None
     numbers, costs_of = range(2, MOST_PIECES + 1), side.costs
     limits = [-(-tiles.longest // (number * kv_tile)) for number in numbers]
     limits = [limit for limit in limits if limit * kv_tile >= side.min_keys]
-    if not limits or len(tiles.keys) * units > MANY_WAVES * slots:
-        return None
     whole_costs = tiles.falling_keys() + costs_of.start_keys
     latest = costs_of.worth_cutting * _queue_end(whole_costs.repeat(units), slots)
     # No cut ends before all slots would that share the keys evenly.
@@ -138,7 +139,7 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     else:
         lengths, num_pieces = cut.lengths, int(np.add.reduce(cut.counts))
         pieces = piece_keys(tiles, lengths)
-        longest = int(pieces[pieces.argmax()]) or 1
+        longest = int(pieces.item(pieces.argmax())) or 1
         order = longest_first(pieces, longest)
         in_order = tiles.keys[order]
     units = num_pieces * side.units_per_tile
@@ -150,9 +151,10 @@ def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:
     limit_in_order[:half] = max(longest // kv_tile, least)
     limit_in_order[half:quarter] = max(longest // (2 * kv_tile), least)
     limit_in_order[quarter:] = max(longest // (4 * kv_tile), least)
-    limit = np.empty_like(lengths)
+    limit = np.empty(len(lengths))
     limit[order] = limit_in_order
-    np.minimum(limit, lengths, out=limit)
+    if cut is not None:
+        np.minimum(limit, lengths, out=limit)
     tapered = Cut(*cut_steps(tiles.steps, limit), longest)
     return tapered if _fits(tapered, side) else cut
 

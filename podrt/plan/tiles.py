@@ -7,12 +7,13 @@ several times faster than integers.
 from __future__ import annotations
 
 import math
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from podrt.spec.batch import QueryLengths
+from podrt.plan.tile_rows import TileRows
 from podrt.spec.mask import Mask
 
 Floats = npt.NDArray[np.float64]
@@ -20,8 +21,10 @@ Indices = npt.NDArray[np.intp]
 
 #: NumPy sorts 16-bit numbers by radix, ten times faster than others.
 RADIX_LIMIT = 2**16
-
-_CAUSAL = Mask()
+#: But for so few.
+_FEW = 40
+#: Tiles in such numbers are kept, to compare the next batch's with.
+_FEW_KEPT, _MOST_KEPT = 16, 4096
 
 #: Tiles whose first keys are hidden begin at multiples of so many, or of less in smaller pages.
 _WINDOW_STEP = 64
@@ -53,6 +56,8 @@ class Tiles:
         First key of each tile; None where all are 0.
     rising_total : int or None
         Keys of all, where each tile is known to have more than the one before.
+    grown : (Tiles, int) or None
+        As many tiles each of which has so many keys less, where that is known.
     longest, total : int
         Keys of the longest tile, at least 1, and of all.
     longest_steps : int
@@ -83,17 +88,23 @@ class Tiles:
         key_begin: Floats | None = None,
         *,
         rising_total: int | None = None,
+        grown: tuple[Tiles, int] | None = None,
     ) -> None:
         self.request, self.row_begin, self.key_begin = request, row_begin, key_begin
         self.keys, self.kv_tile = keys, kv_tile
         self._order: Indices | None = None
         self._falling_keys: Floats | None = None
-        if rising_total is None:
-            self.longest = int(keys[keys.argmax()]) or 1
-            self.total = int(np.add.reduce(keys))
-        else:
-            self.longest, self.total = int(keys[-1]) or 1, rising_total
+        if rising_total is not None:
+            self.longest, self.total = int(keys.item(-1)) or 1, rising_total
             self._order, self._falling_keys = _falling(len(keys)), keys[::-1]
+        elif grown is not None:
+            before, growth = grown
+            self._order = order = before.order()
+            self.longest = int(keys.item(order.item(0))) or 1
+            self.total = before.total + growth * len(keys)
+        else:
+            self.longest = int(keys.item(keys.argmax())) or 1
+            self.total = int(np.add.reduce(keys))
         self.longest_steps = -(-self.longest // kv_tile)
         self._steps: Floats | None = None
         self._steps_bytes: bytes | None = None
@@ -139,124 +150,9 @@ def _falling(count: int) -> Indices:
 
 def longest_first(keys: Floats, longest: int) -> Indices:
     """Return the stable order of whole numbers from 0 to `longest`, largest first, row by row."""
-    if longest < RADIX_LIMIT:
+    if longest < RADIX_LIMIT and keys.shape[-1] > _FEW:
         return (~keys.astype(np.uint16)).argsort(kind="stable")
     return (-keys).argsort(kind="stable")
-
-
-class TileRows:
-    """Query rows of the tiles of some requests; follows from query lengths alone.
-
-    Parameters
-    ----------
-    queries : QueryLengths
-        Of the batch.
-    requests : int array [chosen]
-        Requests to tile, ascending, at least one, each with query tokens.
-    tile_rows : int
-        Packed query rows of a tile.
-    group : int
-        Query heads per KV head.
-    one_each : bool
-        Each request is known to fit into one tile.
-
-    Attributes
-    ----------
-    request : int array [tiles]
-        The request that each tile is of.
-    picked : int, slice or int array [tiles]
-        What picks those of arrays with an element a request, in the cheapest way; an int where all
-        tiles are of one request.
-    row_begin : float64 array [tiles] or None
-        First packed row of each tile; None where all are 0.
-    last_token : float64 array [tiles] or None
-        Last token of each tile, counted from the end of its request: -1 is its last one, more is
-        beyond. None where no tile ends before its request.
-    rising : (float64 array [tiles], float) or None
-        Of one request, as most batches with prefill have: where each tile ends, counted likewise
-        and rising from tile to tile, and the sum of that. None where tiles may end alike.
-    """
-
-    def __init__(
-        self,
-        queries: QueryLengths,
-        requests: Indices,
-        tile_rows: int,
-        group: int,
-        *,
-        one_each: bool = False,
-    ) -> None:
-        # Not the object itself, in whose memory this is kept.
-        self._q_lens, self._group = queries.q_lens, group
-        self.request = requests
-        self.picked: int | slice | Indices = _picked(requests)
-        self.row_begin: Floats | None = None
-        self.last_token: Floats | None = None
-        self.rising: tuple[Floats, float] | None = None
-        if not one_each:
-            if len(requests) == 1:
-                self._tile_one(int(requests[0]), tile_rows)
-            else:
-                self._tile(tile_rows)
-
-    def _tile_one(self, request: int, tile_rows: int) -> None:
-        """Tile one request."""
-        q_len = self._q_lens.item(request)
-        num_tiles = -(-q_len * self._group // tile_rows)
-        if num_tiles == 1:
-            return
-        self.request, self.picked = self.request.repeat(num_tiles), request
-        self.row_begin, last_token = _rows_of_one(num_tiles, tile_rows, self._group)
-        self.last_token = last_token - q_len
-        if tile_rows % self._group == 0:  # no token has rows in two tiles
-            ends = np.minimum(self.last_token + 1.0, 0.0)
-            self.rising = ends, float(np.add.reduce(ends))
-
-    def _tile(self, tile_rows: int) -> None:
-        """Tile several requests."""
-        requests, group = self.request, self._group
-        q_len = self._q_lens[requests].astype(np.float64)
-        counts = q_len * group
-        counts /= tile_rows
-        np.ceil(counts, counts)
-        num_tiles = int(np.add.reduce(counts))
-        if num_tiles == len(requests):
-            return
-        repeats = counts.astype(np.intp)
-        firsts = np.add.accumulate(counts)
-        firsts -= counts
-        self.request = self.picked = requests.repeat(repeats)
-        self.row_begin = np.arange(num_tiles, dtype=np.float64)
-        self.row_begin -= firsts.repeat(repeats)
-        self.row_begin *= tile_rows
-        self.last_token = _token_of(self.row_begin + (tile_rows - 1), group)
-        self.last_token -= q_len.repeat(repeats)
-
-    @cached_property
-    def q_len(self) -> Floats:
-        """Query tokens of each tile's request."""
-        return self._q_lens[self.request].astype(np.float64)
-
-    @cached_property
-    def first_token(self) -> Floats:
-        """First token of each tile, counted as `last_token`."""
-        if self.row_begin is None:
-            return -self.q_len
-        return _token_of(self.row_begin, self._group) - self.q_len
-
-
-def _picked(requests: Indices) -> slice | Indices:
-    first, last = requests.item(0), requests.item(-1)
-    return slice(first, last + 1) if last - first == len(requests) - 1 else requests
-
-
-@lru_cache(maxsize=64)  # prompts are mostly cut into chunks of about one size
-def _rows_of_one(num_tiles: int, tile_rows: int, group: int) -> tuple[Floats, Floats]:
-    """Return the first row and the last token, from 0 on, of so many tiles of a request."""
-    row_begin = np.arange(0, num_tiles * tile_rows, tile_rows, dtype=np.float64)
-    last_token = _token_of(row_begin + (tile_rows - 1), group)
-    row_begin.flags.writeable = last_token.flags.writeable = False
-    return row_begin, last_token
 
 
 def tiles_of(
@@ -282,25 +178,53 @@ def tiles_of(
         Tokens of a page.
     """
     # Tokens are counted from the end of their requests, as if those had no others.
-    kv_len = kv_lens[rows.picked].astype(np.float64)
-    if rows.rising is not None and mask == _CAUSAL:
+    picked = rows.picked
+    kv_len: Any
+    if isinstance(picked, int):
+        kv_len = float(kv_lens.item(picked))
+    else:
+        kv_len = kv_lens[picked].astype(np.float64)
+    if rows.rising is not None and mask.causal and mask.window_left is None and not mask.tree:
         ends, sum_of_ends = rows.rising
-        if kv_len + ends[0] >= 0:  # then each tile sees more keys than the one before
+        if kv_len + ends.item(0) >= 0:  # then each tile sees more keys than the one before
             total = int(sum_of_ends + len(ends) * kv_len)
             return Tiles(rows.request, ends + kv_len, kv_tile, rows.row_begin, rising_total=total)
     # Yet how many there are says whether a request may have a tree.
-    q_len = rows.q_len if mask.tree else 0
-    keys = kv_len
-    if rows.last_token is not None:
-        keys = mask.key_end(rows.last_token + q_len, q_len, kv_len)
-    if mask.window_left is None:
-        return Tiles(rows.request, keys, kv_tile, rows.row_begin)
-    begin = np.minimum(mask.key_begin(rows.first_token + q_len, q_len, kv_len), keys)
-    begin -= begin % window_step(page_size)
-    return Tiles(rows.request, keys - begin, kv_tile, rows.row_begin, begin)
+    q_len = rows.q_len() if mask.tree else 0
+    keys: Floats = kv_len
+    last_token = rows.last_token()
+    if last_token is not None:
+        keys = mask.key_end(last_token + q_len, q_len, kv_len)
+    begin = None
+    if mask.window_left is not None:
+        begin = np.minimum(mask.key_begin(rows.first_token() + q_len, q_len, kv_len), keys)
+        begin -= begin % window_step(page_size)
+        keys = keys - begin
+    if rows.row_begin is not None or not _FEW_KEPT <= len(keys) <= _MOST_KEPT:
+        return Tiles(rows.request, keys, kv_tile, rows.row_begin, begin)
+    # From one step of a server to the next its decodes grow alike, and stay in the same order.
+    memory = _memory(len(keys), kv_tile, begin is not None)
+    before, grown = memory.tiles, None
+    if before is not None:
+        growth = _common_growth(before.keys, keys)
+        grown = None if growth is None else (before, growth)
+    tiles = memory.tiles = Tiles(rows.request, keys, kv_tile, None, begin, grown=grown)
+    return tiles
 
 
-def _token_of(packed_row: Floats, group: int) -> Floats:
-    token = packed_row / group
-    np.floor(token, token)
-    return token
+class _Memory:
+    """The last tiles."""
+
+    tiles: Tiles | None = None
+
+
+@lru_cache(maxsize=16)
+def _memory(num_tiles: int, kv_tile: int, has_window: bool) -> _Memory:
+    return _Memory()
+
+
+def _common_growth(before: Floats, now: Floats) -> int | None:
+    """Return by how much all numbers have grown; None where some have more than others."""
+    growth = now - before
+    least: float = growth.item(growth.argmin())
+    return int(least) if least == growth.item(growth.argmax()) else None

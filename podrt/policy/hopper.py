@@ -7,9 +7,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
-
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import Variant
@@ -23,7 +20,8 @@ from podrt.policy.constants import Cuts
 from podrt.policy.policies import Family, FixedTiles, Policy
 from podrt.policy.sm_allocation import SmAllocation
 from podrt.spec.attention import AttentionSpec
-from podrt.spec.batch import HybridBatch, QueryLengths
+from podrt.spec.batch import HybridBatch
+from podrt.spec.query_lengths import QueryLengths
 from podrt.spec.types import DType
 
 #: Of what the constants of `Cuts` were measured with.
@@ -86,20 +84,20 @@ class HopperChoices:
         return rows
 
     def _rows_for(self, queries: QueryLengths) -> int:
-        q_lens, group = queries.q_lens, self._spec.group
-        covered = self._form.covered_decodes
-        empty = _num_within(q_lens, 0) if queries.min_q_len == 0 else 0
-        held = _num_within(q_lens, self._rows_of_one // group) - empty
-        if held >= covered * (len(q_lens) - empty):  # of all requests, so of the decodes too
+        group, covered = self._spec.group, self._form.covered_decodes
+        not_empty = queries.num_above(0)
+
+        def num_within(tokens: int) -> int:
+            return not_empty - queries.num_above(tokens)
+
+        # Nearly all of all requests are nearly all of the decodes too.
+        if num_within(self._rows_of_one // group) >= covered * not_empty:
             return self._rows_of_one
         # A token may have more rows than the largest tile.
-        most_tokens = most_decode_tokens(group, self._all_rows[-1], self._spec.mask)
-        decodes = _num_within(q_lens, most_tokens) - empty
+        decodes = num_within(most_decode_tokens(group, self._all_rows[-1], self._spec.mask))
         for rows in self._all_rows[:-1]:
-            if rows >= group:
-                held = _num_within(q_lens, rows // group) - empty
-                if held >= covered * decodes:
-                    return rows
+            if rows >= group and num_within(rows // group) >= covered * decodes:
+                return rows
         return self._all_rows[-1]
 
     def decode_rows_for(self, tokens: int) -> int:
@@ -150,7 +148,7 @@ class HopperChoices:
         decode_only, prefill_only = self._sms.shares(plan) if shares is None else shares
         if not (decode_only or prefill_only):
             return plan
-        return plan._replace(decode_only_ctas=decode_only, prefill_only_ctas=prefill_only)
+        return plan.with_ctas_of_one_side(decode_only, prefill_only)
 
     def are_better_apart(self, plan: Plan) -> bool:
         """Whether decode is too little to be worth hiding behind a long prefill."""
@@ -241,8 +239,3 @@ def _shares(policy: Policy) -> tuple[int, int] | None:
     if policy.serial:
         return 0, 0
     return None if fixed == (None, None) else (fixed[0] or 0, fixed[1] or 0)
-
-
-def _num_within(q_lens: npt.NDArray[np.int32], tokens: int) -> int:
-    """Return how many requests have at most so many tokens."""
-    return len(q_lens) - len((q_lens > tokens).nonzero()[0])  # half the time of count_nonzero

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from podrt.plan import Plan, keys_of
+from podrt.plan import Plan
 from podrt.policy.constants import SmSharing
 from podrt.spec.types import ELEMENT_BYTES
 
@@ -30,7 +30,7 @@ from podrt.spec.types import ELEMENT_BYTES
 class _Work(NamedTuple):
     """What there is to do: prefill items, the longest first, and what they and decode cost."""
 
-    prefill_keys: npt.NDArray[np.int64]  # of each item
+    prefill_keys: npt.NDArray[np.int32]  # of each item
     num_kv_heads: int
     us_per_key: float  # of a prefill unit alone
     prefill_us: float  # of all on all SMs
@@ -101,17 +101,13 @@ class SmAllocation:
     def _work(self, plan: Plan) -> _Work:
         flops_per_key = 4.0 * self.head_dim * plan.prefill_rows
         row_bytes = self.head_dim * ELEMENT_BYTES[plan.spec.dtype]
-        keys, heads = keys_of(plan.prefill_longest_first()), plan.spec.num_kv_heads
+        items, heads = plan.prefill_longest_first(), plan.spec.num_kv_heads
+        keys = items["kv_end"] - items["kv_begin"]
         us_per_key = flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6
         decode_bytes = 2 * plan.decode_keys * heads * row_bytes
-        return _Work(
-            prefill_keys=keys,
-            num_kv_heads=heads,
-            us_per_key=us_per_key,
-            prefill_us=_waves_keys(keys, heads, self.num_sms) * us_per_key,
-            decode_bytes=decode_bytes,
-            decode_us=decode_bytes / (self.speeds.read_efficiency * self.memory_gbs) / 1e3,
-        )
+        prefill_us = _waves_keys(keys, heads, self.num_sms) * us_per_key
+        decode_us = decode_bytes / (self.speeds.read_efficiency * self.memory_gbs) / 1e3
+        return _Work(keys, heads, us_per_key, prefill_us, decode_bytes, decode_us)
 
     def _decode_only_sms(self, work: _Work) -> int:
         """Return how many SMs should take no prefill before decode has run out."""
@@ -159,7 +155,7 @@ class SmAllocation:
         return int(np.maximum(beside_us, longest_us).argmin())
 
 
-def _waves_keys(keys: npt.NDArray[np.int64], num_kv_heads: int, num_sms: int) -> int:
+def _waves_keys(keys: npt.NDArray[np.int32], num_kv_heads: int, num_sms: int) -> int:
     """Return the keys of units in waves on so many SMs, longest first: the longest of each wave."""
     num_units = len(keys) * num_kv_heads
     if num_units <= num_sms:

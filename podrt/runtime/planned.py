@@ -59,11 +59,11 @@ class Planned:
     @property
     def nbytes(self) -> int:
         """Bytes of header, items, copied tree mask and page numbers together."""
-        entries, words = (
-            0 if copied is None or copied.host_values is None else copied.host_values.size
-            for copied in (self.page_table, self.tree_mask)
-        )
-        return plan_bytes(len(self.plan.prefill) + len(self.plan.decode), entries, words)
+        nbytes = plan_bytes(len(self.plan.prefill) + len(self.plan.decode), 0)
+        for copied in (self.page_table, self.tree_mask):
+            if copied is not None and copied.host_values is not None:
+                nbytes += copied.host_values.nbytes
+        return nbytes
 
     def write(self, to: npt.NDArray[np.uint8], address: int) -> None:
         """Write all that is copied; it is to lie at `address` on the GPU."""

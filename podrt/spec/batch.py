@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+
+from podrt.spec.query_lengths import QueryLengths
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -15,42 +16,6 @@ _INT32 = np.dtype(np.int32)
 _INT32_MAX = np.iinfo(np.int32).max
 #: Query lengths of more requests are not kept: they are large, and seldom come twice.
 _MOST_KEPT = 4096
-
-
-class QueryLengths:
-    """Query tokens of every request of a batch, and what follows from them alone.
-
-    A server's next batch often has those of the last one, and then has the same object.
-
-    Attributes
-    ----------
-    qo_indptr : int32 array [requests + 1]
-        Request i owns rows ``qo_indptr[i]`` to ``qo_indptr[i + 1]`` of q. Read-only.
-    q_lens : int32 array [requests]
-        Query tokens of every request. Read-only.
-    total_tokens : int
-        Query tokens of the batch, the rows of q.
-    min_q_len, max_q_len : int
-        Query tokens of the requests with fewest and most; 0 in an empty batch.
-    derived : dict
-        What others have made of them, by what it was made for: to be looked up, not changed.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "derived",
-        "max_q_len",
-        "min_q_len",
-        "q_lens",
-        "qo_indptr",
-        "total_tokens",
-    )
-
-    def __init__(self, qo_indptr: Int32Array, q_lens: Int32Array, min_q_len: int) -> None:
-        self.qo_indptr, self.q_lens, self.min_q_len = qo_indptr, q_lens, min_q_len
-        self.total_tokens = qo_indptr.item(-1)
-        self.max_q_len = q_lens.item(q_lens.argmax()) if len(q_lens) else 0
-        self.derived: dict[Hashable, Any] = {}
 
 
 class HybridBatch(NamedTuple):
@@ -263,7 +228,7 @@ def _lengths(qo_indptr: Int32Array, kv_lens: Int32Array) -> tuple[QueryLengths, 
     # The extremes are looked up where they are: NumPy's reductions take three times as long.
     kv_lens = _int32_vector(kv_lens, "kv_lens")
     requests = len(kv_lens)
-    if requests and kv_lens[kv_lens.argmin()] < 0:
+    if requests and kv_lens.item(kv_lens.argmin()) < 0:
         at = int(np.argmax(kv_lens < 0))
         raise ValueError(f"kv_lens[{at}] is {kv_lens[at]}; lengths must be 0 or more")
     queries = _query_lengths(qo_indptr, requests)
@@ -297,12 +262,12 @@ def _differences(
             f"{name} has {len(indptr)} entries; expected {requests + 1}, "
             f"one more than the {requests} of kv_lens"
         )
-    if indptr[0] != 0:
+    if indptr.item(0) != 0:
         raise ValueError(f"{name}[0] is {indptr[0]}; it must be 0")
     lengths = _frozen(indptr[1:] - indptr[:-1])
     least = lengths.item(lengths.argmin()) if requests else 0
     # Differences of numbers that are not negative fit.
-    if least < 0 or indptr[indptr.argmin()] < 0:
+    if least < 0 or indptr.item(indptr.argmin()) < 0:
         at = int(np.argmax(indptr[1:] < indptr[:-1]))
         raise ValueError(
             f"{name} falls from {indptr[at]} at {at} to {indptr[at + 1]} at {at + 1}; "
@@ -328,7 +293,13 @@ def _require_int32_vector(array: Int32Array, name: str) -> None:
 
 @lru_cache(maxsize=64)  # servers use a table again and again, for a few numbers of requests
 def _multiples(step: int, count: int) -> Int32Array:
-    """Return 0, step, 2 step, ...; read-only."""
+    """Return 0, step, 2 step, ...; read-only, and the same object again."""
+    room = 1 << count.bit_length()
+    return _multiples_to(step, room if room * step <= _INT32_MAX else count)[:count]
+
+
+@lru_cache(maxsize=16)
+def _multiples_to(step: int, count: int) -> Int32Array:
     multiples = np.arange(count, dtype=np.int32)
     multiples *= step
     return _frozen(multiples)

@@ -6,7 +6,8 @@ import numpy as np
 
 from podrt.plan.cut import Cut
 from podrt.plan.items import TileItems, lay_out
-from podrt.plan.tiles import TileRows, Tiles, tiles_of
+from podrt.plan.tile_rows import TileRows
+from podrt.plan.tiles import Tiles, tiles_of
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
 
@@ -23,7 +24,7 @@ ALL = np.arange(3)
 def items_of(requests: np.ndarray, tile_rows: int, group: int) -> tuple[TileItems, Tiles]:
     """Items of some requests' tiles, of whose keys nothing is known, and the tiles."""
     rows = TileRows(BATCH.queries, requests, tile_rows, group)
-    return TileItems(BATCH.queries, rows, tile_rows), tiles_of(rows, BATCH.kv_lens, 64, Mask())
+    return TileItems(rows), tiles_of(rows, BATCH.kv_lens, 64, Mask())
 
 
 def cut_of(counts: list[int], lengths: list[int]) -> Cut:

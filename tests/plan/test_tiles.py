@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podrt.plan.tiles import TileRows, Tiles, longest_first, tiles_of
-from podrt.spec.batch import HybridBatch, QueryLengths
+from podrt.plan.tile_rows import TileRows
+from podrt.plan.tiles import Tiles, longest_first, tiles_of
+from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
+from podrt.spec.query_lengths import QueryLengths
 
 requests_of = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 2000)), min_size=1, max_size=6)
 
@@ -66,3 +68,28 @@ def test_sums_of_tiles() -> None:
 def test_the_longest_come_first_and_equal_ones_in_order(longest: int) -> None:
     keys = np.array([0, longest, 5, longest, 0, longest - 1], np.float64)
     assert longest_first(keys, longest).tolist() == [1, 3, 5, 2, 0, 4]
+
+
+def test_tiles_of_a_batch_do_not_depend_on_those_of_the_batch_before() -> None:
+    rng = np.random.default_rng(0)
+    rows = TileRows(queries_of([1] * 50), np.arange(50), 16, 4)
+    kv_lens = rng.integers(0, 40, 50).astype(np.int32)
+    for growth in (0, 1, 5, rng.integers(0, 2, 50), -1, 1, rng.permutation(50), 1):
+        kv_lens = np.maximum(kv_lens + growth, 0).astype(np.int32)
+        tiles = tiles_of(rows, kv_lens, 64, Mask())
+        assert tiles.order().tolist() == np.argsort(-kv_lens, kind="stable").tolist()
+        assert (tiles.longest, tiles.total) == (kv_lens.max(), kv_lens.sum())
+
+
+def test_tiles_without_keys_that_begin_to_grow() -> None:
+    rows = TileRows(queries_of([1] * 20), np.arange(20), 16, 4)
+    for keys in (0, 0, 3, 0):
+        tiles = tiles_of(rows, np.full(20, keys, np.int32), 64, Mask())
+        assert (tiles.longest, tiles.total) == (max(keys, 1), 20 * keys)
+
+
+@pytest.mark.parametrize("count", [6, 100])
+def test_few_and_many_are_ordered_alike(count: int) -> None:
+    keys = np.random.default_rng(count).integers(0, 50, (3, count)).astype(np.float64)
+    expected = [sorted(range(count), key=lambda at, row=row: -row[at]) for row in keys]
+    assert longest_first(keys, 50).tolist() == expected

@@ -171,3 +171,27 @@ def test_query_lengths_of_many_requests_are_checked_too() -> None:
     many[7] = 9999
     with pytest.raises(ValueError, match="qo_indptr falls from 9999 at 7"):
         HybridBatch.contiguous(many, np.ones(5000, np.int32))
+
+
+def test_requests_with_more_tokens() -> None:
+    queries = HybridBatch.contiguous(i32(0, 5, 5, 6, 8), i32(9, 0, 33, 2)).queries
+    for tokens in range(7):
+        expected = [at for at, q_len in enumerate(queries.q_lens) if q_len > tokens]
+        assert queries.above(tokens).tolist() == expected
+        assert queries.num_above(tokens) == len(expected)
+    prompts = HybridBatch.contiguous(i32(0, 5, 9), i32(9, 9)).queries
+    assert [prompts.num_above(tokens) for tokens in (0, 3, 4, 5)] == [2, 2, 1, 0]
+    nobody = HybridBatch.contiguous(i32(0), i32()).queries
+    assert nobody.num_above(0) == len(nobody.above(0)) == 0
+
+
+def test_rows_of_block_tables_of_any_size() -> None:
+    for requests, row_stride in ((1, 5), (3, 5), (8, 5), (1000, 2_000_000), (3, 2**30 - 1)):
+        batch = with_table(
+            np.arange(requests + 1, dtype=np.int32),
+            np.ones(requests, np.int32),
+            row_stride=row_stride,
+        )
+        step = row_stride if requests > 1 else 0
+        assert batch.page_begin.tolist() == [step * at for at in range(requests)]
+        assert not batch.page_begin.flags.writeable
