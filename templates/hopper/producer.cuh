@@ -23,12 +23,13 @@ struct UnitQueue {
   }
 };
 
-// Called by every warp of the grid that draws units once it has seen its queues run out: the last of
-// all puts the counters back to zero for the next launch. At this time consumers are still at work, so
-// that nobody waits for these atomics.
+// Called by every producer warp of the grid, when those that draw units have seen their queues run out:
+// the last of these puts the counters back to zero for the next launch. At this time consumers are still
+// at work, so that nobody waits for these atomics.
 template <class Config>
-__device__ __forceinline__ void stop_drawing(u32* counters, int lane) {
-  if (lane > 0) return;
+__device__ __forceinline__ void stop_drawing(u32* counters) {
+  const int thread = computed_here(threadIdx.x);  // or its number would be kept for so long
+  if (thread >= Config::kDrawingWarps * kWarp || thread % kWarp > 0) return;
   const QueueCounters c = counters_of<Config>(counters);
   const u32 others = gridDim.x * Config::kDrawingWarps - 1;
   __threadfence();
