@@ -48,6 +48,7 @@ struct WorkProducer {
 
   // Called by a whole warp. Returns the slot of the unit; its kv_head is -1 when there is none.
   __device__ __forceinline__ const WorkSlot& next(int lane) {
+    if constexpr (Config::kGathersRows) lane = lane_id();  // the given one would take registers
     const int unit = queue.draw(lane);
     // Read again for every unit: a producer has few registers.
     const int num_items = kSide == kPrefill ? plan.num_prefill_items : plan.num_decode_items;
