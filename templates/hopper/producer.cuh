@@ -162,11 +162,13 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
                   smem.barrier(Smem::kQFull), lane * 64, slot.kv_head * p.group,
                   slot.item.q_begin + slot.item.row_begin / p.group);
   };
-  for (;;) {
+  // The first unit begins with Q, for which no page has to be looked up; later ones find Q still in use
+  // and begin with K.
+  for (bool first = true;; first = false) {
     const WorkSlot& slot = work.next(lane);
     if (slot.kv_head < 0) break;
-    // Later units find Q still in use and begin with K.
-    k.copy(slot.item, slot.kv_head, [&] { copy_q(slot); });
+    if (first && slot.item.kv_end > slot.item.kv_begin) copy_q(slot);
+    k.copy(slot.item, slot.kv_head, [&] { if (!first) copy_q(slot); });
   }
 }
 

@@ -1,6 +1,6 @@
 """Runs batches with page numbers that are none; a process of its own, because it may hang.
 
-python tests/gpu/bad_pages.py portable|hopper [PAGE_SIZE]
+PYTHONPATH=tests python tests/gpu/bad_pages.py portable|hopper [PAGE_SIZE]
 
 Pages have 16 tokens unless a size is given.
 

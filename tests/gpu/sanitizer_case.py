@@ -1,10 +1,12 @@
 """Small batches for compute-sanitizer, which is too slow for the tests proper.
 
+export PYTHONPATH=tests
 timeout 550 compute-sanitizer --tool memcheck  --error-exitcode 9 python tests/gpu/sanitizer_case.py
 timeout 550 compute-sanitizer --tool racecheck --error-exitcode 9 python tests/gpu/sanitizer_case.py
 
-Head dims may be named (``sanitizer_case.py 96 192``); 64, 128 and 256 without. ``bad_pages.py`` is
-worth a memcheck too.
+Head dims may be named (``sanitizer_case.py 96 192``); 64, 128 and 256 without. After ``features``
+all that follow are tried with windows, sinks, caps and trees alone. ``bad_pages.py`` is worth a
+memcheck too.
 """
 
 import sys
@@ -22,6 +24,15 @@ HOPPER = ("auto", "serial", "decode-only=1", "prefill-only=1")
 LENGTHS = [1, 40, 1, 0, 2, 20, 2, 3], [1300, 70, 17, 5, 40, 2300, 129, 258]
 
 
+#: What layers ask of attention besides, and how it is mixed.
+FEATURES = (
+    {"window_left": 100, "has_sinks": True},
+    {"logits_soft_cap": 30.0},
+    {"window_left": 17, "logits_soft_cap": 30.0, "has_sinks": True},
+    {"has_trees": True, "window_left": 300},
+)
+
+
 def main(head_dims):
     hopper_head_dims = HEAD_DIMS if current_device().arch.name == HOPPER_ARCH else ()
     for head_dim in head_dims:
@@ -33,8 +44,17 @@ def main(head_dims):
                 replays(policy, head_dim, page_size)
 
 
-def eager(policy, head_dim, page_size):
-    case = Case(*LENGTHS, num_kv_heads=1, head_dim=head_dim, page_size=page_size, seed=head_dim)
+def features(head_dims):
+    for head_dim in head_dims:
+        for asked in FEATURES:
+            for policy in ("auto", "serial", "portable"):
+                eager(policy, head_dim, 16, **asked)
+
+
+def eager(policy, head_dim, page_size, **asked):
+    case = Case(
+        *LENGTHS, num_kv_heads=1, head_dim=head_dim, page_size=page_size, seed=head_dim, **asked
+    )
     attention = HybridAttention(**case.layer_arguments, policy=policy)
     steps, lse_error = case.check(*run(case, attention))
     names = ", ".join(config.name for config in attention.variants)
@@ -53,4 +73,7 @@ def replays(policy, head_dim, page_size):
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]] or (64, 128, 256))
+    check, names = main, sys.argv[1:]
+    if names[:1] == ["features"]:
+        check, names = features, names[1:]
+    check([int(name) for name in names] or (64, 128, 256))

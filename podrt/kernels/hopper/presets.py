@@ -154,7 +154,7 @@ def hopper_variant(
     else:
         large = large_tile and has_large_tile(head_dim, soft_cap=soft_cap, page_size=page_size)
         tile = (_LARGE_PREFILL_TILES if large else _PREFILL_TILES)[head_dim]
-        budget = _Pod(tile, 48, 56, 224) if gathers else _Pod(tile, 40, 56, 232)
+        budget = _Pod(tile, 56, 56, 224) if gathers else _Pod(tile, 40, 56, 232)
     return HopperConfig(
         form=form,
         dtype=dtype,
