@@ -118,6 +118,11 @@ struct PrefillTiles<Config, kIsV, true> {
   }
 };
 
+// Position in a lane's ring, whose number of slots is known where the lane is.
+struct LaneRing : RingSlot {
+  __device__ __forceinline__ void advance(int slots) { advance_in(slots); }
+};
+
 // Draws decode units for a lane; copies their K and V in turn, from the last step to the first.
 template <class Config>
 __device__ __forceinline__ void gather_decode(const Params& p, const SharedMemory<Config>& smem,
@@ -127,16 +132,24 @@ __device__ __forceinline__ void gather_decode(const Params& p, const SharedMemor
   using Tile = typename Smem::DecodeTile;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
   constexpr int kParts = Config::kHeadDim / Tile::kColumns;
-  const u32 control = smem.address + to.control;
-  WorkProducer<Config, kDecode> work{p,
-                                     smem.plan(),
-                                     control + Smem::kLaneWorkFull,
-                                     control + Smem::kLaneWorkEmpty,
-                                     smem.base + to.control + Smem::kLaneWork,
-                                     queue};
-  Ring ring{to.slots};
+  // Addresses of the lane are found again each time, or all of them take registers.
+  const auto lane_here = [&] { return smem.lane(computed_here(to.index)); };
+  UnitQueue units = queue;
+  RingPosition<kWorkSlots> position;
+  LaneRing ring;
   for (;;) {
+    const DecodeLane at = lane_here();
+    const u32 control = smem.address + at.control;
+    WorkProducer<Config, kDecode> work{p,
+                                       smem.plan(),
+                                       control + Smem::kLaneWorkFull,
+                                       control + Smem::kLaneWorkEmpty,
+                                       smem.base + at.control + Smem::kLaneWork,
+                                       units,
+                                       position};
     const WorkSlot& slot = work.next(lane);
+    units.first = -1;
+    position = work.position;
     if (slot.kv_head < 0) break;
     const WorkItem& item = slot.item;
     int first_key = last_tile<kKeys>(item);
@@ -154,15 +167,14 @@ __device__ __forceinline__ void gather_decode(const Params& p, const SharedMemor
 #pragma unroll
         for (int i = 0; i < kTiles * kParts; i++) {
           const int t = i / kParts, part = i % kParts;
-          // Found again each time, or all these addresses take registers.
-          const DecodeLane at = smem.lane(computed_here(to.index));
+          const DecodeLane at = lane_here();
           const u32 ring_control = smem.address + at.control;
           mbarrier_wait(ring_control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
           rows[t].copy(is_v ? p.decode_v_map : p.decode_k_map,
                        smem.address + at.tiles + Smem::kLaneRing + ring.slot * Tile::kBytes,
                        ring_control + Smem::kRingFull + 8 * ring.slot, first_key + t * 64,
                        slot.kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks), part);
-          ring.advance();
+          ring.advance(at.slots);
         }
       first_key -= kKeys;
       find();  // while the next tiles wait for room

@@ -12,7 +12,6 @@ from podrt.kernels.hopper.config import (
     HopperConfig,
     decode_rows_of,
     fits_a_warp,
-    gathers_rows,
 )
 from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
 from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
@@ -63,32 +62,6 @@ _SOFT_CAP_PODS = {
 _TREE_SOFT_CAP_PODS = {
     **{(64, rows): _Pod(112, 40, 120, 176) for rows in DECODE_ROWS},
     (128, 16): _Pod(112, 40, 104, 184),
-}
-#: Those of kernels that gather rows, whose producers need more registers.
-_GATHER_PODS = {
-    (64, 8): _Pod(128, 48, 128, 168),
-    (64, 16): _Pod(128, 48, 128, 168),
-    (64, 32): _Pod(128, 48, 112, 176),
-    (80, 8): _Pod(112, 48, 96, 184),
-    (80, 16): _Pod(112, 48, 96, 184),
-    (80, 32): _Pod(96, 48, 112, 176),
-    (96, 8): _Pod(112, 48, 80, 192),
-    (96, 16): _Pod(112, 48, 80, 192),
-    (96, 32): _Pod(96, 48, 112, 176),
-    (112, 8): _Pod(112, 48, 64, 200),
-    (112, 16): _Pod(112, 48, 80, 192),
-    (112, 32): _Pod(96, 48, 112, 176),
-    (128, 8): _Pod(112, 48, 96, 184),
-    (128, 16): _Pod(112, 48, 80, 192),
-    (128, 32): _Pod(96, 48, 112, 176),
-    (192, 8): _Pod(80, 48, 64, 200),
-    (192, 16): _Pod(80, 48, 64, 200),
-    (192, 32): _Pod(64, 48, 112, 176),
-    (256, 8): _Pod(48, 48, 64, 200),
-}
-_SOFT_CAP_GATHER_PODS = {
-    (64, 8): _Pod(128, 48, 112, 176),
-    (64, 16): _Pod(128, 48, 112, 176),
 }
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left.
@@ -146,15 +119,17 @@ def hopper_variant(
     tree_mask: bool = False,
 ) -> HopperConfig:
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
-    gathers = gathers_rows(page_size)
     if form == "pod":
-        budget = _pod(head_dim, decode_rows, gathers, soft_cap, tree_mask)
+        pods = _PODS | _SOFT_CAP_PODS if soft_cap else _PODS
+        if soft_cap and tree_mask:
+            pods = pods | _TREE_SOFT_CAP_PODS
+        budget = pods[head_dim, decode_rows]
     elif form == "decode":
-        budget = _Pod(128, 48 if gathers else 40, 216, 232)
+        budget = _Pod(128, 40, 216, 232)
     else:
         large = large_tile and has_large_tile(head_dim, soft_cap=soft_cap, page_size=page_size)
         tile = (_LARGE_PREFILL_TILES if large else _PREFILL_TILES)[head_dim]
-        budget = _Pod(tile, 56, 56, 224) if gathers else _Pod(tile, 40, 56, 232)
+        budget = _Pod(tile, 40, 56, 232)
     return HopperConfig(
         form=form,
         dtype=dtype,
@@ -167,15 +142,6 @@ def hopper_variant(
         soft_cap=soft_cap,
         tree_mask=tree_mask,
     )
-
-
-def _pod(head_dim: int, decode_rows: int, gathers: bool, soft_cap: bool, tree_mask: bool) -> _Pod:
-    pods = _PODS | (_SOFT_CAP_PODS if soft_cap else {})
-    if soft_cap and tree_mask:
-        pods |= _TREE_SOFT_CAP_PODS
-    if gathers:
-        pods |= _GATHER_PODS | (_SOFT_CAP_GATHER_PODS if soft_cap else {})
-    return pods[head_dim, decode_rows]
 
 
 def _decode_slots(form: Form, head_dim: int, kv_tile: int) -> int:
