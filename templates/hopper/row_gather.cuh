@@ -95,9 +95,10 @@ struct PrefillTiles<Config, kIsV, true> {
   const int lane;
   RingPosition<Config::kStages> ring;
 
-  // `after_first` is called once the first tile is on its way.
+  // `after_first` is called once the first tile is on its way. `item` lies in a WorkSlot, where its KV
+  // head is read again for every tile.
   template <class Function>
-  __device__ __forceinline__ void copy(const WorkItem& item, int kv_head, Function after_first) {
+  __device__ __forceinline__ void copy(const WorkItem& item, int, Function after_first) {
     constexpr int kFull = kIsV ? Smem::kVFull : Smem::kKFull;
     constexpr int kEmpty = kIsV ? Smem::kVEmpty : Smem::kKEmpty;
     constexpr int kTiles = kIsV ? Smem::kV : Smem::kK;
@@ -109,12 +110,17 @@ struct PrefillTiles<Config, kIsV, true> {
       mbarrier_wait(smem.barrier(kEmpty + ring.slot), ring.parity ^ 1);
       rows.copy(kIsV ? p.prefill_v_map : p.prefill_k_map,
                 smem.address + kTiles + ring.slot * Tile::kBytes, smem.barrier(kFull + ring.slot),
-                first_key, reinterpret_cast<const WorkSlot&>(item).kv_head * (kIsV ? p.v_head_blocks : p.k_head_blocks), 0);
+                first_key, kv_head_of(item) * (kIsV ? p.v_head_blocks : p.k_head_blocks), 0);
       ring.advance();
       // The next tile's pages are looked up while it waits for room.
       rows.find(smem.plan(), item, max(first_key - Config::kKvTile, 0));
       if (first_key == last_tile<Config::kKvTile>(item)) after_first();
     }
+  }
+
+ private:
+  static __device__ __forceinline__ int kv_head_of(const WorkItem& item) {
+    return reinterpret_cast<const WorkSlot&>(item).kv_head;
   }
 };
 

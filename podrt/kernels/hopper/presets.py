@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import NamedTuple, get_args
 
 from podrt.kernels.hopper.config import (
+    BLOCK_COLUMNS,
     DECODE_ROWS,
     HEAD_DIMS,
     HOPPER_ARCH,
     HopperConfig,
     decode_rows_of,
     fits_a_warp,
+    gathers_rows,
 )
 from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
 from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
@@ -100,10 +102,12 @@ def has_large_tile(head_dim: int, *, soft_cap: bool = False, page_size: int | No
     """Tell whether prefill alone has a larger tile too, for units of many keys.
 
     Not with capped scores, for which registers do not suffice, nor where pages are so small that a
-    warp has not a lane for every copy.
+    warp has not a lane for every copy of heads that 64 does not divide, or gathers their rows.
     """
     tile = _LARGE_PREFILL_TILES.get(head_dim)
-    return tile is not None and not soft_cap and fits_a_warp(head_dim, page_size, tile)
+    if tile is None or soft_cap or (gathers_rows(page_size) and head_dim % BLOCK_COLUMNS):
+        return False
+    return fits_a_warp(head_dim, page_size, tile)
 
 
 def hopper_variant(
