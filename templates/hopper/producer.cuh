@@ -162,13 +162,13 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
                   smem.barrier(Smem::kQFull), lane * 64, slot.kv_head * p.group,
                   slot.item.q_begin + slot.item.row_begin / p.group);
   };
-  // The first unit begins with Q, for which no page has to be looked up; later ones find Q still in use
-  // and begin with K.
-  for (bool first = true;; first = false) {
+  // Units find Q still in use and begin with K, but for the first one: for Q no page is looked up.
+  // Beside decode that is not worth the registers.
+  for (bool q_first = !Config::kHasDecode;; q_first = false) {
     const WorkSlot& slot = work.next(lane);
     if (slot.kv_head < 0) break;
-    if (first && slot.item.kv_end > slot.item.kv_begin) copy_q(slot);
-    k.copy(slot.item, slot.kv_head, [&] { if (!first) copy_q(slot); });
+    if (q_first && slot.item.kv_end > slot.item.kv_begin) copy_q(slot);
+    k.copy(slot.item, slot.kv_head, [&] { if (!q_first) copy_q(slot); });
   }
 }
 

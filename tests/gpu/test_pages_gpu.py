@@ -13,12 +13,6 @@ from gpu_support import bits, skip_without_hopper
 from graph_server import SIZES, Server, random_lengths
 
 from podrt import HybridAttention
-from podrt.gpu.device import current_device
-from podrt.jit import build_many
-from podrt.kernels.families import source_of
-from podrt.kernels.hopper.config import HOPPER_ARCH
-from podrt.policy.policies import parse_policy
-from podrt.policy.schedule import Scheduler
 
 cupy = pytest.importorskip("cupy")
 
@@ -36,20 +30,6 @@ def family(request):
     if request.param == "hopper":
         skip_without_hopper()
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_side_by_side():
-    """One after the other, when a batch needs them, would take most of the time."""
-    gpu, variants = current_device(), set()
-    if gpu.arch.name != HOPPER_ARCH:
-        return
-    for page_size in (*GATHERED, *IN_GROUPS):
-        for head_dim in (64, 128, 256):
-            layer = Case([], [], page_size=page_size, head_dim=head_dim).layer_arguments
-            spec = HybridAttention(**layer).layer
-            variants.update(Scheduler(spec, gpu, parse_policy("hopper")).variants(8))
-    build_many([source_of(variant) for variant in variants])
 
 
 def checked(case, policy, **arguments):

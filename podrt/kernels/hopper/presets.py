@@ -66,13 +66,14 @@ _TREE_SOFT_CAP_PODS = {
     (128, 16): _Pod(112, 40, 104, 184),
 }
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
-#: left.
+#: left, but for decode alone at head_dim 64, where less on its way is read faster
+#: (`bench/results/h100/decode-ring.json`).
 _DECODE_SLOTS = {
     ("pod", 64, 128): 8,
     ("pod", 64, 112): 8,
     ("pod", 128, 112): 4,
     ("pod", 128, 96): 4,
-    ("decode", 64, 128): 8,
+    ("decode", 64, 128): 5,
     ("decode", 128, 128): 4,
     ("pod", 192, 80): 5,
     ("pod", 192, 64): 6,
