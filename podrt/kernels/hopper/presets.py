@@ -60,6 +60,8 @@ _SOFT_CAP_PODS = {
     (64, 16): _Pod(128, 40, 120, 176),
     (112, 32): _Pod(96, 40, 136, 168),
 }
+#: The same where rows are gathered too.
+_GATHER_SOFT_CAP_PODS = {(head_dim, 32): _Pod(96, 40, 136, 168) for head_dim in (80, 96, 128)}
 #: The same where decodes have trees too, whose masks need a few registers.
 _TREE_SOFT_CAP_PODS = {
     **{(64, rows): _Pod(112, 40, 120, 176) for rows in DECODE_ROWS},
@@ -126,6 +128,8 @@ def hopper_variant(
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     if form == "pod":
         pods = _PODS | _SOFT_CAP_PODS if soft_cap else _PODS
+        if soft_cap and gathers_rows(page_size):
+            pods = pods | _GATHER_SOFT_CAP_PODS
         if soft_cap and tree_mask:
             pods = pods | _TREE_SOFT_CAP_PODS
         budget = pods[head_dim, decode_rows]
