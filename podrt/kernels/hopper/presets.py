@@ -60,12 +60,22 @@ _SOFT_CAP_PODS = {
     (64, 16): _Pod(128, 40, 120, 176),
     (112, 32): _Pod(96, 40, 136, 168),
 }
-#: The same where rows are gathered too.
-_GATHER_SOFT_CAP_PODS = {(head_dim, 32): _Pod(96, 40, 136, 168) for head_dim in (80, 96, 128)}
+#: Those of kernels that gather rows where scores are capped or decodes have trees.
+_GATHER_PODS = {
+    **{(head_dim, 32): _Pod(96, 40, 136, 168) for head_dim in (80, 96, 112, 128)},
+    (192, 16): _Pod(80, 40, 88, 192),
+}
 #: The same where decodes have trees too, whose masks need a few registers.
 _TREE_SOFT_CAP_PODS = {
     **{(64, rows): _Pod(112, 40, 120, 176) for rows in DECODE_ROWS},
     (128, 16): _Pod(112, 40, 104, 184),
+}
+#: Those with both, and smaller tiles.
+_TREE_SOFT_CAP_GATHER_PODS = {
+    **{(64, rows): _Pod(96, 40, 120, 176) for rows in DECODE_ROWS},
+    **{(head_dim, 32): _Pod(80, 40, 136, 168) for head_dim in (80, 96, 128)},
+    (112, 16): _Pod(96, 40, 88, 192),
+    (192, 16): _Pod(64, 40, 88, 192),
 }
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left, but for decode alone at head_dim 64, where less on its way is read faster
@@ -73,8 +83,10 @@ _TREE_SOFT_CAP_PODS = {
 _DECODE_SLOTS = {
     ("pod", 64, 128): 8,
     ("pod", 64, 112): 8,
+    ("pod", 64, 96): 8,
     ("pod", 128, 112): 4,
     ("pod", 128, 96): 4,
+    ("pod", 128, 80): 4,
     ("decode", 64, 128): 5,
     ("decode", 128, 128): 4,
     ("pod", 192, 80): 5,
@@ -128,10 +140,12 @@ def hopper_variant(
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
     if form == "pod":
         pods = _PODS | _SOFT_CAP_PODS if soft_cap else _PODS
-        if soft_cap and gathers_rows(page_size):
-            pods = pods | _GATHER_SOFT_CAP_PODS
+        if gathers_rows(page_size) and (soft_cap or tree_mask):
+            pods = pods | _GATHER_PODS
         if soft_cap and tree_mask:
             pods = pods | _TREE_SOFT_CAP_PODS
+            if gathers_rows(page_size):
+                pods = pods | _TREE_SOFT_CAP_GATHER_PODS
         budget = pods[head_dim, decode_rows]
     elif form == "decode":
         budget = _Pod(128, 40, 216, 232)
