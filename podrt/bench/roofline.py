@@ -6,8 +6,9 @@ that it uses most. Ceilings are those that were measured in the same run (`podrt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from podrt.bench.tables import empty_table
 USUAL_POLICIES = ("auto", SERIAL)
 #: Policies that a picture tells apart.
 _COLOURS = 8
+#: How many names an error lists.
+_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,38 @@ def roofline(results: Results, policies: Sequence[str] = ("auto",)) -> list[Roof
     Raises
     ------
     ValueError
-        The results have no ceilings, or no row of any of the policies; says which there are.
+        The results have no ceilings, or no row of one of the policies; names the nearest.
     """
     ceilings = results.environment.get("ceilings")
     if not ceilings:
         raise ValueError("results: have no ceilings; measure them with podrt bench")
+    require_measured("policy", policies, policies_of(results))
     summaries = summarise(results.rows)
-    points = [point for summary in summaries for point in _points(summary, policies, ceilings)]
-    if not points:
-        known = dict.fromkeys(name for summary in summaries for name in summary.times_us)
-        raise ValueError(
-            f"policies={', '.join(policies)}: not measured; there are {', '.join(known)}"
-        )
-    return points
+    return [point for summary in summaries for point in _points(summary, policies, ceilings)]
+
+
+def policies_of(results: Results) -> list[str]:
+    """Return what was measured on any case, by name."""
+    summaries = summarise(results.rows)
+    return list(dict.fromkeys(name for summary in summaries for name in summary.times_us))
+
+
+def require_measured(what: str, asked: Iterable[str], known: Sequence[str]) -> None:
+    """Check that all that is asked for was measured.
+
+    Raises
+    ------
+    ValueError
+        One was not; names the nearest, or the first ones.
+    """
+    for name in asked:
+        if name not in known:
+            near = get_close_matches(name, known, n=4)
+            more = f", {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+            told = (
+                f"try {', '.join(near)}" if near else f"there are {', '.join(known[:_SHOWN])}{more}"
+            )
+            raise ValueError(f"{what}={name!r}: not measured; {told}")
 
 
 def point_of(

@@ -6,8 +6,16 @@ from typing import Annotated
 
 import typer
 
-from podrt.explore.select import FALLBACK_ARCH
+from podrt.explore.select import FALLBACK_ARCH, completions
 
+WordsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[WORD]...",
+        help="Words of aliases or names, field=value: what has all of them. Default: all.",
+        autocompletion=completions,
+    ),
+]
 ArchOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,6 +50,10 @@ MaskOption = Annotated[
 CappedOption = Annotated[
     bool,
     typer.Option("--capped", help="Variants that cap scores, in place of those that do not."),
+]
+TreeOption = Annotated[
+    bool,
+    typer.Option("--tree", help="Variants for tree masks, in place of those without."),
 ]
 FamilyOption = Annotated[
     list[str] | None,

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,6 +19,8 @@ from podrt.bench.tables import empty_table
 
 #: Wide enough that no variant name is folded where nobody reads by eye.
 _PIPE_WIDTH = 240
+#: Endings of figures.
+_FIGURES = (".png", ".svg", ".pdf")
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -25,6 +28,12 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def require_figure(path: Path) -> None:
+    """Raise ValueError unless a file's name says which kind of figure it is to be."""
+    if path.suffix not in _FIGURES:
+        raise ValueError(f"figure={str(path)!r}: must end with one of {', '.join(_FIGURES)}")
 
 
 def print_json(value: Any) -> None:

@@ -32,6 +32,8 @@ from podrt.cli._options import (
     JsonOption,
     MaskOption,
     PageSizeOption,
+    TreeOption,
+    WordsArgument,
 )
 from podrt.cli._output import console, print_json, table
 from podrt.cli._stats import print_mixes, print_phases, print_smem, print_stats
@@ -44,12 +46,18 @@ from podrt.cli.explore_trace import trace
 from podrt.explore.listing import LEXERS, What, columns_of, diff_of, text_of
 from podrt.explore.mix import instruction_mix
 from podrt.explore.names import alias_of, grouped, narrow, pages_of, the_one, tiles_of
-from podrt.explore.select import find, select
+from podrt.explore.select import completions, find, select
 from podrt.explore.stats import stats_of
 from podrt.jit import compile_phases, disassemble
 from podrt.kernels.families import Variant, source_of
 from podrt.kernels.variant import DTYPE_TAGS
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
+
+#: Options of `show` that say which layer runs a batch, where, and under which policy.
+_OF_A_BATCH = (
+    *("heads", "head_dim", "page_size", "dtype"),
+    *("window_left", "soft_cap", "policy", "gpu"),
+)
 
 app = typer.Typer(
     help="The kernel variants: list them, read their code, see their resources. Needs no GPU.",
@@ -63,6 +71,7 @@ for command in (check, sweep, report, repro, roofline, trace):
 
 @app.command("list")
 def list_variants(
+    words: WordsArgument = None,
     arch: ArchOption = None,
     family: FamilyOption = None,
     form: FormOption = None,
@@ -72,14 +81,17 @@ def list_variants(
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
     capped: CappedOption = False,
+    tree: TreeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the names of the variants that pass every filter; a name states all parameters.
+    """List the variants that words select and that pass every filter; names state all parameters.
 
     On a terminal, variants that differ in element type and pages alone share a line, and go by
-    aliases; in a pipe: one full name a line. Example: podrt explore list --form pod --head-dim 128
+    aliases; in a pipe: one full name a line. Examples: podrt explore list pod d128;
+    podrt explore list --form pod --head-dim 80 --tree
     """
     configs = select(
+        words or [],
         archs=arch,
         families=family,
         forms=form,
@@ -88,7 +100,8 @@ def list_variants(
         page_sizes=page_size,
         decode_rows=decode_rows,
         masks=mask,
-        soft_caps=[capped],
+        soft_caps=[True] if capped else None,
+        tree_masks=[True] if tree else None,
     )
     if as_json:
         print_json([_described(config) for config in configs])
@@ -101,23 +114,24 @@ def list_variants(
     console(stderr=True).print(f"{len(configs)} variants")
 
 
-def _completions(incomplete: str) -> list[str]:
-    """Return aliases for the shell to complete, those of this GPU's architecture."""
-    return [alias for v in select() if (alias := alias_of(v)).startswith(incomplete)]
-
-
 @app.command()
 def show(
+    context: typer.Context,
     variant: Annotated[
         list[str] | None,
         typer.Argument(
             help="Its alias, words of it, field=value, or a piece of its full name.",
-            autocompletion=_completions,
+            autocompletion=completions,
         ),
     ] = None,
     what: Annotated[What, typer.Option(help="Which text of the variant.")] = What.source,
     diff: Annotated[
-        str | None, typer.Option(metavar="OTHER", help="Show what differs in another variant.")
+        str | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Show what differs in another variant.",
+            autocompletion=completions,
+        ),
     ] = None,
     columns: Annotated[
         bool, typer.Option("--columns", help="Show what differs in two columns; with --diff.")
@@ -152,6 +166,7 @@ def show(
     """
     if columns and diff is None:
         raise ValueError("--columns is how --diff shows two variants: pass --diff OTHER too")
+    _require_used(context, has_batch=batch is not None, has_diff=diff is not None)
     if batch is None and not variant:
         raise ValueError('pass a variant, such as pod-hopper-bf16-d128-page16-r8, or --batch "..."')
     if batch is None:
@@ -178,6 +193,7 @@ def show(
 
 @app.command()
 def stats(
+    words: WordsArgument = None,
     arch: ArchOption = None,
     family: FamilyOption = None,
     form: FormOption = None,
@@ -187,6 +203,7 @@ def stats(
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
     capped: CappedOption = False,
+    tree: TreeOption = False,
     mix: Annotated[
         bool, typer.Option("--mix", help="Show kinds of instructions instead; needs nvdisasm.")
     ] = False,
@@ -206,11 +223,13 @@ def stats(
     took, "from" where the build came from. `--mix` counts instructions by kind, as they stand in
     the binary; those of loops run more than once. `--smem` shows the parts of shared memory, some
     of which overlap, as they are in use at different times; it compiles nothing.
-    Example: podrt explore stats --arch sm_80 --head-dim 64
+    Examples: podrt explore stats pod hopper bf16 d128 page16;
+    podrt explore stats --arch sm_80 --head-dim 64
     """
     if mix + smem + phases > 1:
         raise ValueError("--mix, --smem and --phases each show another table: pass one of them")
     configs = select(
+        words or [],
         archs=arch,
         families=family,
         forms=form,
@@ -219,7 +238,8 @@ def stats(
         page_sizes=page_size,
         decode_rows=decode_rows,
         masks=mask,
-        soft_caps=[capped],
+        soft_caps=[True] if capped else None,
+        tree_masks=[True] if tree else None,
     )
     if smem and not as_json:
         print_smem(configs)
@@ -252,6 +272,22 @@ def alias_table(configs: list[Variant]) -> Table:
             " | ".join(dict.fromkeys(tiles_of(v) for v in group)),
         )
     return result
+
+
+def _require_used(context: typer.Context, *, has_batch: bool, has_diff: bool) -> None:
+    """Refuse options of `show` that would be ignored."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in (*_OF_A_BATCH, "arch")
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if not has_batch and (layer := [name for name in given if name != "--arch"]):
+        raise ValueError(
+            f"{', '.join(layer)}: of the layer that runs --batch; without it words say what the "
+            "variant is, such as d64 page16 f16"
+        )
+    if has_batch and not has_diff and "--arch" in given:
+        raise ValueError("--arch: --batch is run on a GPU; say which with --gpu")
 
 
 def _described(config: Variant) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from podrt.bench.check import HEADS, Check, Subject, check_all
 from podrt.bench.sweep.axes import combinations, parse_axes
 from podrt.cli._building import build_all
 from podrt.cli._layer import LayerDtype, LayerHeadDim, LayerPageSize, layer_of
-from podrt.cli._options import JsonOption
+from podrt.cli._options import JsonOption, WordsArgument
 from podrt.cli._output import console, print_json, progress, table
 from podrt.errors import UnsupportedConfigError
-from podrt.explore.names import alias_of, narrow
+from podrt.explore.names import alias_of
 from podrt.explore.select import select
 from podrt.gpu.device import DeviceInfo, current_device
 from podrt.policy.schedule import Scheduler
@@ -26,13 +26,7 @@ _STYLES = {"right": "green", "wrong": "bold red", "failed": "red"}
 
 
 def check(
-    selection: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[WORD]...",
-            help="Words of aliases or names, field=value: what has all of them. Default: all.",
-        ),
-    ] = None,
+    words: WordsArgument = None,
     axis: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,11 +52,11 @@ def check(
     """
     gpu = current_device()
     if axis:
-        if selection:
+        if words:
             raise ValueError("pass words or --axis, not both")
         subjects = _of_axes(axis, head_dim, page_size, dtype, gpu)
     else:
-        found = narrow(select(archs=[gpu.arch.name]), selection or [])
+        found = select(words or [], archs=[gpu.arch.name])
         subjects = [Subject(alias_of(variant), variant) for variant in found]
     build_all([subject.variant for subject in subjects])
     with progress("checking", len(subjects)) as advance:

@@ -13,7 +13,7 @@ from podrt.cli._output import console
 from podrt.explore.alone import Alone, alone, edge_lengths, gpu_for, layer_for
 from podrt.explore.names import alias_of, narrow, the_one
 from podrt.explore.repro import Repro, write_repro
-from podrt.explore.select import find
+from podrt.explore.select import completions, find
 from podrt.policy.schedule import Scheduler
 from podrt.workloads.lengths import batch_of_lengths, parse_heads, parse_lengths
 
@@ -21,7 +21,10 @@ from podrt.workloads.lengths import batch_of_lengths, parse_heads, parse_lengths
 def repro(
     variant: Annotated[
         list[str],
-        typer.Argument(help="Its alias, words of it, field=value, or a piece of its full name."),
+        typer.Argument(
+            help="Its alias, words of it, field=value, or a piece of its full name.",
+            autocompletion=completions,
+        ),
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", file_okay=False, help="A new or empty folder.")

@@ -13,7 +13,7 @@ from podrt.bench.roofline import USUAL_POLICIES
 from podrt.bench.sweep.records import load as load_sweep
 from podrt.bench.sweep.roofline import roofline as sweep_roofline
 from podrt.cli._options import JsonOption
-from podrt.cli._output import console, print_json
+from podrt.cli._output import console, print_json, require_figure
 
 
 def roofline(
@@ -43,12 +43,16 @@ def roofline(
     hidden behind the longer one: 1 all of it, 0 nothing. Example:
     podrt explore roofline bench/results/h100/peers.json --plot roofline.png
     """
+    if plot is not None:
+        require_figure(plot)
     if results.suffix == ".jsonl":
         sweep = load_sweep(results)
         points, gpu = sweep_roofline(sweep, policy), ", ".join(sweep.gpus)
     else:
         loaded = load(results)
-        points = bench_roofline.roofline(loaded, policy or USUAL_POLICIES)
+        measured = bench_roofline.policies_of(loaded)
+        usual = [name for name in USUAL_POLICIES if name in measured]
+        points = bench_roofline.roofline(loaded, policy or usual)
         gpu = loaded.environment["gpu"]
     if plot is not None:
         bench_roofline.plot_roofline(points, f"{results.stem}, {gpu}", plot)

@@ -23,12 +23,12 @@ from podrt.bench.sweep.definition import (
     read_definition,
     suite_cases,
 )
-from podrt.bench.sweep.heatmap import DRAWN_AXES, USUAL_AXES
+from podrt.bench.sweep.heatmap import DRAWN_AXES, USUAL_AXES, require_axes
 from podrt.bench.sweep.measure import gpu_bench
 from podrt.bench.sweep.points import Point, points_of
 from podrt.bench.sweep.records import Journal, Skip, Sweep, load
 from podrt.bench.sweep.runner import Outcome, Runner, missing_of
-from podrt.bench.sweep.tables import export, skip_lines
+from podrt.bench.sweep.tables import export, require_exportable, skip_lines
 from podrt.cli._layer import (
     BatchesOption,
     BudgetOption,
@@ -142,12 +142,17 @@ def sweep(
     Exit code: 0 when all was measured, also where a variant was wrong; 3 after Ctrl-C; 4 when a
     variant did not end (the same command then goes on without it).
     """
+    for path in exports or ():
+        require_exportable(path)
+    require_axes(maps or ())
     if replay is not None:
         if definition or axis or batch or suite or trace or out or list_points:
             raise ValueError(
                 "--replay: shows a file as it is; give only --export, --figures and --map"
             )
         found = load(replay)
+        if not (found.results or found.skips):
+            raise ValueError(f"--replay {replay}: has no records; measure some with --out {replay}")
         with sweep_progress(len(found.results), 0) as on_result:
             for result in found.results:
                 on_result(result)

@@ -25,7 +25,7 @@ from podrt.cli._layer import (
     layer_of,
 )
 from podrt.cli._options import JsonOption
-from podrt.cli._output import print_json
+from podrt.cli._output import print_json, require_figure
 from podrt.errors import DeviceError
 from podrt.explore.record import TimelineRecord, TracedRun
 from podrt.explore.timeline import plot_timeline, simulate
@@ -98,6 +98,9 @@ def trace(
     if (batch is None) == (batch_option is None):
         raise ValueError('pass a batch once: "2048@16384 + 64x16384", or --batch "..."')
     text = batch or batch_option or ""
+    figures = [each for each in (plot, *(out or [])) if each and each.suffix != ".json"]
+    for figure in figures:
+        require_figure(figure)
     layer = layer_of(heads, head_dim, page_size, dtype, window_left, soft_cap)
     measured = gpu is None and not simulated and _is_there_a_gpu()
     run_one = _measured if measured else _simulated
@@ -106,9 +109,8 @@ def trace(
     for path in [chrome, *(each for each in out or [] if each.suffix == ".json")]:
         if path is not None:
             write_whole(json.dumps(timeline.chrome_trace()), path)
-    for path in [plot, *(each for each in out or [] if each.suffix != ".json")]:
-        if path is not None:
-            plot_timeline(timeline, f"{text}, {heads} heads, {policy}", path)
+    for figure in figures:
+        plot_timeline(timeline, f"{text}, {heads} heads, {policy}", figure)
     if record is not None:
         environment = describe(current_device(), []) if measured else {}
         found = TimelineRecord(text, _fields_of(layer), tuple(runs), environment)

@@ -22,6 +22,7 @@ from podrt.cli._options import (
     JsonOption,
     MaskOption,
     PageSizeOption,
+    TreeOption,
 )
 from podrt.cli._output import console, print_error, print_json
 from podrt.cli.cache import disk_cache
@@ -52,6 +53,7 @@ def warmup(
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
     capped: CappedOption = False,
+    tree: TreeOption = False,
     preset: Annotated[
         Preset,
         typer.Option(help="paged16: what a server with 16-token pages uses; all: every variant."),
@@ -76,6 +78,7 @@ def warmup(
         decode_rows=decode_rows,
         masks=mask,
         soft_caps=[capped],
+        tree_masks=[tree],
     )
     cache = disk_cache()
     _require_room(cache, configs)

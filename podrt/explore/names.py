@@ -9,6 +9,7 @@ from typing import Any
 
 from podrt.kernels.families import Variant
 from podrt.kernels.variant import DTYPE_TAGS
+from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
 #: How many variants an error lists.
 _SHOWN = 12
@@ -51,20 +52,22 @@ def narrow(variants: Sequence[Variant], words: Iterable[str]) -> list[Variant]:
     """Return the variants that every word selects.
 
     A word is an alias, some of its parts joined by dashes, ``field=value`` with a field of the
-    config (``kv_tile=112``, ``prefill.rows=128``), or a piece of a full name from the beginning of
-    one of its parts; ``page1`` is no piece of ``page16``.
+    config (``kv_tile=112``, ``prefill.rows=128``), or, where it is none of these, a piece of a full
+    name from the beginning of one of its parts; ``page1`` is no piece of ``page16``.
 
     Raises
     ------
     ValueError
         A word selects none of those that the words before it left; names the nearest ones.
     """
-    found = list(variants)
+    found, before = list(variants), ""
     for word in words:
         kept = [variant for variant in found if _is_selected(variant, word)]
+        kept = kept or [variant for variant in found if _is_piece(variant, word)]
         if not kept:
-            raise ValueError(f"VARIANT={word!r}: {_nearest(found, word)}")
-        found = kept
+            whose = f"no variant of {before.strip()!r}" if before else "no variant"
+            raise ValueError(f"VARIANT={word!r}: {whose} {_nearest(found, word)}")
+        found, before = kept, f"{before} {word}"
     return found
 
 
@@ -131,8 +134,10 @@ def _is_selected(variant: Variant, word: str) -> bool:
     parts = parts_of(variant)
     if variant.causal:
         parts.append("causal")
-    if set(word.split("-")) <= set(parts):
-        return True
+    return set(word.split("-")) <= set(parts)
+
+
+def _is_piece(variant: Variant, word: str) -> bool:
     return not _PAGES.fullmatch(word) and f"_{word}" in f"_{variant.name}"
 
 
@@ -157,12 +162,15 @@ def _nearest(variants: Sequence[Variant], word: str) -> str:
     if equals:
         values = dict.fromkeys(f"{field}={c[field]}".lower() for c in configs if field in c)
         if values:
-            return f"no variant has it; there are {', '.join(values)}"
+            return f"has it; there are {', '.join(values)}"
         fields = list(dict.fromkeys(name for config in configs for name in config))
         near = difflib.get_close_matches(field, fields, n=4, cutoff=0.3)
-        return f"no variant has that field; fields are {', '.join(near or fields)}"
+        return f"has that field; fields are {', '.join(near or fields)}"
     known = dict.fromkeys(part for variant in variants for part in parts_of(variant))
     pieces = word.replace("_", "-").split("-")
     unknown = [piece for piece in pieces if piece and piece not in known] or pieces
     near = [m for piece in unknown for m in difflib.get_close_matches(piece, known, n=3)]
-    return f"no variant has it in its name; try {', '.join(dict.fromkeys(near)) or 'explore list'}"
+    near = near or (differences(variants) or list(known))[:_SHOWN]
+    dims = any(re.fullmatch(r"d\d+", p) and int(p[1:]) not in HEAD_DIMS for p in pieces)
+    more = f"; head dims are {HEAD_DIMS_TEXT}" if dims else ""
+    return f"has it in its name; try {', '.join(dict.fromkeys(near))}{more}"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from podrt.errors import PodrtError
-from podrt.explore.names import alias_of, narrow, pages_named, the_one
+from podrt.explore.names import alias_of, narrow, pages_named, parts_of, the_one
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
@@ -30,6 +30,7 @@ def detected_arch() -> str:
 
 
 def select(
+    words: Sequence[str] = (),
     *,
     archs: Sequence[str] | None = None,
     forms: Sequence[str] | None = None,
@@ -39,30 +40,31 @@ def select(
     decode_rows: Sequence[int] | None = None,
     families: Sequence[str] | None = None,
     masks: Sequence[str] | None = None,
-    soft_caps: Sequence[bool] = (False,),
-    tree_masks: Sequence[bool] = (False,),
+    soft_caps: Sequence[bool] | None = None,
+    tree_masks: Sequence[bool] | None = None,
 ) -> list[Variant]:
-    """Return the default variants that pass every given filter; None lets everything pass.
+    """Return the default variants that all words select, and that pass every given filter.
 
-    Of the masks, None lets the causal one pass alone; of scores, those that are not capped pass
-    unless `soft_caps` says otherwise, and those without trees unless `tree_masks` does. Head dims
-    and page sizes need not be among the default ones: variants are made for any that a family
-    serves.
+    None lets everything pass; but of masks it means the causal one, of scores those that are not
+    capped, and no trees, wherever words leave some of those. Head dims and page sizes need not be
+    among the default ones: variants are made for any that a family serves and that filters or
+    words name.
 
     Raises
     ------
     ValueError
-        A filter's value is malformed or unknown, or nothing passes all filters.
+        A word or a filter's value is malformed or unknown, or nothing passes all of them.
     """
-    sizes = (
-        DEFAULT_PAGE_SIZES if page_sizes is None else [parse_page_size(text) for text in page_sizes]
-    )
-    dims = DEFAULT_HEAD_DIMS if head_dims is None else [_checked_head_dim(d) for d in head_dims]
+    asked = " ".join(words)
     found = [
         variant
         for arch in _archs(archs)
         for variant in all_default_variants(
-            arch, head_dims=dims, page_sizes=sizes, soft_caps=soft_caps, tree_masks=tree_masks
+            arch,
+            head_dims=_head_dims(head_dims, asked),
+            page_sizes=_page_sizes(page_sizes, asked),
+            soft_caps=soft_caps or (False, True),
+            tree_masks=tree_masks or (False, True),
         )
     ]
     filters: dict[str, Sequence[Any] | None] = {
@@ -74,48 +76,55 @@ def select(
     for field, allowed in filters.items():
         if allowed is not None:
             found = _keep(found, field, allowed)
-    # Trees are causal.
-    return [
-        replace(v, causal=causal)
-        for causal in _causals(masks)
-        for v in found
-        if causal or not v.tree_mask
-    ]
+    found = _masked(found, _causals(masks))
+    exact = [v for v in found if asked in (v.name, alias_of(v))] if words else []
+    found = exact or narrow(found, words)
+    if masks is None:
+        found = [v for v in found if v.causal] or found
+    if soft_caps is None:
+        found = [v for v in found if not v.soft_cap] or found
+    if tree_masks is None:
+        found = [v for v in found if not v.tree_mask] or found
+    return found
 
 
 def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
-    """Return the one default variant, of any mask and scores, that words select (`names.narrow`).
+    """Return the one variant that words select, as of `select`.
 
-    Of pages and head dims that are not among the default ones, those that the words name.
-
-    Where they fit several, a full name means that one, then the causal ones are meant, then those
-    that do not cap scores, then those without trees, then those of the current GPU's architecture,
-    unless `archs` says which.
+    Where they fit several, a full name means that one, and those of the current GPU's architecture
+    are meant, unless `archs` says which.
 
     Raises
     ------
     ValueError
         No variant matches, or several do; the message says what would tell them apart.
     """
-    asked = " ".join(words)
-    sizes = dict.fromkeys((*DEFAULT_PAGE_SIZES, *pages_named(words)))
-    named = {int(head_dim) for head_dim in _HEAD_DIM.findall(asked.lower())} & set(HEAD_DIMS)
-    variants = select(
-        archs=archs or ["all"],
-        head_dims=sorted(named.union(DEFAULT_HEAD_DIMS)),
-        page_sizes=[_text(size) for size in sizes],
+    found = select(words, archs=archs or ["all"])
+    if not archs:
+        found = [v for v in found if v.arch == detected_arch()] or found
+    return the_one(found, " ".join(words))
+
+
+def completions(beginning: str) -> list[str]:
+    """Return what a shell completes: aliases of this GPU's architecture, else their words.
+
+    Of aliases the plain ones, if any begins so.
+    """
+    dims, pages = _head_dims(None, beginning), list(map(str, _page_sizes(None, beginning)))
+    plain = select(head_dims=dims, page_sizes=pages)
+    more = select(
+        head_dims=dims,
+        page_sizes=pages,
         masks=["causal", "full"],
         soft_caps=[False, True],
         tree_masks=[False, True],
     )
-    exact = [v for v in variants if asked in (v.name, alias_of(v))]
-    found = exact or narrow(variants, words)
-    found = [v for v in found if v.causal] or found
-    found = [v for v in found if not v.soft_cap] or found
-    found = [v for v in found if not v.tree_mask] or found
-    if not archs:
-        found = [v for v in found if v.arch == detected_arch()] or found
-    return the_one(found, asked)
+    words = dict.fromkeys(part for variant in more for part in parts_of(variant))
+    for known in (map(alias_of, plain), map(alias_of, more), words):
+        found = [name for name in known if name.startswith(beginning)]
+        if found:
+            return found
+    return []
 
 
 def parse_page_size(text: str) -> int | None:
@@ -125,6 +134,21 @@ def parse_page_size(text: str) -> int | None:
     if not text.isdecimal():
         raise ValueError(f"page-size={text!r}: must be a whole number, or 'none' for contiguous")
     return int(text)
+
+
+def _head_dims(filter_: Sequence[int] | None, asked: str) -> list[int]:
+    """Return those of a filter, else the default ones and those that words name."""
+    if filter_ is not None:
+        return [_checked_head_dim(head_dim) for head_dim in filter_]
+    named = {int(head_dim) for head_dim in _HEAD_DIM.findall(asked.lower())} & set(HEAD_DIMS)
+    return sorted(named.union(DEFAULT_HEAD_DIMS))
+
+
+def _page_sizes(filter_: Sequence[str] | None, asked: str) -> list[int | None]:
+    """Return those of a filter, else the default ones and those that words name."""
+    if filter_ is not None:
+        return [parse_page_size(text) for text in filter_]
+    return list(dict.fromkeys([*DEFAULT_PAGE_SIZES, *pages_named(asked.lower().split())]))
 
 
 def _checked_head_dim(head_dim: int) -> int:
@@ -143,7 +167,20 @@ def _causals(masks: Sequence[str] | None) -> list[bool]:
     for mask in masks or ():
         if mask not in ("causal", "full"):
             raise ValueError(f"mask={mask!r}: allowed are causal, full")
-    return [mask == "causal" for mask in dict.fromkeys(masks or ("causal",))]
+    return [mask == "causal" for mask in dict.fromkeys(masks or ("causal", "full"))]
+
+
+def _masked(variants: Sequence[Variant], causals: Sequence[bool]) -> list[Variant]:
+    """Return causal variants with each of some masks, those of one together."""
+    found = [
+        replace(variant, causal=causal)
+        for causal in causals
+        for variant in variants
+        if causal or not variant.tree_mask
+    ]
+    if not found:
+        raise ValueError("mask=full: trees are causal masks; leave one of them out")
+    return found
 
 
 def _value(config: Variant, field: str) -> Any:

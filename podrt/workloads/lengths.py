@@ -13,6 +13,9 @@ from podrt.spec.batch import HybridBatch
 #: ``[count x] q_len @ kv_len`` or ``count x kv_len``, spaces as one likes.
 _PART = re.compile(r"(?:(\d+)\s*x\s*)?(?:(\d+)\s*@\s*)?(\d+)")
 
+#: Requests of a batch, and its query tokens or the keys of one: plans hold them as int32.
+_MOST_REQUESTS, _MOST_TOKENS = 1_000_000, 2**31 - 1
+
 
 def parse_lengths(text: str) -> list[tuple[int, int]]:
     """Return ``(q_len, kv_len)`` of the requests of a batch.
@@ -26,7 +29,7 @@ def parse_lengths(text: str) -> list[tuple[int, int]]:
     Raises
     ------
     ValueError
-        It is not of that form, or a chunk is longer than its context.
+        It is not of that form, a chunk is longer than its context, or it is too large to be.
     """
     lengths: list[tuple[int, int]] = []
     for part in text.split("+"):
@@ -45,7 +48,14 @@ def parse_lengths(text: str) -> list[tuple[int, int]]:
                 f"batch={text!r}: {part.strip()!r} must have 1 <= tokens <= keys; the keys count "
                 "the chunk's own"
             )
+        if len(lengths) + count > _MOST_REQUESTS or kv_len > _MOST_TOKENS:
+            raise ValueError(
+                f"batch={text!r}: {part.strip()!r} is too much; a batch has at most "
+                f"{_MOST_REQUESTS} requests, of {_MOST_TOKENS} keys"
+            )
         lengths += [(q_len, kv_len)] * count
+    if sum(q_len for q_len, _ in lengths) > _MOST_TOKENS:
+        raise ValueError(f"batch={text!r}: has more than {_MOST_TOKENS} query tokens")
     return lengths
 
 

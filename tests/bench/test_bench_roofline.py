@@ -36,7 +36,7 @@ def test_a_batch_of_one_side_has_no_overlap() -> None:
 
 def test_what_was_not_measured_is_said() -> None:
     results = make_results(make_rows(make_case(), TIMES_US))
-    with pytest.raises(ValueError, match="portable: not measured; there are auto, serial"):
+    with pytest.raises(ValueError, match="'portable': not measured; there are auto, serial"):
         roofline(results, ("portable",))
     with pytest.raises(ValueError, match="no ceilings"):
         roofline(make_results(make_rows(make_case(), TIMES_US), ceilings=None))

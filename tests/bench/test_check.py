@@ -159,6 +159,7 @@ def test_other_tiles_run_under_their_policy(runs):
     ("options", "reason"),
     [
         (["pood"], "no variant has it in its name; try pod"),
+        (["pod", "tree", "d128", "page16"], "_tree: the reference of check .* has no trees"),
         (["pod", "--axis", "family=hopper"], "words or --axis"),
         (["--axis", "family=hopper", "--axis", "prefill_tile_keys=176"], "no combination can be"),
         (["--axis", "famly=hopper"], "try family"),

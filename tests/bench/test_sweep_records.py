@@ -98,6 +98,7 @@ def lines_of(path):
         (lambda e: e.update(time_us=-1.0), "time_us -1.0"),
         (lambda e: e.update(environment="e9"), "'e9' is not above it"),
         (lambda e: e.update(lengths="512@"), "is not a part"),
+        (lambda e: e.update(policy={"famly": "hopper"}), "policy has no field 'famly'; try family"),
         (lambda e: e.update(kind="rest"), "kind 'rest'"),
         (lambda e: e.pop("kind"), "'kind' is missing"),
     ],
@@ -124,6 +125,13 @@ def test_another_file_is_refused(path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match="line 1: no record of podrt explore sweep"):
         load(path)
+
+
+def test_a_file_of_one_line_that_is_no_sweep_is_left_alone(path):
+    path.write_text('{"traceEvents": []}')
+    with pytest.raises(ValueError, match=r"sweep.jsonl: is no file of podrt explore sweep"):
+        Journal(path)
+    assert path.read_text() == '{"traceEvents": []}'
 
 
 def test_two_sweeps_do_not_write_one_file(path):

@@ -160,6 +160,18 @@ def test_show_takes_a_part_of_a_name_that_is_unique():
     assert run("explore", "show", config.name[:-1]) == run("explore", "show", config.name)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["pod-hopper-bf16-d128-page16-r8", "--head-dim", "80"], "--head-dim: of the layer that"),
+        (["--batch", "9@99 + 99", "--arch", "sm_80"], "--arch: --batch is run on a GPU"),
+    ],
+)
+def test_show_refuses_options_that_it_would_ignore(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        run("explore", "show", *options)
+
+
 def test_show_lists_what_an_ambiguous_part_could_mean():
     with pytest.raises(ValueError, match="variants have it in their names") as error:
         run("explore", "show", "decode_portable_sm_80_f16_d64")

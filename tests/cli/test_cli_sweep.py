@@ -99,6 +99,26 @@ def test_a_roofline_of_a_sweep(tmp_path):
     assert {p["policy"] for p in run_json("explore", "roofline", EXAMPLE, "--policy", "auto")} == {
         "auto"
     }
+    with pytest.raises(ValueError, match="variant='atuo': not measured; try auto"):
+        run("explore", "roofline", EXAMPLE, "--policy", "auto", "--policy", "atuo")
+    with pytest.raises(ValueError, match=r"'a.txt': must end with one of .png, .svg, .pdf"):
+        run("explore", "roofline", EXAMPLE, "--plot", "a.txt")
+
+
+def test_a_file_without_records_is_said(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"empty.jsonl: has no records; measure some"):
+        run("explore", "sweep", "--replay", tmp_path / "empty.jsonl")
+    with pytest.raises(ValueError, match="sweep: has no results"):
+        run("explore", "roofline", tmp_path / "empty.jsonl")
+
+
+def test_what_cannot_be_written_or_drawn_is_refused_before_it_is_measured(gpu, tmp_path):
+    path = tmp_path / "s.jsonl"
+    for options in (["--export", "a.txt"], ["--map", "famly"]):
+        with pytest.raises(ValueError, match=r"must end with|try family"):
+            run("explore", "sweep", *SMALL, "--out", path, *options)
+    assert not path.exists()
 
 
 def test_a_sweep_is_measured_resumed_and_interrupted(gpu, tmp_path):

@@ -61,6 +61,28 @@ def test_warmup_of_capped_scores():
     assert run("explore", "list", *HOPPER, "--capped").split() == [name]
 
 
+def test_warmup_of_tree_masks():
+    (name,) = run_json("warmup", *HOPPER, "--tree")["variants"]
+    assert name.endswith("_causal_tree")
+    assert run("explore", "list", *HOPPER, "--tree").split() == [name]
+    assert run("explore", "list", *HOPPER, "tree").split() == [name]
+    (stats,) = run_json("explore", "stats", name)
+    assert stats["name"] == name
+    with pytest.raises(ValueError, match="mask=full: trees are causal masks"):
+        run("warmup", *HOPPER, "--tree", "--mask", "full")
+
+
+def test_warmup_of_trees_can_compile_whatever_a_policy_may_choose():
+    filters = {"archs": ["sm_90a"], "dtypes": ["float16"], "head_dims": [80], "page_sizes": ["16"]}
+    known = set(select(**filters, tree_masks=[True]))
+    spec = make_spec(8, 2, 80, 16, "NHD", "float16", tree_mask=True)
+    chosen = set()
+    for policy in map(parse_policy, POLICIES):
+        scheduler = Scheduler(spec, H100, policy)
+        chosen |= {v for rows in decode_rows_of(80) for v in scheduler.variants(rows)}
+    assert chosen and chosen <= known
+
+
 POLICIES = ("auto", "hopper", "portable", "1:3", "ctas=4", "decode-only=24", "serial")
 
 

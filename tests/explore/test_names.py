@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from podrt.explore.names import alias_of, differences, grouped, narrow, parts_of, the_one
-from podrt.explore.select import find, select
+from podrt.explore.select import completions, find, select
 from podrt.kernels.hopper.presets import hopper_variant
 
 HOPPER = select(archs=["sm_90a"], families=["hopper"])
@@ -94,3 +94,51 @@ def test_groups_share_all_but_types_and_pages() -> None:
     assert sum(map(len, groups.values())) == len(HOPPER)
     assert all(len(group) == 4 for group in groups.values())
     assert "pod-hopper-d128-r8" in groups
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (["pod", "hopper", "bf16", "d80", "page32", "r8"], "page32_causal"),
+        (["pod-hopper-bf16-d128-page16-r8-tree"], "causal_tree"),
+        (["pod", "hopper", "bf16", "d96", "page_size=64", "r16", "tree_mask=true"], "causal_tree"),
+    ],
+)
+def test_words_name_head_dims_pages_and_trees_beyond_the_default_ones(
+    words: list[str], end: str
+) -> None:
+    assert find(words).name.endswith(end)
+
+
+def test_words_and_filters_select_together() -> None:
+    trees = select(["pod", "hopper", "page16"], head_dims=[128], tree_masks=[True])
+    assert trees == select(["pod", "hopper", "page16", "d128", "tree"])
+    assert trees and all(v.tree_mask and v.head_dim == 128 and v.causal for v in trees)
+    assert not any(v.tree_mask or v.soft_cap or not v.causal for v in select(["pod"]))
+
+
+def test_full_masks_have_no_trees() -> None:
+    with pytest.raises(ValueError, match="trees are causal"):
+        select(masks=["full"], tree_masks=[True])
+    assert not any(v.tree_mask for v in select(masks=["full"]))
+
+
+def test_a_whole_word_goes_before_the_beginning_of_others() -> None:
+    pages = {v.page_size for v in select(["portable", "d128", "page1"])}
+    assert pages == {1}
+
+
+def test_a_word_that_does_not_fit_those_before_it_says_so() -> None:
+    with pytest.raises(ValueError, match="no variant of 'pod' has it in its name"):
+        narrow(HOPPER, ["pod", "prefill"])
+    with pytest.raises(ValueError, match="head dims are multiples of 8 from 32 to 256"):
+        find(["pod", "hopper", "d81"])
+
+
+def test_shells_complete_aliases_then_words() -> None:
+    assert completions("pod-hopper-bf16-d80-page32-") == [
+        f"pod-hopper-bf16-d80-page32-r{rows}" for rows in (8, 16, 32)
+    ]
+    assert "pod-hopper-bf16-d128-page16-r8-tree" in completions("pod-hopper-bf16-d128-page16-r8-")
+    assert completions("hopp") == ["hopper"]
+    assert completions("nonsense") == []

@@ -47,3 +47,11 @@ def test_a_batch_of_lengths(page_size):
     assert batch.q_lens.tolist() == [3, 1]
     assert batch.kv_lens.tolist() == [40, 9]
     assert batch.page_size == page_size
+
+
+@pytest.mark.parametrize(
+    "text", ["99999999999", "1@2147483648", "1000001x5", "2x2147483647@2147483647"]
+)
+def test_a_batch_beyond_what_plans_hold_is_refused(text):
+    with pytest.raises(ValueError, match=r"batch='.*': .*(is too much|more than 2147483647)"):
+        parse_lengths(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -86,12 +86,23 @@ def heat_maps(
     ValueError
         There is no such axis.
     """
+    require_axes(axes)
+    maps = [axis_map(cases, axis, gpu) for axis in axes]
+    return [each for each in (*maps, shape_map(cases, gpu)) if each is not None]
+
+
+def require_axes(axes: Iterable[str]) -> None:
+    """Check that there are maps of some axes.
+
+    Raises
+    ------
+    ValueError
+        There is none of one of them; names the nearest.
+    """
     for axis in axes:
         if axis not in DRAWN_AXES:
             near = get_close_matches(axis, DRAWN_AXES, n=3, cutoff=0.4) or DRAWN_AXES
             raise ValueError(f"map={axis!r}: there is no such axis; try {', '.join(near)}")
-    maps = [axis_map(cases, axis, gpu) for axis in axes]
-    return [each for each in (*maps, shape_map(cases, gpu)) if each is not None]
 
 
 def axis_map(cases: Sequence[CaseSummary], axis: str, gpu: str) -> HeatMap | None:

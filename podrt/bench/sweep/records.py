@@ -7,6 +7,7 @@ several results of one variant and case on one GPU the last one counts.
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import json
 import os
@@ -18,10 +19,11 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
 
 from podrt.bench.case import Case, split_lengths
-from podrt.bench.sweep.axes import Combination, combination_of
+from podrt.bench.sweep.axes import AXES, Combination, combination_of
 from podrt.workloads.lengths import parse_lengths
 
 FORMAT = 1
+_HEADER = json.dumps({"kind": "sweep", "format": FORMAT}).encode()
 
 Side = Literal["both", "prefill", "decode"]
 Status = Literal["ok", "wrong", "failed", "hung"]
@@ -251,13 +253,15 @@ class Journal:
             ) from None
         held = path.read_bytes()
         whole = held[: held.rfind(b"\n") + 1]
+        if not whole and not _HEADER.startswith(held):
+            raise ValueError(f"{path}: is no file of podrt explore sweep; name another")
         self.was_torn = len(whole) < len(held)
         self.sweep = load(path) if whole else Sweep({}, (), ())
         self._known_skips = set(map(_frozen, self.sweep.skips))
         if self.was_torn:
             self._file.truncate(len(whole))
         if not whole:
-            self._write({"kind": "sweep", "format": FORMAT})
+            self._write(json.loads(_HEADER))
 
     def __enter__(self) -> Journal:
         return self
@@ -330,5 +334,8 @@ def _checked(result: Result, environments: Mapping[str, Any]) -> Result:
     is_time = isinstance(result.time_us, int | float) and not isinstance(result.time_us, bool)
     if (result.status == "ok") != is_time or (is_time and not result.time_us > 0):  # type: ignore[operator]
         raise ValueError(f"status {result.status!r} with time_us {result.time_us!r}")
+    for name in result.policy.keys() - AXES.keys():
+        near = difflib.get_close_matches(name, AXES, n=3, cutoff=0.4) or list(AXES)
+        raise ValueError(f"policy has no field {name!r}; try {', '.join(near)}")
     result.to_case()
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from podrt.bench.roofline import RooflinePoint, point_of
+from podrt.bench.roofline import RooflinePoint, point_of, require_measured
 from podrt.bench.sweep.records import Sweep
 from podrt.bench.sweep.summary import summarise
 
@@ -19,8 +19,12 @@ def roofline(sweep: Sweep, variants: list[str] | None = None) -> list[RooflinePo
     Raises
     ------
     ValueError
-        The sweep has no ceilings, or none of the variants.
+        The sweep has no ceilings, or not one of the variants; names the nearest.
     """
+    known = list(dict.fromkeys(each.variant for each in sweep.results if each.status == "ok"))
+    require_measured("variant", variants or (), known)
+    if not known:
+        raise ValueError("sweep: has no results; measure some with podrt explore sweep")
     points = []
     for gpu in sweep.gpus:
         own = sweep.on(gpu)
@@ -33,9 +37,4 @@ def roofline(sweep: Sweep, variants: list[str] | None = None) -> list[RooflinePo
                 for each in case.ranked
                 if each.time_us is not None and (variants is None or each.variant in variants)
             ]
-    if not points:
-        known = dict.fromkeys(each.variant for each in sweep.results if each.status == "ok")
-        raise ValueError(
-            f"variants={', '.join(variants or ())}: not measured; there are {', '.join(known)}"
-        )
     return points

@@ -102,10 +102,15 @@ def export(sweep: Sweep, path: Path) -> None:
     ValueError
         It is another ending.
     """
+    require_exportable(path)
     writers: dict[str, Callable[[Sweep], str]] = {".json": to_json, ".csv": to_csv, ".md": to_md}
-    if path.suffix not in writers:
-        raise ValueError(f"export={str(path)!r}: must end with one of {', '.join(writers)}")
     write_whole(writers[path.suffix](sweep), path)
+
+
+def require_exportable(path: Path) -> None:
+    """Raise ValueError unless a file's name ends as `export` can write it."""
+    if path.suffix not in (".json", ".csv", ".md"):
+        raise ValueError(f"export={str(path)!r}: must end with one of .json, .csv, .md")
 
 
 def to_json(sweep: Sweep) -> str:
