@@ -23,7 +23,7 @@ struct UnitQueue {
   }
 };
 
-// Called by every producer warp of the grid, when those that draw units have seen their queues run out:
+// Called by every producer warp of the grid of one side alone, when those that draw units have seen their queues run out:
 // the last of these puts the counters back to zero for the next launch. At this time consumers are still
 // at work, so that nobody waits for these atomics.
 template <class Config>
@@ -49,6 +49,7 @@ struct WorkProducer {
 
   // Called by a whole warp. Returns the slot of the unit; its kv_head is -1 when there is none.
   __device__ __forceinline__ const WorkSlot& next(int lane) {
+    if constexpr (Config::kGathersRows) lane = lane_id();  // the given one would take registers
     const int unit = queue.draw(lane);
     // Read again for every unit: a producer has few registers.
     const int num_items = kSide == kPrefill ? plan.num_prefill_items : plan.num_decode_items;

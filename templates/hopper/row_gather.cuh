@@ -29,8 +29,9 @@ struct RowGather {
   int page[kLaneRows];  // of this lane's rows: lane, lane + 32 and so on; -1 for none
 
   // Called by a whole warp, well before the copies: it does not wait for the page table.
-  __device__ __forceinline__ void find(const PlanHeader& plan, const WorkItem& item, int first_key,
-                                       int lane) {
+  __device__ __forceinline__ void find(const PlanHeader& plan, const WorkItem& item,
+                                       int first_key) {
+    const int lane = lane_id();
 #pragma unroll
     for (int i = 0; i < kLaneRows; i++) {
       const int row = i * kWarp + lane, key = first_key + row;
@@ -43,40 +44,44 @@ struct RowGather {
   // Copies the tile to a free slot; `full` completes when it is there. `part` numbers the slots that
   // share the columns of a tile.
   __device__ __forceinline__ void copy(const TensorMap& given, u32 shared, u32 full, int first_key,
-                                       int head_chunk, int part, int lane) const {
+                                       int head_chunk, int part) const {
     const CacheRows& cache = reinterpret_cast<const CacheRows&>(given);
-    lane = computed_here(lane);  // or what follows from it takes registers from one tile to the next
+    const int lane = lane_id();
     const int chunk = lane % kChunks, row = lane / kChunks;  // of the first copy
     const char* source = computed_here(reinterpret_cast<const char*>(cache.base) +
                                        i64(head_chunk + part * (Tile::kColumns / 8) + chunk) * 16);
     u32 to = shared + swizzle128(row, chunk);
-    // Rolled loops: there are several copies of this in a kernel, and unrolled they compile slowly.
+    u32 steps;  // to this lane's row of the next 32
+    // A rolled loop: there are several copies of this in a kernel, and unrolled they compile slowly.
 #pragma unroll 1
-    for (int first = 0; first < kRows; first += kWarp) {
-      u32 page = this->page[0];
+    for (int first = 0; first < kRows; first += 8, to += Tile::kGroupBytes) {
+      if (first % kWarp == 0) steps = steps_to(cache, first_key, first, lane);
 #pragma unroll
-      for (int i = 1; i < kLaneRows; i++)
-        if (first == i * kWarp) page = this->page[i];
-      const u32 token = u32(first_key + first + lane) % kPageSize;
-      const u32 steps =
-          page < cache.num_pages ? page * cache.page_steps + token * cache.token_steps : kNowhere;
-#pragma unroll 1
-      for (int group = 0; group < min(kWarp, kRows - first); group += 8) {
+      for (int j = 0; j < 8; j += kRowsAtOnce) {
+        const u32 from = __shfl_sync(~0u, steps, first + j + row);  // modulo 32
+        const char* columns = source + u64(from) * u32(cache.step_bytes);
 #pragma unroll
-        for (int j = 0; j < 8; j += kRowsAtOnce) {
-          const u32 from = __shfl_sync(~0u, steps, group + j + row);
-          const char* columns = source + u64(from) * u32(cache.step_bytes);
-#pragma unroll
-          for (int block = 0; block < Tile::kColumnBlocks; block++) {
-            const bool exists = block + 1 < Tile::kColumnBlocks || chunk < kLastChunks;
-            cp_async_16((to ^ j << 4) + j * 128 + block * Tile::kBlockBytes, columns + block * 128,
-                        exists && from != kNowhere);
-          }
+        for (int block = 0; block < Tile::kColumnBlocks; block++) {
+          const bool exists = block + 1 < Tile::kColumnBlocks || chunk < kLastChunks;
+          cp_async_16((to ^ j << 4) + j * 128 + block * Tile::kBlockBytes, columns + block * 128,
+                      exists && from != kNowhere);
         }
-        to += Tile::kGroupBytes;
       }
     }
     cp_async_arrive(full);
+  }
+
+ private:
+  // Steps from the cache's first row to the one that this lane has looked up, of those from `first` on.
+  __device__ __forceinline__ u32 steps_to(const CacheRows& cache, int first_key, int first,
+                                          int lane) const {
+    u32 number = page[0];
+#pragma unroll
+    for (int i = 1; i < kLaneRows; i++)
+      if (first == i * kWarp) number = page[i];
+    const u32 token = u32(first_key + first + lane) % kPageSize;
+    return number < cache.num_pages ? number * cache.page_steps + token * cache.token_steps
+                                    : kNowhere;
   }
 };
 
@@ -90,29 +95,38 @@ struct PrefillTiles<Config, kIsV, true> {
   const int lane;
   RingPosition<Config::kStages> ring;
 
-  // `after_first` is called once the first tile is on its way.
+  // `after_first` is called once the first tile is on its way. `item` lies in a WorkSlot, where its KV
+  // head is read again for every tile.
   template <class Function>
-  __device__ __forceinline__ void copy(const WorkItem& item, int kv_head, Function after_first) {
+  __device__ __forceinline__ void copy(const WorkItem& item, int, Function after_first) {
     constexpr int kFull = kIsV ? Smem::kVFull : Smem::kKFull;
     constexpr int kEmpty = kIsV ? Smem::kVEmpty : Smem::kKEmpty;
     constexpr int kTiles = kIsV ? Smem::kV : Smem::kK;
-    const int head_chunk = kv_head * (kIsV ? p.v_head_blocks : p.k_head_blocks);
     int first_key = last_tile<Config::kKvTile>(item);
     if (first_key < item.kv_begin) return;
     RowGather<Config, Tile> rows;
-    rows.find(smem.plan(), item, first_key, lane);
-    for (bool first = true; first_key >= item.kv_begin; first_key -= Config::kKvTile) {
+    rows.find(smem.plan(), item, first_key);
+    for (; first_key >= item.kv_begin; first_key -= Config::kKvTile) {
       mbarrier_wait(smem.barrier(kEmpty + ring.slot), ring.parity ^ 1);
       rows.copy(kIsV ? p.prefill_v_map : p.prefill_k_map,
                 smem.address + kTiles + ring.slot * Tile::kBytes, smem.barrier(kFull + ring.slot),
-                first_key, head_chunk, 0, lane);
+                first_key, kv_head_of(item) * (kIsV ? p.v_head_blocks : p.k_head_blocks), 0);
       ring.advance();
       // The next tile's pages are looked up while it waits for room.
-      rows.find(smem.plan(), item, max(first_key - Config::kKvTile, 0), lane);
-      if (first) after_first();
-      first = false;
+      rows.find(smem.plan(), item, max(first_key - Config::kKvTile, 0));
+      if (first_key == last_tile<Config::kKvTile>(item)) after_first();
     }
   }
+
+ private:
+  static __device__ __forceinline__ int kv_head_of(const WorkItem& item) {
+    return reinterpret_cast<const WorkSlot&>(item).kv_head;
+  }
+};
+
+// Position in a lane's ring, whose number of slots is known where the lane is.
+struct LaneRing : RingSlot {
+  __device__ __forceinline__ void advance(int slots) { advance_in(slots); }
 };
 
 // Draws decode units for a lane; copies their K and V in turn, from the last step to the first.
@@ -124,18 +138,25 @@ __device__ __forceinline__ void gather_decode(const Params& p, const SharedMemor
   using Tile = typename Smem::DecodeTile;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
   constexpr int kParts = Config::kHeadDim / Tile::kColumns;
-  const u32 control = smem.address + to.control;
-  WorkProducer<Config, kDecode> work{p,
-                                     smem.plan(),
-                                     control + Smem::kLaneWorkFull,
-                                     control + Smem::kLaneWorkEmpty,
-                                     smem.base + to.control + Smem::kLaneWork,
-                                     queue};
-  Ring ring{to.slots};
+  // Addresses of the lane are found again each time, or all of them take registers.
+  const auto lane_here = [&] { return smem.lane(computed_here(to.index)); };
+  UnitQueue units = queue;
+  RingPosition<kWorkSlots> position;
+  LaneRing ring;
   for (;;) {
+    const DecodeLane at = lane_here();
+    const u32 control = smem.address + at.control;
+    WorkProducer<Config, kDecode> work{p,
+                                       smem.plan(),
+                                       control + Smem::kLaneWorkFull,
+                                       control + Smem::kLaneWorkEmpty,
+                                       smem.base + at.control + Smem::kLaneWork,
+                                       units,
+                                       position};
     const WorkSlot& slot = work.next(lane);
-    const int kv_head = slot.kv_head;
-    if (kv_head < 0) break;
+    units.first = -1;
+    position = work.position;
+    if (slot.kv_head < 0) break;
     const WorkItem& item = slot.item;
     int first_key = last_tile<kKeys>(item);
     if (first_key < item.kv_begin) continue;
@@ -143,7 +164,7 @@ __device__ __forceinline__ void gather_decode(const Params& p, const SharedMemor
     const auto find = [&] {
 #pragma unroll
       for (int t = 0; t < kTiles; t++)
-        rows[t].find(smem.plan(), item, max(first_key, 0) + t * 64, lane);
+        rows[t].find(smem.plan(), item, max(first_key, 0) + t * 64);
     };
     find();
     while (first_key >= item.kv_begin) {
@@ -152,12 +173,14 @@ __device__ __forceinline__ void gather_decode(const Params& p, const SharedMemor
 #pragma unroll
         for (int i = 0; i < kTiles * kParts; i++) {
           const int t = i / kParts, part = i % kParts;
-          mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
+          const DecodeLane at = lane_here();
+          const u32 ring_control = smem.address + at.control;
+          mbarrier_wait(ring_control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
           rows[t].copy(is_v ? p.decode_v_map : p.decode_k_map,
-                       smem.address + to.tiles + Smem::kLaneRing + ring.slot * Tile::kBytes,
-                       control + Smem::kRingFull + 8 * ring.slot, first_key + t * 64,
-                       kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks), part, lane);
-          ring.advance();
+                       smem.address + at.tiles + Smem::kLaneRing + ring.slot * Tile::kBytes,
+                       ring_control + Smem::kRingFull + 8 * ring.slot, first_key + t * 64,
+                       slot.kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks), part);
+          ring.advance(at.slots);
         }
       first_key -= kKeys;
       find();  // while the next tiles wait for room

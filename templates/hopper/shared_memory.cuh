@@ -80,6 +80,10 @@ struct SharedMemory : Layout {
     if constexpr (Config::kGathersRows) fence_proxy_async();
   }
 
+  __device__ __forceinline__ DecodeLane lane(int index) const {
+    return Config::kHasPrefill && index == 0 ? first_lane() : next_lane(index);
+  }
+
   // Called by all prefill consumers between two roles: no thread uses the tiles any longer. `parity`
   // is that of the change: 0 the first time.
   __device__ __forceinline__ void hand_over(u32 parity) const {

@@ -48,6 +48,13 @@ __device__ __forceinline__ int keep_in_register(int x) {
   return __shfl_sync(~0u, x, threadIdx.x);  // from its own lane
 }
 
+// Read where it is used: what follows from a lane that is known is kept in registers.
+__device__ __forceinline__ int lane_id() {
+  int id;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(id));
+  return id;
+}
+
 // The SM that this CTA landed on.
 __device__ __forceinline__ u32 sm_id() {
   u32 id;

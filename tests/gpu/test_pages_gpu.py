@@ -122,6 +122,15 @@ def test_windows_at_every_edge(family, window, page_size):
         checked(Case(list(q_lens), list(kv_lens), seed=window, **layer), policy)
 
 
+@pytest.mark.parametrize("page_size", [1, 4, 12])
+@pytest.mark.parametrize("cap", [None, 20.0])
+def test_trees(family, cap, page_size):
+    layer = {"page_size": page_size, "has_trees": True, "logits_soft_cap": cap}
+    case = Case([1, 8, 20, 64, 3, 0, 2], [700, 129, 1000, 64, 2300, 9, 257], seed=3, **layer)
+    for policy in (family, f"{family}-serial"):
+        checked(case, policy)
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_random_layers(family, seed):
     """Windows, caps, sinks, masks, heads and pages together."""

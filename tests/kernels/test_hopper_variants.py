@@ -218,7 +218,8 @@ def test_large_tiles_are_of_prefill_alone_at_80_to_128() -> None:
     assert not has_large_tile(128, soft_cap=True)
     # Pages of 8 are 22 pieces of a tile, whose last blocks are no whole ones at 96.
     assert has_large_tile(128, page_size=8) and not has_large_tile(96, page_size=8)
-    assert has_large_tile(96, page_size=16) and has_large_tile(96, page_size=4)
+    assert has_large_tile(96, page_size=16) and not has_large_tile(96, page_size=4)
+    assert has_large_tile(128, page_size=4)
     for form in ("pod", "decode"):
         small, large = (hopper_variant(form, "float16", 128, large_tile=t) for t in (False, True))
         assert small == large

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, get_args
 
 from podrt.kernels.hopper.config import (
+    BLOCK_COLUMNS,
     DECODE_ROWS,
     HEAD_DIMS,
     HOPPER_ARCH,
@@ -59,37 +60,30 @@ _SOFT_CAP_PODS = {
     (64, 16): _Pod(128, 40, 120, 176),
     (112, 32): _Pod(96, 40, 136, 168),
 }
-#: The same where decodes have trees too, whose masks need a few registers.
+#: Where decodes have trees, whose masks need a few registers, and scores are not capped.
+_TREE_PODS = {
+    (80, 16): _Pod(96, 40, 104, 184),
+    (96, 16): _Pod(96, 40, 88, 192),
+}
+#: Those of kernels that gather rows where scores are capped or decodes have trees.
+_GATHER_PODS = {
+    **{(head_dim, 32): _Pod(80, 40, 136, 168) for head_dim in (80, 96, 112, 128)},
+    (128, 8): _Pod(96, 40, 104, 184),
+    (192, 16): _Pod(80, 40, 88, 192),
+}
+#: Where scores are capped and decodes have trees.
 _TREE_SOFT_CAP_PODS = {
     **{(64, rows): _Pod(112, 40, 120, 176) for rows in DECODE_ROWS},
+    (112, 16): _Pod(96, 40, 88, 192),
     (128, 16): _Pod(112, 40, 104, 184),
 }
-#: Those of kernels that gather rows, whose producers need more registers.
-_GATHER_PODS = {
-    (64, 8): _Pod(128, 48, 128, 168),
-    (64, 16): _Pod(128, 48, 128, 168),
-    (64, 32): _Pod(128, 48, 112, 176),
-    (80, 8): _Pod(112, 48, 96, 184),
-    (80, 16): _Pod(112, 48, 96, 184),
-    (80, 32): _Pod(80, 48, 128, 168),
-    (96, 8): _Pod(112, 48, 80, 192),
-    (96, 16): _Pod(112, 48, 80, 192),
-    (96, 32): _Pod(80, 48, 128, 168),
-    (112, 8): _Pod(112, 48, 64, 200),
-    (112, 16): _Pod(112, 48, 80, 192),
-    (112, 32): _Pod(80, 48, 128, 168),
-    (128, 8): _Pod(112, 48, 96, 184),
-    (128, 16): _Pod(112, 48, 80, 192),
-    (128, 32): _Pod(96, 48, 112, 176),
-    (192, 8): _Pod(80, 48, 64, 200),
-    (192, 16): _Pod(80, 48, 80, 192),
-    (192, 32): _Pod(48, 48, 112, 176),
-    (256, 8): _Pod(48, 48, 64, 200),
-}
-_SOFT_CAP_GATHER_PODS = {
-    (64, 8): _Pod(128, 48, 112, 176),
-    (64, 16): _Pod(128, 48, 112, 176),
-    (128, 32): _Pod(80, 48, 112, 176),
+#: Those with both, and smaller tiles.
+_TREE_SOFT_CAP_GATHER_PODS = {
+    **{(64, rows): _Pod(96, 40, 120, 176) for rows in DECODE_ROWS},
+    **{(head_dim, 32): _Pod(80, 40, 136, 168) for head_dim in (80, 96, 128)},
+    (128, 8): _Pod(96, 40, 104, 184),
+    (128, 16): _Pod(80, 40, 104, 184),
+    (192, 16): _Pod(64, 40, 88, 192),
 }
 #: Depth of the decode ring, by form, head_dim and keys of a prefill tile: what shared memory has
 #: left, but for decode alone at head_dim 64, where less on its way is read faster
@@ -97,6 +91,7 @@ _SOFT_CAP_GATHER_PODS = {
 _DECODE_SLOTS = {
     ("pod", 64, 128): 8,
     ("pod", 64, 112): 8,
+    ("pod", 64, 96): 8,
     ("pod", 128, 112): 4,
     ("pod", 128, 96): 4,
     ("pod", 128, 80): 4,
@@ -131,10 +126,12 @@ def has_large_tile(head_dim: int, *, soft_cap: bool = False, page_size: int | No
     """Tell whether prefill alone has a larger tile too, for units of many keys.
 
     Not with capped scores, for which registers do not suffice, nor where pages are so small that a
-    warp has not a lane for every copy.
+    warp has not a lane for every copy of heads that 64 does not divide, or gathers their rows.
     """
     tile = _LARGE_PREFILL_TILES.get(head_dim)
-    return tile is not None and not soft_cap and fits_a_warp(head_dim, page_size, tile)
+    if tile is None or soft_cap or (gathers_rows(page_size) and head_dim % BLOCK_COLUMNS):
+        return False
+    return fits_a_warp(head_dim, page_size, tile)
 
 
 def hopper_variant(
@@ -150,15 +147,24 @@ def hopper_variant(
     tree_mask: bool = False,
 ) -> HopperConfig:
     """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
-    gathers = gathers_rows(page_size)
     if form == "pod":
-        budget = _pod(head_dim, decode_rows, gathers, soft_cap, tree_mask)
+        pods = _PODS | _SOFT_CAP_PODS if soft_cap else _PODS
+        if tree_mask and not soft_cap:
+            pods = pods | _TREE_PODS
+        if gathers_rows(page_size) and (soft_cap or tree_mask):
+            pods = pods | _GATHER_PODS
+        if soft_cap and tree_mask:
+            pods = pods | _TREE_SOFT_CAP_PODS
+            if gathers_rows(page_size):
+                pods = pods | _TREE_SOFT_CAP_GATHER_PODS
+        budget = pods[head_dim, decode_rows]
     elif form == "decode":
-        budget = _Pod(128, 48 if gathers else 40, 216, 232)
+        # Registers are left over here.
+        budget = _Pod(128, 48 if gathers_rows(page_size) else 40, 216, 232)
     else:
         large = large_tile and has_large_tile(head_dim, soft_cap=soft_cap, page_size=page_size)
         tile = (_LARGE_PREFILL_TILES if large else _PREFILL_TILES)[head_dim]
-        budget = _Pod(tile, 56, 56, 224) if gathers else _Pod(tile, 40, 56, 232)
+        budget = _Pod(tile, 40, 56, 232)
     return HopperConfig(
         form=form,
         dtype=dtype,
@@ -171,15 +177,6 @@ def hopper_variant(
         soft_cap=soft_cap,
         tree_mask=tree_mask,
     )
-
-
-def _pod(head_dim: int, decode_rows: int, gathers: bool, soft_cap: bool, tree_mask: bool) -> _Pod:
-    pods = _PODS | (_SOFT_CAP_PODS if soft_cap else {})
-    if soft_cap and tree_mask:
-        pods |= _TREE_SOFT_CAP_PODS
-    if gathers:
-        pods |= _GATHER_PODS | (_SOFT_CAP_GATHER_PODS if soft_cap else {})
-    return pods[head_dim, decode_rows]
 
 
 def _decode_slots(form: Form, head_dim: int, kv_tile: int) -> int:
