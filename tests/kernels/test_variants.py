@@ -108,7 +108,7 @@ def test_capped_scores_compile_without_spills(arch: str) -> None:
     )
 
 
-@pytest.mark.parametrize("head_dim", [40, 96, 120, 192])
+@pytest.mark.parametrize("head_dim", [40, 192])
 def test_rows_with_room_behind_the_head_compile_without_spills(head_dim: int) -> None:
     build_clean(
         default_variants(
@@ -123,7 +123,7 @@ def test_rows_with_room_behind_the_head_compile_without_spills(head_dim: int) ->
     )
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("arch", ["sm_80"])
 def test_kernels_for_trees_compile_without_spills(arch: str) -> None:
     build_clean(
         default_variants(
