@@ -23,9 +23,9 @@ struct UnitQueue {
   }
 };
 
-// Called by every producer warp of the grid of one side alone, when those that draw units have seen their queues run out:
-// the last of these puts the counters back to zero for the next launch. At this time consumers are still
-// at work, so that nobody waits for these atomics.
+// Called by every producer warp of one side's grid, when those that draw units have seen their queue run
+// out: the last of these puts the counters back to zero for the next launch. At this time consumers are
+// still at work, so that nobody waits for these atomics.
 template <class Config>
 __device__ __forceinline__ void stop_drawing(u32* counters) {
   const int thread = computed_here(threadIdx.x);  // or its number would be kept for so long

@@ -22,6 +22,16 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=f"no GPU: {error}"))
 
 
+@pytest.fixture(params=["portable", "hopper"])
+def family(request):
+    """A kernel family; the Hopper one where the GPU can run it."""
+    from gpu_support import skip_without_hopper
+
+    if request.param == "hopper":
+        skip_without_hopper()
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def give_memory_back():
     """Leave the GPU's memory to tests that run beside this one."""

@@ -28,13 +28,6 @@ def skip_without_hopper():
         pytest.skip("the Hopper family needs an sm_90a GPU")
 
 
-@pytest.fixture(params=["portable", "hopper"])
-def family(request):
-    if request.param == "hopper":
-        skip_without_hopper()
-    return request.param
-
-
 def checked(case, record_property=None, *, policy="auto", **arguments):
     attention = HybridAttention(**case.layer_arguments, policy=policy)
     steps, lse_error = case.check(*run(case, attention, **arguments))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from attention_case import Case, poisoned, run
 from edge_case import EdgeCase, edge_lengths
-from gpu_support import inputs_on_gpu, skip_without_hopper
+from gpu_support import inputs_on_gpu
 
 from podrt import HybridAttention
 
@@ -18,13 +18,6 @@ cupy = pytest.importorskip("cupy")
 #: Of the hundred thousand rows of a grid some have values that nearly cancel, beside which the
 #: rounding of their weights weighs more.
 ALLOWED_STEPS = 3
-
-
-@pytest.fixture(params=["portable", "hopper"])
-def family(request):
-    if request.param == "hopper":
-        skip_without_hopper()
-    return request.param
 
 
 def of_family(family, head_dim):

@@ -62,13 +62,6 @@ def compiled_side_by_side():
     build_many([source_of(variant) for variant in variants])
 
 
-@pytest.fixture(params=["portable", "hopper"])
-def family(request):
-    if request.param == "hopper":
-        skip_without_hopper()
-    return request.param
-
-
 def checked(case, policy, **arguments):
     attention = HybridAttention(**case.layer_arguments, policy=policy)
     case.check(*run(case, attention, **arguments), allowed_steps=ALLOWED_STEPS)

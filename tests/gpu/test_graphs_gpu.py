@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from attention_case import poisoned
-from gpu_support import POISON, inputs_on_gpu, skip_without_hopper
+from gpu_support import POISON, inputs_on_gpu
 
 cupy = pytest.importorskip("cupy")
 
@@ -11,13 +11,6 @@ from graph_server import LIMITS, SIZES, Server, bounded_table, random_lengths  #
 
 KINDS = ("mixed", "decode", "prefill", "empty")
 STEPS = 20
-
-
-@pytest.fixture(params=["portable", "hopper"])
-def family(request):
-    if request.param == "hopper":
-        skip_without_hopper()
-    return request.param
 
 
 @pytest.fixture

@@ -25,13 +25,6 @@ LENGTHS = [1, 65, 200, 1, 2, 0, 3, 130], [1000, 65, 777, 17, 129, 5, 700, 2300]
 ALLOWED_STEPS = 3
 
 
-@pytest.fixture(params=["portable", "hopper"])
-def family(request):
-    if request.param == "hopper":
-        skip_without_hopper()
-    return request.param
-
-
 def checked(case, policy, **arguments):
     attention = HybridAttention(**case.layer_arguments, policy=policy)
     case.check(*run(case, attention, **arguments), allowed_steps=ALLOWED_STEPS)
