@@ -42,12 +42,16 @@ class HybridAttention:
     num_kv_heads : int
         KV heads.
     head_dim : int
-        A multiple of 8 from 32 to 256. Those of the Hopper family: 64, 80, 96, 112, 128,
-        192, 256.
+        Elements of a head of q and the keys, a multiple of 8 from 32 to 256. Those of the Hopper
+        family: 64, 80, 96, 112, 128, 192, 256.
+    v_head_dim : int, optional
+        Elements of a head of the values and of the output, likewise, but at most `head_dim`: 128
+        beside 192 for multi-head latent attention (MLA) that is not absorbed. As `head_dim` if
+        None.
     page_size : int, optional
         Tokens of a page of the KV cache; None (the default) is a contiguous cache.
     kv_layout : {"NHD", "HND"}
-        Order of the cache's axes: ``[pages, page_size, Hkv, D]`` or ``[pages, Hkv, page_size, D]``;
+        Order of the caches' axes: ``[pages, page_size, Hkv, D]`` or ``[pages, Hkv, page_size, D]``;
         likewise with ``[requests, length]`` for a contiguous cache.
     dtype : {"bfloat16", "float16"}
         Element type of q, the caches and the output.
@@ -93,6 +97,7 @@ class HybridAttention:
         num_kv_heads: int,
         head_dim: int,
         *,
+        v_head_dim: int | None = None,
         page_size: int | None = None,
         kv_layout: str = "NHD",
         dtype: Any = "bfloat16",
@@ -118,6 +123,7 @@ class HybridAttention:
             window_left,
             logits_soft_cap,
             tree_mask,
+            v_head_dim,
         )
         self.policy = policy_of(policy, deterministic)
         self._device = None if device is None else checked_ordinal(device)
@@ -291,9 +297,10 @@ class HybridAttention:
             Queries, any strides over tokens and heads. After `reserve` there may be more rows than
             the batch has tokens; nothing is read or written for those.
         k_cache, v_cache : [B, L, Hkv, D] or [pages, page_size, Hkv, D]
-            Caches (axes as `kv_layout` says), any strides but the last. What lies in slots that
-            hold no key that a token sees, NaN included, makes no difference.
-        out : as q, optional
+            Caches (axes as `kv_layout` says), any strides but the last; the D of `v_cache` is
+            `v_head_dim`. What lies in slots that hold no key that a token sees, NaN included, makes
+            no difference.
+        out : [total_tokens, num_qo_heads, v_head_dim], optional
             Where the result goes, apart from all inputs; allocated in the framework of `q` if None.
         sinks : float32 [num_qo_heads], optional
             Logits of one more key for each query head, whose value is 0 and which every token sees:

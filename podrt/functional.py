@@ -43,8 +43,8 @@ def hybrid_attention(
 ) -> Any:
     """Attention of one hybrid batch in one call.
 
-    Heads, head_dim, dtype and page size are read off the tensors. For many layers of one batch,
-    `HybridAttention` plans once.
+    Heads, head_dim, v_head_dim, dtype and page size are read off the tensors. For many layers of one
+    batch, `HybridAttention` plans once.
 
     Parameters
     ----------
@@ -71,16 +71,18 @@ def hybrid_attention(
     """
     if backend not in _BACKENDS:
         raise UnsupportedConfigError(f"backend={backend!r}: allowed are {_BACKENDS}")
-    q_view, k_view = view(q, "q"), view(k_cache, "k_cache")
+    q_view, k_view, v_view = view(q, "q"), view(k_cache, "k_cache"), view(v_cache, "v_cache")
     require_rank(q_view, 3, "[total_tokens, num_qo_heads, head_dim]")
     require_dtype(q_view, *get_args(DType))
     require_rank(k_view, 4, "of a cache")
+    require_rank(v_view, 4, "of a cache")
     tokens, heads = (1, 2) if kv_layout == "NHD" else (2, 1)
     is_paged = any(table is not None for table in (block_table, kv_indptr, kv_indices))
     layer_arguments: dict[str, Any] = {
         "num_qo_heads": q_view.shape[1],
         "num_kv_heads": k_view.shape[heads],
         "head_dim": q_view.shape[2],
+        "v_head_dim": v_view.shape[3],
         "page_size": k_view.shape[tokens] if is_paged else None,
         "kv_layout": kv_layout,
         "dtype": q_view.dtype,

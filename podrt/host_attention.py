@@ -21,7 +21,7 @@ class HostAttention:
 
     Parameters
     ----------
-    num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, causal, sm_scale,
+    num_qo_heads, num_kv_heads, head_dim, v_head_dim, page_size, kv_layout, dtype, causal, sm_scale,
     window_left, logits_soft_cap
         As `HybridAttention`.
 
@@ -37,6 +37,7 @@ class HostAttention:
         num_kv_heads: int,
         head_dim: int,
         *,
+        v_head_dim: int | None = None,
         page_size: int | None = None,
         kv_layout: str = "NHD",
         dtype: Any = "bfloat16",
@@ -58,6 +59,7 @@ class HostAttention:
             window_left,
             logits_soft_cap,
             tree_mask,
+            v_head_dim,
         )
         self._planned: tuple[HybridBatch, PageTable | None, TreeMask | None] | None = None
 

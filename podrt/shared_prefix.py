@@ -29,8 +29,8 @@ class SharedPrefixAttention:
 
     Parameters
     ----------
-    num_qo_heads, num_kv_heads, head_dim, page_size, kv_layout, dtype, sm_scale, logits_soft_cap,
-    policy, device
+    num_qo_heads, num_kv_heads, head_dim, v_head_dim, page_size, kv_layout, dtype, sm_scale,
+    logits_soft_cap, policy, device
         As `HybridAttention`, causal; pages are needed.
 
     Raises
@@ -45,6 +45,7 @@ class SharedPrefixAttention:
         num_kv_heads: int,
         head_dim: int,
         *,
+        v_head_dim: int | None = None,
         page_size: int,
         kv_layout: str = "NHD",
         dtype: Any = "bfloat16",
@@ -63,6 +64,7 @@ class SharedPrefixAttention:
                 num_qo_heads,
                 num_kv_heads,
                 head_dim,
+                v_head_dim=v_head_dim,
                 page_size=page_size,
                 kv_layout=kv_layout,
                 dtype=dtype,

@@ -130,7 +130,7 @@ def _allocated(case: Case, device: DeviceInfo, policy: Policy) -> Schedule:
     if len(found.variants) != 1 or not case.is_hybrid:
         return found
     speeds = calibration.H200.sm_sharing
-    sms = SmAllocation(case.head_dim, device.num_sms, device.memory_gbs, speeds)
+    sms = SmAllocation(device.num_sms, device.memory_gbs, speeds)
     decode_only, prefill_only = sms.shares(found.plan)
     plan = found.plan._replace(decode_only_ctas=decode_only, prefill_only_ctas=prefill_only)
     return found._replace(plan=plan)

@@ -51,6 +51,7 @@ def layer_for(variant: Variant, num_qo_heads: int, num_kv_heads: int) -> Attenti
         variant.causal,
         logits_soft_cap=SOFT_CAP if variant.soft_cap else None,
         tree_mask=variant.tree_mask,
+        v_head_dim=variant.v_head_dim,
     )
 
 

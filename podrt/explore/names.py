@@ -21,7 +21,8 @@ _NAMED_PAGES = re.compile(r"(?:^|[-_])page(\d+)(?=$|[-_])|^page_size=(\d+)$")
 def parts_of(variant: Variant) -> list[str]:
     """Return what tells a variant from all other default ones, a word each.
 
-    Form, family, architecture where the family has several, element type, head_dim, pages; then
+    Form, family, architecture where the family has several, element type, head_dim (``d192v128``
+    where values are narrower), pages; then
     the packed query rows of a Hopper decode tile (``r8``), the keys of a Hopper prefill tile
     (``k176``) or the CTAs that share an SM (``c2``); ``full`` for the mask that is not
     causal, ``softcap`` for capped scores, ``tree`` for tree masks.
@@ -29,7 +30,7 @@ def parts_of(variant: Variant) -> list[str]:
     fields = variant.to_dict()
     is_hopper = variant.family == "hopper"
     parts = [variant.form, variant.family, *([] if is_hopper else [variant.arch])]
-    parts += [DTYPE_TAGS[variant.dtype], f"d{variant.head_dim}", pages_of(variant)]
+    parts += [DTYPE_TAGS[variant.dtype], variant.spec.heads_tag, pages_of(variant)]
     if not is_hopper:
         parts.append(f"c{fields['ctas_per_sm']}")
     elif variant.form == "prefill":
@@ -123,7 +124,7 @@ def tiles_of(variant: Variant) -> str:
     """Return what a variant's full name has besides its alias: tiles, stages, registers, warps."""
     parts = variant.name.split("_")
     end = -2 - variant.soft_cap - variant.tree_mask  # pages and mask
-    return " ".join(parts[parts.index(f"d{variant.head_dim}") + 1 : end])
+    return " ".join(parts[parts.index(variant.spec.heads_tag) + 1 : end])
 
 
 def _is_selected(variant: Variant, word: str) -> bool:

@@ -144,7 +144,7 @@ def launch_of(repro: Repro, source: KernelSource) -> dict[str, Any]:
         "page_table": None if block_table is None else block_table.tolist(),
         "page_table_offset": PLAN_HEADER_DTYPE.fields["page_table"][1],  # type: ignore[index]
         "scratch_bytes": {
-            "partial_o": max(4 * heads * layer.head_dim, 4),
+            "partial_o": max(4 * heads * layer.value_dim, 4),
             "partial_lse": max(4 * heads, 4),
             "counters": 4 * NUM_COUNTERS,
             "merge_counters": max(8 * plan.num_merges * plan.num_kv_heads, 4),
@@ -195,15 +195,14 @@ def _tensors(repro: Repro) -> tuple[RunTensors, npt.NDArray[np.int32] | None]:
         block_table, num_pages = shuffled_pages(kv_lens, layer.page_size, rng)
         places = num_pages, layer.page_size
     rows = sum(q_len for q_len, _ in lengths)
-    q_shape = (rows, layer.num_qo_heads, layer.head_dim)
-    kv_shape = (*places, layer.num_kv_heads, layer.head_dim)
+    q_heads, kv_heads = (rows, layer.num_qo_heads), (*places, layer.num_kv_heads)
     q, k, v, out = (
         _view(name, shape, layer.dtype)
         for name, shape in (
-            ("q", q_shape),
-            ("k_cache", kv_shape),
-            ("v_cache", kv_shape),
-            ("out", q_shape),
+            ("q", (*q_heads, layer.head_dim)),
+            ("k_cache", (*kv_heads, layer.head_dim)),
+            ("v_cache", (*kv_heads, layer.value_dim)),
+            ("out", (*q_heads, layer.value_dim)),
         )
     )
     fields = {"lse": None, "out_tensor": None, "lse_tensor": None, "is_given": (True, True)}

@@ -17,8 +17,9 @@ from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
 #: Compiled for when there is no GPU to ask.
 FALLBACK_ARCH = "sm_90a"
-#: A head_dim in a name, an alias or a field.
-_HEAD_DIM = re.compile(r"(?<![a-z0-9])(?:d|head_dim=)(\d+)(?![0-9x])")
+#: A head_dim in a name, an alias or a field, and a v_head_dim.
+_HEAD_DIM = re.compile(r"(?:(?<![a-z0-9])d|(?<![a-z0-9_])head_dim=)(\d+)(?![0-9x])")
+_V_HEAD_DIM = re.compile(r"(?:(?<![a-z0-9])d\d+v|(?<![a-z0-9_])v_head_dim=)(\d+)")
 
 
 def detected_arch() -> str:
@@ -36,6 +37,7 @@ def select(
     forms: Sequence[str] | None = None,
     dtypes: Sequence[str] | None = None,
     head_dims: Sequence[int] | None = None,
+    v_head_dims: Sequence[int] | None = None,
     page_sizes: Sequence[str] | None = None,
     decode_rows: Sequence[int] | None = None,
     families: Sequence[str] | None = None,
@@ -48,7 +50,7 @@ def select(
     None lets everything pass; but of masks it means the causal one, of scores those that are not
     capped, and no trees, wherever words leave some of those. Head dims and page sizes need not be
     among the default ones: variants are made for any that a family serves and that filters or
-    words name.
+    words name. Values are as wide as keys but for a `v_head_dim` that filters or words name.
 
     Raises
     ------
@@ -59,8 +61,10 @@ def select(
     found = [
         variant
         for arch in _archs(archs)
+        for v_head_dim in _v_head_dims(v_head_dims, asked)
         for variant in all_default_variants(
             arch,
+            v_head_dim=v_head_dim,
             head_dims=_head_dims(head_dims, asked),
             page_sizes=_page_sizes(page_sizes, asked),
             soft_caps=soft_caps or (False, True),
@@ -110,18 +114,21 @@ def completions(beginning: str) -> list[str]:
 
     Of aliases the plain ones, if any begins so.
     """
-    dims, pages = _head_dims(None, beginning), list(map(str, _page_sizes(None, beginning)))
-    plain = select(head_dims=dims, page_sizes=pages)
+    known: dict[str, Any] = {
+        "head_dims": _head_dims(None, beginning),
+        "v_head_dims": _v_head_dims(None, beginning)[1:] or None,
+        "page_sizes": list(map(str, _page_sizes(None, beginning))),
+    }
+    plain = select(**known)
     more = select(
-        head_dims=dims,
-        page_sizes=pages,
+        **known,
         masks=["causal", "full"],
         soft_caps=[False, True],
         tree_masks=[False, True],
     )
     words = dict.fromkeys(part for variant in more for part in parts_of(variant))
-    for known in (map(alias_of, plain), map(alias_of, more), words):
-        found = [name for name in known if name.startswith(beginning)]
+    for names in (map(alias_of, plain), map(alias_of, more), words):
+        found = [name for name in names if name.startswith(beginning)]
         if found:
             return found
     return []
@@ -144,6 +151,14 @@ def _head_dims(filter_: Sequence[int] | None, asked: str) -> list[int]:
     return sorted(named.union(DEFAULT_HEAD_DIMS))
 
 
+def _v_head_dims(filter_: Sequence[int] | None, asked: str) -> list[int | None]:
+    """Return those of a filter, else none, values as wide as keys, and those that words name."""
+    if filter_ is not None:
+        return [_checked_head_dim(v_head_dim, "v_head_dim") for v_head_dim in filter_]
+    named = {int(v_head_dim) for v_head_dim in _V_HEAD_DIM.findall(asked.lower())}
+    return [None, *sorted(named & set(HEAD_DIMS))]
+
+
 def _page_sizes(filter_: Sequence[str] | None, asked: str) -> list[int | None]:
     """Return those of a filter, else the default ones and those that words name."""
     if filter_ is not None:
@@ -151,9 +166,9 @@ def _page_sizes(filter_: Sequence[str] | None, asked: str) -> list[int | None]:
     return list(dict.fromkeys([*DEFAULT_PAGE_SIZES, *pages_named(asked.lower().split())]))
 
 
-def _checked_head_dim(head_dim: int) -> int:
+def _checked_head_dim(head_dim: int, name: str = "head_dim") -> int:
     if head_dim not in HEAD_DIMS:
-        raise ValueError(f"head_dim={head_dim}: allowed are {HEAD_DIMS_TEXT}")
+        raise ValueError(f"{name}={head_dim}: allowed are {HEAD_DIMS_TEXT}")
     return head_dim
 
 

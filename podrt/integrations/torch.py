@@ -107,7 +107,7 @@ class TorchAttention:
             )
         # Memory that the graph owns: its compiler can plan it, and knows how it is aligned.
         if out is None:
-            out = _empty_out(q)
+            out = _empty_out(q, v_cache)
         if lse is None and return_lse:
             lse = _empty_lse(q)
         torch.ops.podrt.run_out(
@@ -212,8 +212,8 @@ def _form(decodes_only: bool) -> dict[str, Any]:
     return {"decodes_only": True} if decodes_only else {}
 
 
-def _empty_out(q: Any) -> Any:
-    return q.new_empty(q.shape)
+def _empty_out(q: Any, v: Any) -> Any:
+    return q.new_empty((*q.shape[:2], v.shape[-1]))
 
 
 def _empty_lse(q: Any) -> Any:
@@ -224,7 +224,7 @@ def _empty_lse(q: Any) -> Any:
 
 
 def _run(q: Any, k: Any, v: Any, handle: int, decodes_only: bool = False, sinks: Any = None) -> Any:
-    out = _empty_out(q)
+    out = _empty_out(q, v)
     _run_out(q, k, v, handle, out, None, decodes_only, sinks)
     return out
 
@@ -247,7 +247,7 @@ def _fake_run(
     q: Any, k: Any, v: Any, handle: int, decodes_only: bool = False, sinks: Any = None
 ) -> Any:
     _refuse_training(q, k, v, sinks)
-    return _empty_out(q)
+    return _empty_out(q, v)
 
 
 def _fake_run_out(
@@ -304,7 +304,7 @@ def _attend(
 
 def _fake_attend(q: Any, k: Any, v: Any, *_: Any) -> tuple[Any, Any]:
     _refuse_training(q, k, v)
-    return _empty_out(q), _empty_lse(q)
+    return _empty_out(q, v), _empty_lse(q)
 
 
 _PLANNED = "Tensor q, Tensor k_cache, Tensor v_cache, SymInt handle"

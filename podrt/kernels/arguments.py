@@ -59,11 +59,11 @@ PLAN_STRUCTS = "\n\n".join(
 
 #: Results, sinks, plan and buffers; `shared_arguments` has them.
 BUFFERS = (
-    Field("u16*", "out", "[tokens, num_qo_heads, head_dim]"),
+    Field("u16*", "out", "[tokens, num_qo_heads, v_head_dim]"),
     Field("float*", "lse", "[tokens, num_qo_heads] natural log, or null"),
     Field("const float*", "sinks", "[num_qo_heads] logits of no key, natural base, or null"),
     Field("const PlanHeader*", "plan", "the work items lie behind it"),
-    Field("float*", "partial_o", "[partial_rows * num_kv_heads, head_dim]"),
+    Field("float*", "partial_o", "[partial_rows * num_kv_heads, v_head_dim]"),
     Field("float*", "partial_lse", "[partial_rows * num_kv_heads], base 2"),
     Field("u32*", "counters", "tickets, taken by role, finished; zero between launches"),
     Field("u32*", "merge_counters", "[merges * num_kv_heads, 2]; zero between launches"),

@@ -71,7 +71,11 @@ def full_grid(config: Variant, num_sms: int) -> int:
 
 
 def all_default_variants(
-    arch: str, *, families: Iterable[str] = FAMILIES, **filters: Iterable[Any]
+    arch: str,
+    *,
+    families: Iterable[str] = FAMILIES,
+    v_head_dim: int | None = None,
+    **filters: Iterable[Any],
 ) -> list[Variant]:
     """Return the causal variants that a schedule may pick on `arch`, as the filters allow.
 
@@ -81,8 +85,10 @@ def all_default_variants(
         For example ``"sm_80"``; only ``"sm_90a"`` has variants of the Hopper family.
     families : iterable of str
         Names in `FAMILIES`.
+    v_head_dim : int, optional
+        Elements of a head of the values, if fewer than of the keys.
     **filters : iterables
-        Fields of `podrt.kernels.family.Filters`.
+        Other fields of `podrt.kernels.family.Filters`.
 
     Raises
     ------
@@ -90,7 +96,7 @@ def all_default_variants(
         `arch` or one of `families` is unknown.
     """
     get_arch(arch)
-    wanted, kept = tuple(families), Filters.of(**filters)
+    wanted, kept = tuple(families), Filters.of(v_head_dim=v_head_dim, **filters)
     for name in wanted:
         if name not in FAMILIES:
             raise UnsupportedConfigError(f"family={name!r}: allowed are {', '.join(FAMILIES)}")

@@ -35,6 +35,8 @@ class Filters:
         Whether scores are capped.
     tree_masks : tuple of bool
         Whether decodes have trees.
+    v_head_dim : int or None
+        Elements of a head of the values, fewer than of the keys; None for as many.
     """
 
     forms: tuple[Form, ...] = get_args(Form)
@@ -44,11 +46,13 @@ class Filters:
     decode_rows: tuple[int, ...] = (8, 16, 32)
     soft_caps: tuple[bool, ...] = (False,)
     tree_masks: tuple[bool, ...] = (False,)
+    v_head_dim: int | None = None
 
     @classmethod
-    def of(cls, **filters: Iterable[Any]) -> Filters:
+    def of(cls, *, v_head_dim: int | None = None, **filters: Iterable[Any]) -> Filters:
         """Return filters from iterables, which may be iterators."""
-        return cls(**{name: tuple(values) for name, values in filters.items()})
+        given: dict[str, Any] = {name: tuple(values) for name, values in filters.items()}
+        return cls(**given, v_head_dim=v_head_dim)
 
 
 class Family(Protocol):

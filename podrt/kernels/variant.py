@@ -72,6 +72,7 @@ class VariantForm:
     page_size: int | None
     soft_cap: bool
     tree_mask: bool
+    v_head_dim: int | None
 
     @cached_property
     def spec(self) -> KernelSpec:
@@ -83,7 +84,13 @@ class VariantForm:
             self.page_size,
             self.soft_cap,
             self.tree_mask,
+            self.v_head_dim,
         )
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a head of the values and of the output."""
+        return self.spec.value_dim
 
     def require_spec(self, spec: AttentionSpec) -> None:
         """Check that the kernel is compiled for a layer.

@@ -80,8 +80,8 @@ def order_to_share_keys(
     heads = spec.num_kv_heads
     if heads == 1 or len(items) * heads <= sharing.units_at_once:
         return items, NO_RUNS
-    row_bytes = spec.head_dim * ELEMENT_BYTES[spec.dtype]
-    resident_keys = sharing.resident_bytes // (2 * heads * row_bytes)
+    key_bytes = (spec.head_dim + spec.value_dim) * ELEMENT_BYTES[spec.dtype]
+    resident_keys = sharing.resident_bytes // (heads * key_bytes)
     if len(items) == len(tiles) and tiles.request[0] == tiles.request[-1]:
         tiles_at_once = -(-sharing.units_at_once // heads)
         return items, _run_of_one_request(tiles, tiles_at_once, resident_keys)

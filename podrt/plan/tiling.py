@@ -123,14 +123,14 @@ class Tiling:
     request_cuts: RequestCuts | None = None
 
 
-def partial_rows_within(num_bytes: int, num_kv_heads: int, head_dim: int) -> int:
+def partial_rows_within(num_bytes: int, num_kv_heads: int, value_dim: int) -> int:
     """Return how many rows of partial outputs, per KV head, fit into so much memory.
 
     Parameters
     ----------
     num_bytes : int
-        Bytes of `partial_o`, float32 ``[rows, num_kv_heads, head_dim]``.
-    num_kv_heads, head_dim : int
-        KV heads, and elements of a head.
+        Bytes of `partial_o`, float32 ``[rows, num_kv_heads, value_dim]``.
+    num_kv_heads, value_dim : int
+        KV heads, and elements of a head of the values.
     """
-    return num_bytes // (num_kv_heads * head_dim * _FLOAT_BYTES)
+    return num_bytes // (num_kv_heads * value_dim * _FLOAT_BYTES)

@@ -74,7 +74,7 @@ def layer_name(spec: AttentionSpec, family: str) -> str:
     cap = "" if spec.logits_soft_cap is None else " softcap"
     heads = f"{spec.num_qo_heads}/{spec.num_kv_heads}"
     tree = " tree" if spec.mask.tree else ""
-    return f"{family} {heads} d{spec.head_dim} {spec.dtype} {pages}{mask}{cap}{tree}"
+    return f"{family} {heads} {spec.kernel.heads_tag} {spec.dtype} {pages}{mask}{cap}{tree}"
 
 
 def _exponent(value: float) -> int:

@@ -89,11 +89,12 @@ def work_of(plan: Plan, variant: HopperConfig, gpu: DeviceInfo, calibration: Cal
     costs, is_pod = calibration.launch_costs, variant.form == "pod"
     decode_only = min(plan.decode_only_ctas, gpu.num_sms) if is_pod else 0
     prefill_only = min(plan.prefill_only_ctas, gpu.num_sms - decode_only) if is_pod else 0
-    key_mb = 2 * variant.head_dim * ELEMENT_BYTES[variant.dtype] / 1e6
+    elements = variant.head_dim + variant.value_dim  # of a key and value, or a query and output
+    key_mb = elements * ELEMENT_BYTES[variant.dtype] / 1e6
     units_us: Times = np.empty(0)
     prefill_mb = decode_mb = merge_us = 0.0
     if variant.form != "decode":
-        us_per_key = 4e-6 * variant.head_dim * plan.prefill_rows / _tflops_per_sm(costs, variant)
+        us_per_key = 2e-6 * elements * plan.prefill_rows / _tflops_per_sm(costs, variant)
         units_us = costs.unit_us + us_per_key * keys_of(plan.prefill)[units_in_turn(plan)[0]]
         resident_keys = int(calibration.l2_use.resident_share * gpu.l2_bytes / key_mb / 1e6)
         read = keys_read(plan, gpu.num_sms, resident_keys)

@@ -69,7 +69,7 @@ class HopperChoices:
         self._large_tile = _large_tile(policy, spec)
         self._may_part = policy.may_part and self._large_tile is not False
         self._fixed_shares = _shares(policy)
-        self._sms = SmAllocation(spec.head_dim, gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
+        self._sms = SmAllocation(gpu.num_sms, gpu.memory_gbs, calibration.sm_sharing)
 
     def decode_rows(self, batch: HybridBatch) -> int:
         """Return the rows of the smallest tile that holds nearly all requests of few rows whole."""

@@ -89,6 +89,7 @@ class PortableChoices:
             causal=spec.mask.causal,
             soft_cap=spec.logits_soft_cap is not None,
             tree_mask=spec.mask.tree,
+            v_head_dim=spec.v_head_dim,
         )
 
     def share(self, plan: Plan) -> Plan:

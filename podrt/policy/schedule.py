@@ -228,7 +228,7 @@ class Scheduler:
             most_rows = partial_rows_within(
                 DEFAULT_PARTIAL_BYTES if most_bytes is None else most_bytes,
                 self.spec.num_kv_heads,
-                self.spec.head_dim,
+                self.spec.value_dim,
             )
             tiling = tiling_for(
                 geometry,

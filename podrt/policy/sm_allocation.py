@@ -49,8 +49,6 @@ class SmAllocation:
 
     Attributes
     ----------
-    head_dim : int
-        Elements of a head.
     num_sms : int
         SMs of the GPU.
     memory_gbs : float
@@ -64,7 +62,6 @@ class SmAllocation:
         `memory_gbs` is not greater than 0.
     """
 
-    head_dim: int
     num_sms: int
     memory_gbs: float
     speeds: SmSharing
@@ -99,12 +96,13 @@ class SmAllocation:
         return f"{ratio}: no SMs take one side first (SmSharing.best_shares)"
 
     def _work(self, plan: Plan) -> _Work:
-        flops_per_key = 4.0 * self.head_dim * plan.prefill_rows
-        row_bytes = self.head_dim * ELEMENT_BYTES[plan.spec.dtype]
+        elements = plan.spec.head_dim + plan.spec.value_dim  # of a key and its value
+        flops_per_key = 2.0 * elements * plan.prefill_rows
+        key_bytes = elements * ELEMENT_BYTES[plan.spec.dtype]
         items, heads = plan.prefill_longest_first(), plan.spec.num_kv_heads
         keys = items["kv_end"] - items["kv_begin"]
         us_per_key = flops_per_key / self.speeds.prefill_tflops_per_sm / 1e6
-        decode_bytes = 2 * plan.decode_keys * heads * row_bytes
+        decode_bytes = plan.decode_keys * heads * key_bytes
         prefill_us = _waves_keys(keys, heads, self.num_sms) * us_per_key
         decode_us = decode_bytes / (self.speeds.read_efficiency * self.memory_gbs) / 1e3
         return _Work(keys, heads, us_per_key, prefill_us, decode_bytes, decode_us)

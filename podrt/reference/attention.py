@@ -44,7 +44,7 @@ def reference_attention(
     q : array [total_tokens, Hq, D]
         Any float dtype, bfloat16 of ml_dtypes included.
     k_cache, v_cache : arrays [B, L, Hkv, D] or [pages, page_size, Hkv, D]
-        Contiguous, or paged when `page_table` is given.
+        Contiguous, or paged when `page_table` is given. The D of values may be another, Dv.
     batch : HybridBatch
         Lengths and page geometry.
     page_table : int32 array, optional
@@ -66,7 +66,7 @@ def reference_attention(
 
     Returns
     -------
-    out : float64 array [total_tokens, Hq, D]
+    out : float64 array [total_tokens, Hq, Dv]
         0 in rows that see no key.
     lse : float64 array [total_tokens, Hq]
         Natural log of the sum of the exponentials of the scores, sinks left out; -inf in such rows.
@@ -79,7 +79,7 @@ def reference_attention(
     _check(q, k_cache, v_cache, batch, page_table, page_size, sinks)
     scale = 1 / math.sqrt(q.shape[2]) if sm_scale is None else sm_scale
     mask = Mask(causal, window_left, tree_mask is not None)
-    out = np.zeros(q.shape)
+    out = np.zeros((*q.shape[:2], v_cache.shape[3]))
     lse = np.full(q.shape[:2], -np.inf)
     group = q.shape[1] // k_cache.shape[2]
     for request in range(batch.num_requests):
@@ -137,9 +137,9 @@ def _one_head(
     out: Float64Array,
     lse: Float64Array,
 ) -> None:
-    """Fill out ``[q_len, group, D]`` and lse ``[q_len, group]``.
+    """Fill out ``[q_len, group, Dv]`` and lse ``[q_len, group]``.
 
-    `k` and `v` ``[kv_len - first, D]`` begin with key `first`.
+    `k` ``[kv_len - first, D]`` and `v` ``[kv_len - first, Dv]`` begin with key `first`.
     """
     q_len, group, head_dim = q.shape
     kv_len = first + len(k)
@@ -155,7 +155,7 @@ def _one_head(
         top = scores.max(axis=2)
         weights = np.exp(scores - _finite(top)[:, :, None])
         total = weights.sum(axis=2)
-        weighted = (weights.reshape(-1, high - low) @ v[seen]).reshape(-1, group, head_dim)
+        weighted = (weights.reshape(-1, high - low) @ v[seen]).reshape(-1, group, v.shape[1])
         sees = total > 0  # words may hide all keys
         out[tokens] = weighted / np.where(sees, total, 1.0)[:, :, None]
         lse[tokens] = np.where(sees, top + np.log(np.where(sees, total, 1.0)), -np.inf)
@@ -200,8 +200,11 @@ def _check(
     if page_size != batch.page_size:
         raise ValueError(f"page_size is {page_size}; the batch was made for {batch.page_size}")
     batch.require_cache(k_cache.shape, "k_cache")
-    if v_cache.shape != k_cache.shape:
-        raise ValueError(f"v_cache has shape {v_cache.shape}; expected {k_cache.shape}, as k_cache")
+    if v_cache.ndim != k_cache.ndim or v_cache.shape[:3] != k_cache.shape[:3]:
+        raise ValueError(
+            f"v_cache has shape {v_cache.shape}; expected {k_cache.shape}, as k_cache, but for the "
+            "elements of a head"
+        )
     if q.ndim != 3 or q.shape[0] != batch.total_tokens or q.shape[2] != k_cache.shape[3]:
         raise ValueError(
             f"q has shape {q.shape}; expected ({batch.total_tokens}, Hq, {k_cache.shape[3]})"

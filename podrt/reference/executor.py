@@ -44,7 +44,7 @@ def execute_plan(
     q : array [total_tokens, Hq, D]
         Any float dtype.
     k_cache, v_cache : arrays [B, L, Hkv, D] or [pages, page_size, Hkv, D]
-        Contiguous, or paged when `page_table` is given.
+        Contiguous, or paged when `page_table` is given. The D of values may be another, Dv.
     page_table : int32 array, optional
         Flat page table.
     page_size : int, optional
@@ -63,7 +63,7 @@ def execute_plan(
 
     Returns
     -------
-    out : float64 array [total_tokens, Hq, D]
+    out : float64 array [total_tokens, Hq, Dv]
         0 in rows that see no key.
     lse : float64 array [total_tokens, Hq]
         Natural log, sinks left out; -inf in rows that see no key.
@@ -112,7 +112,7 @@ class _Cache:
     page_size: int | None
 
     def read(self, item: Any, kv_head: int, keys: npt.NDArray[np.int64]) -> tuple[Any, Any]:
-        """K and V, float64 ``[len(keys), D]``, of the item's request."""
+        """K ``[len(keys), D]`` and V ``[len(keys), Dv]``, float64, of the item's request."""
         if self.page_table is None or self.page_size is None:
             row, slot = np.full(len(keys), item["request"]), keys
         else:
@@ -148,7 +148,7 @@ class _Run:
         words: npt.NDArray[np.uint64] | None,
         kv_tile: int,
     ) -> _Run:
-        partials = plan.partial_rows * plan.num_kv_heads
+        partials, value_dim = plan.partial_rows * plan.num_kv_heads, cache.v.shape[3]
         return cls(
             plan,
             scaled_q,
@@ -156,9 +156,9 @@ class _Run:
             None if sinks is None else sinks.astype(np.float64) * _LOG2_E,
             words,
             kv_tile,
-            out=np.full(scaled_q.shape, np.nan),
+            out=np.full((*scaled_q.shape[:2], value_dim), np.nan),
             lse=np.full(scaled_q.shape[:2], np.nan),
-            partial_out=np.full((partials, scaled_q.shape[2]), np.nan),
+            partial_out=np.full((partials, value_dim), np.nan),
             partial_lse2=np.full(partials, np.nan),
             arrived=np.zeros((plan.num_merges, plan.num_kv_heads), np.int64),
         )
@@ -212,7 +212,7 @@ class _Run:
         cap = self.plan.spec.logits_soft_cap
         top = np.full(len(token), -np.inf)
         total = np.zeros(len(token))
-        acc = np.zeros(q.shape)
+        acc = np.zeros((len(token), self.partial_out.shape[1]))
         for begin in reversed(range(item["kv_begin"], item["kv_end"], self.kv_tile)):
             keys = np.arange(begin, min(begin + self.kv_tile, item["kv_end"]))
             k, v = self.cache.read(item, kv_head, keys)

@@ -55,7 +55,7 @@ class Repeat:
         self._stream, self._stream_key = stream, driver.stream_key(stream)
         self._framework: Framework = tensors.q.framework
         self._current_stream = current_stream_getter(self._framework)
-        self._q_type = type(tensors.q.owner)
+        self._q_type, self._value_dim = type(tensors.q.owner), tensors.out.shape[2]
         self._steps: Steps = ()
         self._planned: Planned | None = None
         self._least_rows = self._most_rows = 0
@@ -106,7 +106,7 @@ class Repeat:
             # Memory is allocated in the order of the current stream, perhaps not of this one.
             if stream is not None or type(q) is not self._q_type:
                 return None
-            out = _empty_like(q, self._framework)
+            out = _empty_out(q, self._value_dim, self._framework)
         found = self._addresses(q, k_cache, v_cache, out)
         if found is None:
             return None
@@ -136,10 +136,12 @@ class Repeat:
         return handle
 
 
-def _empty_like(q: Any, framework: Framework) -> Any:
+def _empty_out(q: Any, value_dim: int, framework: Framework) -> Any:
     """Allocate a row-major output on the framework's current stream."""
+    rows, heads, _ = q.shape
+    shape = rows, heads, value_dim  # PyTorch takes half as long again over a Size of its own
     if framework == "torch":
-        return q.new_empty(tuple(q.shape))  # PyTorch takes half as long again over its own Size
+        return q.new_empty(shape)
     import cupy
 
-    return cupy.empty(q.shape, q.dtype)
+    return cupy.empty(shape, q.dtype)

@@ -116,7 +116,7 @@ def room_for(limits: Limits, scheduler: Scheduler) -> Room:
     return Room(
         decode_rows=decode_rows,
         plan_bytes=plan_bytes(bounds.items, entries, limits.max_tokens * spec.mask.tree),
-        scratch_bytes=scratch_bytes(bounds.partial_rows * spec.num_kv_heads, spec.head_dim),
+        scratch_bytes=scratch_bytes(bounds.partial_rows * spec.num_kv_heads, spec.value_dim),
         captured=scheduler.captured(decode_rows),
         captured_decode=scheduler.captured(decode_rows, decodes_only=True),
         variants=scheduler.variants(decode_rows),

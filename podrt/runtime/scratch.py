@@ -1,6 +1,6 @@
 """Counters and partial results: what launches of one stream share, and where it lies.
 
-Where the parts lie follows from the number of bytes and `head_dim` alone, and the counters' place
+Where the parts lie follows from the number of bytes and `value_dim` alone, and the counters' place
 from the bytes alone. So objects of different limits and layers may share one piece of memory, as
 long as their launches follow one another: counters are zero between launches, and nothing else need
 last.
@@ -30,17 +30,17 @@ class Scratch(NamedTuple):
     rows: int
 
 
-def scratch_bytes(rows: int, head_dim: int) -> int:
+def scratch_bytes(rows: int, value_dim: int) -> int:
     """Return the bytes that `rows` rows of partial results and all counters need.
 
     Parameters
     ----------
     rows : int
         Partial rows of the plan times KV heads.
-    head_dim : int
+    value_dim : int
         Elements of a row.
     """
-    partials = rows * (head_dim + 1) * _FLOAT_BYTES + 2 * _ALIGN
+    partials = rows * (value_dim + 1) * _FLOAT_BYTES + 2 * _ALIGN
     others = _COUNTER_BYTES + 2 * _ALIGN
     share = _BYTES_FOR_EACH_OF_MERGES
     return _rounded_up((partials + others) * share // (share - 1) + share)
@@ -51,11 +51,11 @@ def counter_bytes(nbytes: int) -> int:
     return _COUNTER_BYTES + _rounded_up(nbytes // _BYTES_FOR_EACH_OF_MERGES)
 
 
-def place(pointer: int, nbytes: int, head_dim: int) -> Scratch:
-    """Lay out memory of at least ``scratch_bytes(0, head_dim)`` bytes, aligned to 256."""
+def place(pointer: int, nbytes: int, value_dim: int) -> Scratch:
+    """Lay out memory of at least ``scratch_bytes(0, value_dim)`` bytes, aligned to 256."""
     counters_end = counter_bytes(nbytes)
     room = nbytes - counters_end - _ALIGN
-    rows = max(room // ((head_dim + 1) * _FLOAT_BYTES), 0)
+    rows = max(room // ((value_dim + 1) * _FLOAT_BYTES), 0)
     partial_lse = pointer + counters_end
     partial_o = partial_lse + _rounded_up(rows * _FLOAT_BYTES)
     return Scratch(pointer, pointer + _COUNTER_BYTES, partial_lse, partial_o, rows)

@@ -45,7 +45,7 @@ class Session:
     def __init__(self, driver: Driver, scheduler: Scheduler) -> None:
         self.driver, self.scheduler = driver, scheduler
         self._spec, self._num_sms = scheduler.spec, scheduler.gpu.num_sms
-        self.workspaces = Workspaces(driver, self._spec.head_dim)
+        self.workspaces = Workspaces(driver, self._spec.value_dim)
         self.reservation: Reservation | None = None
         self.planned: Planned | None = None
         self._by_other_family: Planned | None = None  # the same batch

@@ -24,12 +24,12 @@ class Workspace:
         The GPU.
     ring : UploadRing
         What plans are copied through.
-    head_dim : int
+    value_dim : int
         Elements of a row of partial results.
     """
 
-    def __init__(self, driver: Driver, ring: UploadRing, head_dim: int) -> None:
-        self._driver, self._ring, self._head_dim = driver, ring, head_dim
+    def __init__(self, driver: Driver, ring: UploadRing, value_dim: int) -> None:
+        self._driver, self._ring, self._value_dim = driver, ring, value_dim
         self._plan, self._scratch = _EMPTY, _EMPTY
         self._partial_rows = -1  # that find room
         self._is_fixed = False
@@ -40,7 +40,7 @@ class Workspace:
     @property
     def buffers(self) -> Buffers:
         """Addresses for the kernels."""
-        scratch = place(self._scratch.pointer, self._scratch.nbytes, self._head_dim)
+        scratch = place(self._scratch.pointer, self._scratch.nbytes, self._value_dim)
         return Buffers(
             plan=self._plan.pointer,
             partial_o=scratch.partial_o,
@@ -90,14 +90,14 @@ class Workspace:
         if plan_bytes > self._plan.nbytes:
             room = max(_with_slack(plan_bytes), PLAN_BYTES_AT_LEAST)
             self._plan = self._driver.allocate(room, stream)
-        scratch = scratch_bytes(rows, self._head_dim)
+        scratch = scratch_bytes(rows, self._value_dim)
         if scratch > self._scratch.nbytes:
             self._take_scratch(self._driver.allocate(_with_slack(scratch), stream), stream)
 
     def _take_scratch(self, memory: Memory, stream: int) -> None:
         self._driver.clear(memory.pointer, counter_bytes(memory.nbytes), stream)
         self._scratch = memory
-        self._partial_rows = place(0, memory.nbytes, self._head_dim).rows
+        self._partial_rows = place(0, memory.nbytes, self._value_dim).rows
 
 
 def _with_slack(nbytes: int) -> int:

@@ -20,15 +20,15 @@ MOST_STREAMS = 16
 class Workspaces:
     """The workspaces of one `HybridAttention`."""
 
-    def __init__(self, driver: Driver, head_dim: int) -> None:
-        self._driver, self._head_dim = driver, head_dim
+    def __init__(self, driver: Driver, value_dim: int) -> None:
+        self._driver, self._value_dim = driver, value_dim
         self._ring = UploadRing(driver)
         self._by_stream: dict[Hashable, Workspace] = {}
         self._captured: dict[Hashable, Workspace] = {}
 
     def new(self) -> Workspace:
         """Return a workspace that is nobody's yet."""
-        return Workspace(self._driver, self._ring, self._head_dim)
+        return Workspace(self._driver, self._ring, self._value_dim)
 
     def ready(self, planned: Planned, stream: int, *, may_be_captured: bool = True) -> Workspace:
         """Return a workspace that holds the plan, in the order of a stream."""

@@ -28,7 +28,7 @@ class KernelSpec:
     Attributes
     ----------
     head_dim : int
-        Elements of a head.
+        Elements of a head of q and the keys.
     dtype : {"bfloat16", "float16"}
         Element type of q, the caches and the output.
     causal : bool
@@ -40,6 +40,8 @@ class KernelSpec:
         Scores are capped; by what is an argument (`AttentionSpec.logits_soft_cap`).
     tree_mask : bool
         Decodes have trees (`Mask.tree`); which, plans say.
+    v_head_dim : int or None
+        Elements of a head of the values and of the output; None where as many as of the keys.
     """
 
     head_dim: int
@@ -48,6 +50,17 @@ class KernelSpec:
     page_size: int | None
     soft_cap: bool
     tree_mask: bool = False
+    v_head_dim: int | None = None
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a head of the values and of the output."""
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
+
+    @property
+    def heads_tag(self) -> str:
+        """The word for the size of heads in names: ``"d192"``, or ``"d192v128"``."""
+        return f"d{self.head_dim}" + ("" if self.v_head_dim is None else f"v{self.v_head_dim}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class AttentionSpec:
     Attributes
     ----------
     num_qo_heads, num_kv_heads, head_dim : int
-        Heads, and the size of each.
+        Heads, and the size of each of q and the keys.
     dtype : {"bfloat16", "float16"}
         Element type.
     mask : Mask
@@ -70,6 +83,8 @@ class AttentionSpec:
         Order of tokens and heads in the caches.
     logits_soft_cap : float or None
         Scaled scores s become ``cap * tanh(s / cap)`` before the mask; None leaves them.
+    v_head_dim : int or None
+        As of `KernelSpec`; `value_dim` is a number in any case.
     """
 
     num_qo_heads: int
@@ -81,6 +96,12 @@ class AttentionSpec:
     page_size: int | None
     kv_layout: KvLayout
     logits_soft_cap: float | None = None
+    v_head_dim: int | None = None
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a head of the values and of the output."""
+        return self.kernel.value_dim
 
     @property
     def group(self) -> int:
@@ -92,7 +113,13 @@ class AttentionSpec:
         """What its kernels are compiled for."""
         soft_cap = self.logits_soft_cap is not None
         return KernelSpec(
-            self.head_dim, self.dtype, self.mask.causal, self.page_size, soft_cap, self.mask.tree
+            self.head_dim,
+            self.dtype,
+            self.mask.causal,
+            self.page_size,
+            soft_cap,
+            self.mask.tree,
+            self.v_head_dim,
         )
 
 
@@ -108,6 +135,7 @@ def make_spec(
     window_left: int | None = None,
     logits_soft_cap: float | None = None,
     tree_mask: bool = False,
+    v_head_dim: int | None = None,
 ) -> AttentionSpec:
     """Check the arguments of `podrt.HybridAttention` and gather them; errors as there."""
     # The layout first: `podrt.hybrid_attention` reads num_kv_heads off the cache with its help.
@@ -146,6 +174,7 @@ def make_spec(
         page_size,
         kv_layout,  # type: ignore[arg-type]
         None if logits_soft_cap is None else _checked_cap(logits_soft_cap),
+        None if v_head_dim is None else _checked_v_head_dim(v_head_dim, head_dim),
     )
 
 
@@ -164,6 +193,20 @@ def _int(name: str, value: Any, expected: str) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name}={value!r}: expected {expected}") from None
+
+
+def _checked_v_head_dim(v_head_dim: Any, head_dim: int) -> int | None:
+    """Return None for values as wide as keys, so that such layers are equal."""
+    checked = positive_int("v_head_dim", v_head_dim)
+    if checked not in HEAD_DIMS:
+        raise UnsupportedConfigError(f"v_head_dim={checked}: allowed are {HEAD_DIMS_TEXT}")
+    if checked > head_dim:
+        raise UnsupportedConfigError(
+            f"v_head_dim={checked}: values may be narrower than the keys of head_dim={head_dim}, "
+            "but not wider; pad q and the keys with zeros to the width of the values, and give "
+            "sm_scale"
+        )
+    return None if checked == head_dim else checked
 
 
 def _checked_window(window_left: Any) -> int:

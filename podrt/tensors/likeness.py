@@ -64,7 +64,7 @@ def addresses_if_like(q: Any, k_cache: Any, v_cache: Any, out: Any) -> Addresses
     """Return a function that tells the addresses of a run's tensors like these, and the rows.
 
     As `address_if_like`, but q and out may have another number of rows, the same for both. All four
-    tensors are of one framework; caches are of one shape, and all of one element type and device.
+    tensors are of one framework, element type and device.
     """
     kinds = type(q), type(k_cache), type(v_cache), type(out)
     frameworks = {framework_of(tensor) for tensor in (q, k_cache, v_cache, out)}
@@ -82,15 +82,15 @@ def _of_torch(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addre
     are_like = _torch_guard(q, k, v, out)
     if are_like is None:
         return _of_torch_by_attributes(q, k, v, out, kinds)
-    row = q.shape[1] * q.shape[2]
+    row, out_row = (tensor.shape[1] * tensor.shape[2] for tensor in (q, out))
 
     def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int, int] | None:
         if not are_like(q, k, v, out):
             return None
-        elements = q.numel()  # a third of the time of a shape
-        if out.numel() != elements:
+        rows = q.numel() // row  # a third of the time of a shape
+        if out.numel() != rows * out_row:
             return None
-        return q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), elements // row
+        return q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), rows
 
     return addresses
 
@@ -123,7 +123,8 @@ def _torch_guard(q: Any, k: Any, v: Any, out: Any) -> Callable[..., bool] | None
 def _of_torch_by_attributes(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addresses:
     q_kind, k_kind, v_kind, out_kind = kinds
     q_strides, k_strides, v_strides, out_strides = (t.stride() for t in (q, k, v, out))
-    row, cache, dtype, device = tuple(q.shape[1:]), tuple(k.shape), q.dtype, q.get_device()
+    row, out_row, k_shape, v_shape = q.shape[1:], out.shape[1:], k.shape, v.shape
+    dtype, device = q.dtype, q.get_device()
 
     def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int, int] | None:
         if type(q) is not q_kind:
@@ -132,8 +133,8 @@ def _of_torch_by_attributes(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, 
         if (
             type(k) is k_kind
             and (type(v) is v_kind and type(out) is out_kind)
-            and (shape[1:] == row and out.shape == shape)
-            and (k.shape == cache and v.shape == cache)
+            and (shape[1:] == row and out.shape == (shape[0], *out_row))
+            and (k.shape == k_shape and v.shape == v_shape)
             and (q.stride() == q_strides and out.stride() == out_strides)
             and (k.stride() == k_strides and v.stride() == v_strides)
             and (q.dtype is dtype and k.dtype is dtype and v.dtype is dtype)
@@ -149,7 +150,8 @@ def _of_torch_by_attributes(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, 
 def _of_cupy(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addresses:
     q_kind, k_kind, v_kind, out_kind = kinds
     q_strides, k_strides, v_strides, out_strides = (t.strides for t in (q, k, v, out))
-    row, cache, dtype, device = q.shape[1:], k.shape, q.dtype, q.data.device_id
+    row, out_row, k_shape, v_shape = q.shape[1:], out.shape[1:], k.shape, v.shape
+    dtype, device = q.dtype, q.data.device_id
 
     def addresses(q: Any, k: Any, v: Any, out: Any) -> tuple[int, int, int, int, int] | None:
         if type(q) is not q_kind:
@@ -158,8 +160,8 @@ def _of_cupy(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addres
         if (
             type(k) is k_kind
             and (type(v) is v_kind and type(out) is out_kind)
-            and (shape[1:] == row and out.shape == shape)
-            and (k.shape == cache and v.shape == cache)
+            and (shape[1:] == row and out.shape == (shape[0], *out_row))
+            and (k.shape == k_shape and v.shape == v_shape)
             and (q.strides == q_strides and out.strides == out_strides)
             and (k.strides == k_strides and v.strides == v_strides)
             and (q.dtype == dtype and k.dtype == dtype)

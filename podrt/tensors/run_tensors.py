@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from podrt.errors import UnsupportedConfigError
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.checks import (
@@ -22,6 +21,7 @@ from podrt.tensors.view import TensorView, view
 
 _MAX_OFFSET = 2**31 - 1
 _Q_LAYOUT = "[total_tokens, num_qo_heads, head_dim]"
+_OUT_LAYOUT = "[total_tokens, num_qo_heads, v_head_dim]"
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,9 @@ def view_tensors(
         for cache, name in ((k_cache, "k_cache"), (v_cache, "v_cache"))
     ]
     _check_q(q_view, layer, batch, may_have_more_rows)
-    _check_cache(caches[0], layer, batch)
-    _check_widths(*caches)
-    _check_cache(caches[1], layer, batch)
-    if caches[0].shape != caches[1].shape:
+    _check_cache(caches[0], layer, batch, "head_dim", layer.head_dim)
+    _check_cache(caches[1], layer, batch, "v_head_dim", layer.value_dim)
+    if caches[0].shape[:3] != caches[1].shape[:3]:
         raise ValueError(f"v_cache: got shape {caches[1].shape}, k_cache has {caches[0].shape}")
     require_same_device(q_view, *caches)
     sinks_view = None
@@ -112,10 +111,11 @@ def view_tensors(
         sinks_view = view(sinks, "sinks", stream)
         _check_sinks(sinks_view, q_view)
     is_given = (out is not None, lse is not None or not return_lse)
+    out_shape = (*q_view.shape[:2], layer.value_dim)
     if out is None:
-        out = empty_like_caller(q_view, q_view.shape, "same", stream)
+        out = empty_like_caller(q_view, out_shape, "same", stream)
     out_view = view(out, "out", stream)
-    _check_out(out_view, q_view)
+    _check_out(out_view, q_view, out_shape)
     if lse is None and return_lse:
         lse = empty_like_caller(q_view, q_view.shape[:2], "float32", stream)
     lse_view = None
@@ -169,20 +169,15 @@ def _nhd(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) -> TensorV
     return replace(cache, shape=(a, length, heads, d), strides=(sa, s_length, s_heads, sd))
 
 
-def _check_widths(k_cache: TensorView, v_cache: TensorView) -> None:
-    if k_cache.shape[3] != v_cache.shape[3]:
-        raise UnsupportedConfigError(
-            f"v_cache: got head_dim={v_cache.shape[3]} where k_cache has {k_cache.shape[3]}; keys "
-            "and values must be as wide as each other: pad the narrower ones with zeros"
-        )
-
-
-def _check_cache(cache: TensorView, layer: AttentionSpec, batch: HybridBatch) -> None:
+def _check_cache(
+    cache: TensorView, layer: AttentionSpec, batch: HybridBatch, dim: str, elements: int
+) -> None:
+    """Check keys or values, whose heads have so many elements, as the argument `dim` says."""
     batch.require_cache(cache.shape, cache.name)
-    if cache.shape[2:] != (layer.num_kv_heads, layer.head_dim):
+    if cache.shape[2:] != (layer.num_kv_heads, elements):
         raise ValueError(
             f"{cache.name}: got {cache.shape[2]} KV heads of {cache.shape[3]}, expected "
-            f"num_kv_heads={layer.num_kv_heads} of head_dim={layer.head_dim}; "
+            f"num_kv_heads={layer.num_kv_heads} of {dim}={elements}; "
             f"kv_layout is {layer.kv_layout!r}"
         )
     require_dtype(cache, layer.dtype)
@@ -196,10 +191,11 @@ def _check_sinks(sinks: TensorView, q: TensorView) -> None:
     require_same_device(q, sinks)
 
 
-def _check_out(out: TensorView, q: TensorView) -> None:
-    require_rank(out, 3, _Q_LAYOUT)
-    if out.shape != q.shape:
-        raise ValueError(f"out: got shape {out.shape}, expected {q.shape} as q")
+def _check_out(out: TensorView, q: TensorView, expected: tuple[int, ...]) -> None:
+    require_rank(out, 3, _OUT_LAYOUT)
+    if out.shape != expected:
+        like = "as q" if expected == q.shape else _OUT_LAYOUT
+        raise ValueError(f"out: got shape {out.shape}, expected {expected} {like}")
     require_dtype(out, q.dtype)
     require_same_device(q, out)
     require_writable(out)

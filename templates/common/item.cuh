@@ -107,8 +107,8 @@ __device__ __forceinline__ void merge_rows(const Params& p, const WorkItem& item
   for (int r = 0; r < kRows; r++)
     sinks_log2[r] = sink_log2(p, item, kv_head, min(row + r, end - 1));
   const i64 first = partial_row(p, item, kv_head, tile_rows, 0, row);
-  const MergedRows<Config::kHeadDim, kRows, kSplits> merged(
-      p.partial_o + first * Config::kHeadDim, p.partial_lse + first,
+  const MergedRows<Config::kValueDim, kRows, kSplits> merged(
+      p.partial_o + first * Config::kValueDim, p.partial_lse + first,
       tile_rows * p.num_kv_heads, item.num_splits, end - row, sinks_log2, lane);
 #pragma unroll
   for (int r = 0; r < kRows; r++) {

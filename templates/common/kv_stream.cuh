@@ -32,15 +32,15 @@ template <class Config, class Tile>
 struct KvStream {
   static constexpr int kWarpRows = Tile::kKvTile / Tile::kWarps;  // rows that this warp copies
   static constexpr int kChunks = Config::kHeadDim / kChunkElements;
+  static constexpr int kValueChunks = Config::kValueDim / kChunkElements;
   // Lanes of a row: a power of two. Those behind the last chunk fill the other half of a product's 16
   // columns with zeros, and copy nothing else.
   static constexpr int kRowLanes = Config::kRowColumns > 128 ? 32 : Config::kRowColumns / kChunkElements;
-  static constexpr int kFilledChunks = (kChunks + 1) / 2 * 2;
   static constexpr int kRowsAtOnce = kWarp / kRowLanes;
   // Rows known to share a page: items begin at whole tiles.
   static constexpr int kRunRows =
       Config::kPageSize > 0 ? gcd(Config::kPageSize, kWarpRows) : kWarpRows;
-  static constexpr bool kFewRegisters = Config::kHeadDim > 128;  // the accumulators leave few
+  static constexpr bool kFewRegisters = Config::kValueDim > 128;  // the accumulators leave few
   static constexpr int kTileBytes = Tile::kKvTile * Config::kRowColumns * 2;
   static_assert(kChunks <= kRowLanes && kWarpRows % kRowsAtOnce == 0 && kWarpRows <= kWarp, "");
 
@@ -63,11 +63,12 @@ struct KvStream {
   }
 
   // Whether a lane's chunk is one of the head's, and whether it is written at all.
-  static __device__ __forceinline__ bool chunk_exists(int chunk) {
-    return kChunks == kFilledChunks || chunk < kChunks;
+  static __device__ __forceinline__ bool chunk_exists(int chunk, bool is_v = false) {
+    return kValueChunks < kChunks && is_v ? exists<kValueChunks>(chunk) : exists<kChunks>(chunk);
   }
-  static __device__ __forceinline__ bool chunk_is_filled(int chunk) {
-    return kFilledChunks == kRowLanes || chunk < kFilledChunks;
+  static __device__ __forceinline__ bool chunk_is_filled(int chunk, bool is_v = false) {
+    return kValueChunks < kChunks && is_v ? is_filled<kValueChunks>(chunk)
+                                          : is_filled<kChunks>(chunk);
   }
 
   // Looks up the pages of a tile well before its copies are issued.
@@ -94,6 +95,16 @@ struct KvStream {
   }
 
  private:
+  // The same of rows of so many chunks.
+  template <int kRowChunks>
+  static __device__ __forceinline__ bool exists(int chunk) {
+    return kRowChunks % 2 == 0 || chunk < kRowChunks;
+  }
+  template <int kRowChunks>
+  static __device__ __forceinline__ bool is_filled(int chunk) {
+    return kRowChunks + kRowChunks % 2 == kRowLanes || chunk < kRowChunks + kRowChunks % 2;
+  }
+
   __device__ __forceinline__ void copy_tile(int tile, bool is_v) const {
     const int stride_page = is_v ? p.v_stride_page : p.k_stride_page;
     const int stride_token = is_v ? p.v_stride_token : p.k_stride_token;
@@ -107,7 +118,7 @@ struct KvStream {
     const u32 destination = ring + next_slot * kTileBytes +
                             swizzled_offset<Config::kRowColumns>(warp * kWarpRows + row, chunk);
     const int key = first_key(tile) + row;
-    const int keys_left = chunk_exists(chunk) ? item.kv_end - key : 0;
+    const int keys_left = chunk_exists(chunk, is_v) ? item.kv_end - key : 0;
     const int hidden = item.first_seen - key;
     const u16* source = base;
 #pragma unroll(kFewRegisters ? 2 : 8)
@@ -119,7 +130,7 @@ struct KvStream {
       } else {
         source += i64(stride_token) * kRowsAtOnce;
       }
-      if (chunk_is_filled(chunk))
+      if (chunk_is_filled(chunk, is_v))
         cp_async_16(advance_rows<Config::kRowColumns>(destination, i), source, i >= hidden && i < keys_left);
     }
   }

@@ -6,7 +6,8 @@
 //
 // Shared memory of a tile: [Q: rows x kRowColumns, prefill only][K/V ring: kSlots x kv_tile x
 // kRowColumns], 2-byte elements, swizzled as in common/swizzle.cuh. Behind head_dim columns nothing is
-// read, but for the second half of a product's 16 columns, which is filled with zeros.
+// read, but for the second half of a product's 16 columns, which is filled with zeros; likewise of V
+// behind its columns, which may be fewer.
 #pragma once
 #include "common/item.cuh"
 #include "common/kv_stream.cuh"
@@ -40,7 +41,7 @@ struct AttentionTile {
   static constexpr int kRowColumns = Config::kRowColumns;
   static constexpr int kSteps = ceil_div(kHeadDim, 16);  // MMA steps over the head dim
   static constexpr int kColumns = Tile::kKvTile / 8;    // 8-key column blocks of the scores
-  static constexpr int kOutColumns = kHeadDim / 8;      // 8-wide column blocks of the output
+  static constexpr int kOutColumns = Config::kValueDim / 8;  // 8-wide column blocks of the output
   static constexpr int kRowBytes = kRowColumns * 2;
   static constexpr int kQBytes = Tile::kQInRegisters ? 0 : Tile::kRows * kRowBytes;
 
@@ -128,7 +129,7 @@ struct AttentionTile {
 #pragma unroll
         for (int k = 0; k < kSteps; k++) {
           q[block][k][half] = valid ? __ldg(source + k * 8) : 0;
-          q[block][k][half + 2] = valid && 2 * k + 1 < kOutColumns ? __ldg(source + k * 8 + 4) : 0;
+          q[block][k][half + 2] = valid && 2 * k + 1 < kHeadDim / 8 ? __ldg(source + k * 8 + 4) : 0;
         }
       }
   }
@@ -321,7 +322,7 @@ struct AttentionTile {
   __device__ __forceinline__ void store_partial_row(int block, int half, int row, float inverse,
                                                     float lse) const {
     const i64 partial = partial_row(p, item, kv_head, Tile::kRows, item.split, row);
-    float2* out = reinterpret_cast<float2*>(p.partial_o + partial * kHeadDim) + lane % 4;
+    float2* out = reinterpret_cast<float2*>(p.partial_o + partial * Config::kValueDim) + lane % 4;
 #pragma unroll
     for (int n = 0; n < kOutColumns; n++)
       out[n * 4] = make_float2(o[block][n][2 * half] * inverse,
@@ -336,7 +337,8 @@ struct AttentionTile {
     // decode it is the other way round.
     constexpr bool kDecode = Tile::kWarps == 1;
     constexpr int kRows = !kDecode ? 4 : Config::kHasPrefill ? 2 : 4;
-    constexpr int kSplits = (kDecode ? 1024 : 512) / (kHeadDim > 128 ? 256 : kRowColumns);
+    constexpr int kSplits = (kDecode ? 1024 : 512) /
+                            (Config::kValueDim > 128 ? 256 : ceil_div(Config::kValueDim, 64) * 64);
     const int step = share.count * Tile::kWarps * kRows;
     for (int row = (share.index * Tile::kWarps + warp) * kRows; row < num_rows(); row += step)
       merge_rows<Config, kRows, kSplits>(p, item, kv_head, Tile::kRows, row, num_rows(), lane);

@@ -68,7 +68,8 @@ def to_float(bits, dtype):
 
 def reference(inputs, launch):
     """Return exact attention of the batch, request by request."""
-    q, out, begin = inputs["q"], np.zeros_like(inputs["q"]), 0
+    q, begin = inputs["q"], 0
+    out = np.zeros((*q.shape[:2], inputs["v_cache"].shape[3]), q.dtype)
     group, table = launch["group"], launch["page_table"]
     for number, (q_len, kv_len) in enumerate(launch["requests"]):
         keys, values = (_cache(inputs[f"{n}_cache"], number, kv_len, table) for n in ("k", "v"))

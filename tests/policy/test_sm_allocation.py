@@ -42,7 +42,7 @@ def plan_of(prefill: tuple[int, int] | tuple[()], decodes: int, kv_len: int) -> 
 
 
 def allocation(memory_gbs: float) -> SmAllocation:
-    return SmAllocation(128, NUM_SMS, memory_gbs, calibration.H200.sm_sharing)
+    return SmAllocation(NUM_SMS, memory_gbs, calibration.H200.sm_sharing)
 
 
 def chosen(plan: Plan, memory_gbs: float = H200_GBS) -> int:
@@ -158,6 +158,6 @@ def test_gpus_get_the_constants_of_the_one_with_the_likest_memory() -> None:
 
 
 def test_slow_memory_is_kept_full_by_a_few_sms() -> None:
-    sharing = SmAllocation(128, NUM_SMS, H100_GBS, calibration.H100.sm_sharing)
+    sharing = SmAllocation(NUM_SMS, H100_GBS, calibration.H100.sm_sharing)
     few = [sharing.shares(plan_of((2048, 16384), n, 16384)) for n in (8, 50, 64, 120, 800)]
     assert few == [(0, 16), (4, 0), (4, 0), (4, 0), (0, 0)]

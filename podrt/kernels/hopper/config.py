@@ -94,6 +94,8 @@ class HopperConfig(VariantForm):
         Scores are capped; without, the kernel has no instruction for it.
     tree_mask : bool
         Decodes have trees; likewise.
+    v_head_dim : None
+        Values are as wide as keys.
     """
 
     form: Form
@@ -111,6 +113,7 @@ class HopperConfig(VariantForm):
     soft_cap: bool = False
     tree_mask: bool = False
     arch: str = HOPPER_ARCH
+    v_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.page_size is not None and (type(self.page_size) is not int or self.page_size < 1):
@@ -124,6 +127,7 @@ class HopperConfig(VariantForm):
             ("decode_rows", decode_rows_of(self.head_dim, self.page_size)),
             ("kv_tile", KV_TILES),
             ("arch", (HOPPER_ARCH,)),
+            ("v_head_dim", (None,)),
         ):
             value = getattr(self, field)
             if value not in allowed or type(value) not in {type(choice) for choice in allowed}:

@@ -28,11 +28,13 @@ class HopperFamily:
 
     def why_unsupported(self, spec: AttentionSpec, arch: str) -> str | None:
         """Say why there is no kernel for a layer on an architecture; None if there is one."""
+        if spec.v_head_dim is not None:
+            return f"v_head_dim={spec.v_head_dim}; it must be head_dim={spec.head_dim}"
         return presets.why_unsupported(arch, spec.head_dim, spec.group)
 
     def default_variants(self, arch: str, filters: Filters) -> list[HopperConfig]:
         """Return the causal variants that a schedule may pick on `arch`."""
-        if get_arch(arch).name != HOPPER_ARCH:
+        if get_arch(arch).name != HOPPER_ARCH or filters.v_head_dim is not None:
             return []
         return presets.default_hopper_variants(
             forms=filters.forms,

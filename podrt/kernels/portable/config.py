@@ -59,7 +59,7 @@ class KernelConfig(VariantForm):
     dtype : {"bfloat16", "float16"}
         Element type of q, k, v and out.
     head_dim : int
-        A multiple of 8 from 32 to 256.
+        Elements of a head of q and the keys, a multiple of 8 from 32 to 256.
     prefill, decode : Tile
         A prefill tile is shared by all warps of the CTA; every warp has a decode tile of its own
         (POD-Attention's virtual decode CTAs).
@@ -75,6 +75,9 @@ class KernelConfig(VariantForm):
         Scores are capped; without, the kernel has no instruction for it.
     tree_mask : bool
         Decodes have trees; likewise.
+    v_head_dim : int or None
+        Elements of a head of the values and of the output, likewise, but fewer than `head_dim`;
+        None for as many. Rows of V in shared memory are as long as those of K.
     """
 
     form: Form
@@ -89,6 +92,7 @@ class KernelConfig(VariantForm):
     causal: bool = True
     soft_cap: bool = False
     tree_mask: bool = False
+    v_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -160,7 +164,7 @@ class KernelConfig(VariantForm):
     @property
     def name(self) -> str:
         """Readable, file-safe name that is different for different variants."""
-        parts = [f"{self.form}_{self.family}_{self.arch}_{DTYPE_TAGS[self.dtype]}_d{self.head_dim}"]
+        parts = [self.form, self.family, self.arch, DTYPE_TAGS[self.dtype], self.spec.heads_tag]
         if self.has_prefill:
             parts.append(f"p{self.prefill}")
         if self.has_decode:
@@ -192,6 +196,16 @@ class KernelConfig(VariantForm):
         if type(self.head_dim) is not int or self.head_dim not in HEAD_DIMS:
             raise UnsupportedConfigError(
                 f"head_dim={self.head_dim!r}: allowed are {HEAD_DIMS_TEXT}"
+            )
+        v_head_dim = self.v_head_dim
+        if v_head_dim is not None and (
+            type(v_head_dim) is not int
+            or v_head_dim not in HEAD_DIMS
+            or v_head_dim >= self.head_dim
+        ):
+            raise UnsupportedConfigError(
+                f"v_head_dim={v_head_dim!r}: allowed are None and {HEAD_DIMS_TEXT}, below "
+                f"head_dim={self.head_dim}"
             )
         for field in ("warps", "ctas_per_sm"):
             _require_positive_int(field, getattr(self, field))

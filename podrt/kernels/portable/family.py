@@ -38,6 +38,7 @@ class PortableFamily:
             page_sizes=filters.page_sizes,
             soft_caps=filters.soft_caps,
             tree_masks=filters.tree_masks,
+            v_head_dim=filters.v_head_dim,
         )
 
     def geometry_of(self, config: KernelConfig, group: int, num_sms: int) -> TileGeometry:

@@ -20,7 +20,7 @@ from podrt.spec.mask import MOST_TREE_TOKENS
 PARAMS = (
     Field("const u16*", "q", "[tokens, num_qo_heads, head_dim]"),
     Field("const u16*", "k", "keys: pages or rows, tokens, KV heads, head_dim"),
-    Field("const u16*", "v", "values, as k"),
+    Field("const u16*", "v", "values, as k, of v_head_dim"),
     *BUFFERS,
     Field("int", "q_stride_token", ""),
     Field("int", "q_stride_head", ""),

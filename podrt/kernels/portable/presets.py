@@ -85,6 +85,7 @@ def variant(
     causal: bool = True,
     soft_cap: bool = False,
     tree_mask: bool = False,
+    v_head_dim: int | None = None,
 ) -> KernelConfig:
     """Return the default variant for a job."""
     prefill, decode, warps, ctas_per_sm = preset(arch, head_dim, shape)
@@ -101,6 +102,7 @@ def variant(
         causal=causal,
         soft_cap=soft_cap,
         tree_mask=tree_mask,
+        v_head_dim=v_head_dim,
     )
 
 
@@ -114,8 +116,13 @@ def default_variants(
     page_sizes: Iterable[int | None] = DEFAULT_PAGE_SIZES,
     soft_caps: Iterable[bool] = (False,),
     tree_masks: Iterable[bool] = (False,),
+    v_head_dim: int | None = None,
 ) -> list[KernelConfig]:
-    """Return the causal variants that a schedule may pick on `arch`, as the filters allow."""
+    """Return the causal variants that a schedule may pick on `arch`, as the filters allow.
+
+    With a `v_head_dim` heads that are wider than it have values of that many elements; there are no
+    others.
+    """
     forms, shapes, head_dims = tuple(forms), tuple(shapes), tuple(head_dims)
     page_sizes, dtypes, soft_caps = tuple(page_sizes), tuple(dtypes), tuple(soft_caps)
     return [
@@ -128,10 +135,12 @@ def default_variants(
             page_size=page_size,
             soft_cap=soft_cap,
             tree_mask=tree_mask,
+            v_head_dim=v_head_dim,
         )
         for tree_mask in tree_masks
         for soft_cap in soft_caps
         for head_dim in head_dims
+        if v_head_dim is None or v_head_dim < head_dim
         for dtype in dtypes
         for page_size in page_sizes
         for shape in shapes
