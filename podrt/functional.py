@@ -43,8 +43,8 @@ def hybrid_attention(
 ) -> Any:
     """Attention of one hybrid batch in one call.
 
-    Heads, head_dim, v_head_dim, dtype and page size are read off the tensors. For many layers of one
-    batch, `HybridAttention` plans once.
+    Heads, head_dim, v_head_dim, dtype and page size are read off the tensors. For many layers of
+    one batch, `HybridAttention` plans once.
 
     Parameters
     ----------

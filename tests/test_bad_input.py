@@ -60,10 +60,20 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         UnsupportedConfigError,
         "head_dim=24: allowed are multiples of 8 from 32 to 256",
     ),
-    "values of another width": (
-        {"v_cache": GOOD.v[..., :32]},
+    "values wider than keys": (
+        {"q": GOOD.q[..., :32], "k_cache": GOOD.k[..., :32]},
         UnsupportedConfigError,
-        "v_cache: got head_dim=32 where k_cache has 64; keys and values must be as wide",
+        "v_head_dim=64: values may be narrower than the keys of head_dim=32, but not wider",
+    ),
+    "values of 24": (
+        {"v_cache": GOOD.v[..., :24]},
+        UnsupportedConfigError,
+        "v_head_dim=24: allowed are multiples of 8 from 32 to 256",
+    ),
+    "an output as wide as keys that are wider than values": (
+        {"v_cache": GOOD.v[..., :32], "out": np.empty_like(GOOD.q)},
+        ValueError,
+        "expected (30, 8, 32) [total_tokens, num_qo_heads, v_head_dim]",
     ),
     "negative length": (
         {"kv_lens": shifted(GOOD.kv_lens, 1, -40)},
@@ -210,6 +220,7 @@ def test_bad_pages_name_the_argument(case: str) -> None:
     [
         ({"num_qo_heads": 7}, ValueError, "num_qo_heads=7: must be a multiple of num_kv_heads=2"),
         ({"head_dim": 100}, UnsupportedConfigError, "head_dim=100: allowed are"),
+        ({"v_head_dim": 72}, UnsupportedConfigError, "v_head_dim=72: values may be narrower"),
         ({"page_size": -1}, ValueError, "page_size=-1"),
         ({"kv_layout": "HDN"}, UnsupportedConfigError, "kv_layout='HDN'"),
         ({"dtype": "int8"}, UnsupportedConfigError, "dtype='int8'"),

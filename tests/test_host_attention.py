@@ -68,6 +68,19 @@ def test_contiguous_caches_and_page_lists():
     np.testing.assert_allclose(out.astype(float), BATCH.expected()[0], rtol=2e-3, atol=1e-4)
 
 
+def test_values_may_be_narrower_than_keys():
+    """Attention of such values is that of the others, cut off."""
+    values = BATCH.v_pages[..., :40]
+    narrow = podrt.HostAttention(**LAYER, v_head_dim=40, page_size=PAGE_SIZE)
+    narrow.plan(QO_INDPTR, KV_LENS, block_table=BATCH.block_table)
+    out = narrow.run(BATCH.q, BATCH.k_pages, values)
+    whole = planned().run(BATCH.q, BATCH.k_pages, BATCH.v_pages)
+    np.testing.assert_array_equal(out, whole[..., :40])
+    tables = {"block_table": BATCH.block_table, "backend": "reference"}
+    alone = podrt.hybrid_attention(BATCH.q, BATCH.k_pages, values, QO_INDPTR, KV_LENS, **tables)
+    np.testing.assert_array_equal(alone, out)
+
+
 def test_outputs_are_written_where_the_caller_wants_them():
     attention, out = planned(), np.full_like(BATCH.q, np.nan)
     lse = np.full(BATCH.q.shape[:2], np.nan, np.float32)

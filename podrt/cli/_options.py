@@ -35,6 +35,13 @@ HeadDimOption = Annotated[
         "--head-dim", help="A multiple of 8 from 32 to 256; repeatable. By default 64, 128 and 256."
     ),
 ]
+VHeadDimOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--v-head-dim",
+        help="Those whose values are narrower than keys, of so many elements; repeatable.",
+    ),
+]
 PageSizeOption = Annotated[
     list[str] | None,
     typer.Option("--page-size", help="Tokens of a page, or 'none' for contiguous; repeatable."),

@@ -23,6 +23,7 @@ from podrt.cli._options import (
     MaskOption,
     PageSizeOption,
     TreeOption,
+    VHeadDimOption,
 )
 from podrt.cli._output import console, print_error, print_json
 from podrt.cli.cache import disk_cache
@@ -49,6 +50,7 @@ def warmup(
     form: FormOption = None,
     dtype: DtypeOption = None,
     head_dim: HeadDimOption = None,
+    v_head_dim: VHeadDimOption = None,
     page_size: PageSizeOption = None,
     decode_rows: DecodeRowsOption = None,
     mask: MaskOption = None,
@@ -74,6 +76,7 @@ def warmup(
         forms=form,
         dtypes=dtype,
         head_dims=head_dim,
+        v_head_dims=v_head_dim,
         page_sizes=page_size or _PAGE_SIZES[preset],
         decode_rows=decode_rows,
         masks=mask,

@@ -71,6 +71,11 @@ def select(
             tree_masks=tree_masks or (False, True),
         )
     ]
+    if not found:
+        raise ValueError(
+            f"v_head_dim={', '.join(map(str, v_head_dims or ()))}: no variant has it; values are "
+            "narrower than the keys of head_dim"
+        )
     filters: dict[str, Sequence[Any] | None] = {
         "family": families,
         "form": forms,

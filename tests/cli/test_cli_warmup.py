@@ -55,6 +55,16 @@ def test_warmup_of_the_full_mask():
         run("explore", "list", "--mask", "half")
 
 
+def test_warmup_of_narrower_values():
+    portable = ["--arch", "sm_90a", "--family", "portable", "--form", "decode"]
+    layer = ["--dtype", "float16", "--head-dim", "40", "--v-head-dim", "32", "--page-size", "16"]
+    names = run("explore", "list", *portable, *layer).split()
+    assert len(names) == 2 and all("_d40v32_" in name for name in names)
+    assert run_json("warmup", *portable, *layer)["variants"] == names
+    with pytest.raises(ValueError, match="v_head_dim=64: no variant has it; values are narrower"):
+        run("explore", "list", "--head-dim", "64", "--v-head-dim", "64")
+
+
 def test_warmup_of_capped_scores():
     (name,) = run_json("warmup", *HOPPER, "--capped")["variants"]
     assert name.endswith("_causal_softcap")

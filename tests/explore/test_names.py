@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from podrt.explore.names import alias_of, differences, grouped, narrow, parts_of, the_one
+from podrt.explore.names import (
+    alias_of,
+    differences,
+    grouped,
+    narrow,
+    parts_of,
+    the_one,
+    tiles_of,
+)
 from podrt.explore.select import completions, find, select
 from podrt.kernels.hopper.presets import hopper_variant
 
@@ -87,6 +95,27 @@ def test_other_head_dims_are_found_where_a_word_names_them(word: str, head_dim: 
     found = find([word])
     assert found.head_dim == head_dim
     assert find([found.name]) == found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pod-portable-sm_90a-bf16-d192v128-page16-c2"],
+        ["pod", "portable", "bf16", "page16", "c2", "head_dim=192", "v_head_dim=128"],
+    ],
+)
+def test_narrower_values_are_found_where_a_word_names_them(words: list[str]) -> None:
+    found = find(words, archs=["sm_90a"])
+    assert (found.head_dim, found.v_head_dim) == (192, 128)
+    assert find([found.name]) == found
+    assert tiles_of(found).startswith("p64x64")
+
+
+def test_values_are_as_wide_as_keys_unless_named() -> None:
+    assert {variant.v_head_dim for variant in select(head_dims=[192])} == {None}
+    assert {variant.v_head_dim for variant in select(head_dims=[192], v_head_dims=[128])} == {128}
+    with pytest.raises(ValueError, match="v_head_dim=100: allowed are multiples of 8"):
+        select(v_head_dims=[100])
 
 
 def test_groups_share_all_but_types_and_pages() -> None:

@@ -46,6 +46,7 @@ class Case:
     num_kv_heads: int = 2
     group: int = 4
     head_dim: int = 128
+    v_head_dim: int | None = None
     dtype: str = "bfloat16"
     page_size: int | None = 16
     causal: bool = True
@@ -96,6 +97,7 @@ class Case:
             "num_qo_heads": self.num_qo_heads,
             "num_kv_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
+            "v_head_dim": self.v_head_dim,
             "page_size": self.page_size,
             "dtype": self.dtype,
             "causal": self.causal,
@@ -104,6 +106,10 @@ class Case:
             "logits_soft_cap": self.logits_soft_cap,
             "tree_mask": self.has_trees,
         }
+
+    @property
+    def out_shape(self):
+        return (*self.q.shape[:2], self.v_head_dim or self.head_dim)
 
     @property
     def lengths(self):
@@ -182,7 +188,7 @@ class Case:
         for request, length in enumerate(self.kv_lens):
             caches[:, request, :length] = self._keys(rng, length)
             caches[:, request, : self._num_hidden(request)] = np.nan
-        self.k_cache, self.v_cache = self._round(caches)
+        self._take(caches)
 
     def _fill_pages(self, rng):
         pages = [-(-length // self.page_size) for length in self.kv_lens]
@@ -200,7 +206,11 @@ class Case:
             keys[:, :length] = self._keys(rng, length)
             keys[:, :hidden] = np.nan
             caches[:, mine] = keys.reshape(2, count, self.page_size, *self._row)
-        self.k_cache, self.v_cache = self._round(caches)
+        self._take(caches)
+
+    def _take(self, caches):
+        self.k_cache, values = self._round(caches)
+        self.v_cache = np.ascontiguousarray(values[..., : self.v_head_dim])
 
     def _num_hidden(self, request):
         """Keys of a request that lie before the window of each of its tokens."""
@@ -258,7 +268,7 @@ def run(case, attention, *, strided=True, **arguments):
         tables["tree_mask"] = cupy.asarray(case.tree_mask)
     attention.plan(*case.lengths, **tables)
     place = (lambda array, axis: inside_larger(array, axis)) if strided else lambda a, _: to_gpu(a)
-    out = poisoned(case.q.shape, case.q.dtype)
+    out = poisoned(case.out_shape, case.q.dtype)
     lse = poisoned(case.q.shape[:2], np.float32)
     if case.sinks is not None:
         arguments = {"sinks": cupy.asarray(case.sinks), **arguments}

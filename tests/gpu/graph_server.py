@@ -47,10 +47,11 @@ class Server:
         self.attention.reserve(**self.limits, workspace=self.workspace, stream=self.stream)
         tokens, dtype = self.limits["max_tokens"], case.q.dtype
         self.q = poisoned((tokens, case.num_qo_heads, case.head_dim), dtype)
-        self.out = poisoned(self.q.shape, dtype)
+        self.out = poisoned((tokens, *case.out_shape[1:]), dtype)
         self.lse = poisoned(self.q.shape[:2], np.float32)
         num_pages = -(-NUM_TOKENS // case.page_size)
-        self.k, self.v = (poisoned((num_pages, *case.k_cache.shape[1:]), dtype) for _ in "kv")
+        caches = case.k_cache, case.v_cache
+        self.k, self.v = (poisoned((num_pages, *cache.shape[1:]), dtype) for cache in caches)
         self.sinks = poisoned(case.num_qo_heads, np.float32) if case.has_sinks else None
         self.graphs = {}
         cupy.cuda.Device().synchronize()

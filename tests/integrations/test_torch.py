@@ -70,6 +70,19 @@ class TestOperations:
         torch.library.opcheck(OPERATIONS.run.default, (*tensors(), attend.handle))
         require_close(OPERATIONS.run(*tensors(), attend.handle))
 
+    def test_outputs_are_as_wide_as_values(self):
+        host = podrt.HostAttention(**LAYER, v_head_dim=40, page_size=PAGE_SIZE)
+        host.plan(QO_INDPTR, KV_LENS, block_table=BATCH.block_table)
+        attend, (q, k, v) = TorchAttention(host), tensors()
+        v = v[..., :40].contiguous()
+        torch.library.opcheck(OPERATIONS.run.default, (q, k, v, attend.handle))
+        arguments = (q, k, v, *tables(), None, None, "NHD", True, None, "auto")
+        torch.library.opcheck(OPERATIONS.hybrid_attention.default, arguments)
+        compiled = torch.compile(attend, backend="eager")
+        for out in (compiled(q, k, v), OPERATIONS.hybrid_attention(*arguments)[0]):
+            assert out.shape == (*q.shape[:2], 40)
+            np.testing.assert_array_equal(out.numpy(), attend(q, k, v).numpy())
+
     def test_run_of_strided_queries(self):
         attend, (q, k, v) = attention(), tensors()
         wide = torch.cat((q, q), dim=1)[:, : q.shape[1]]

@@ -82,6 +82,7 @@ OTHERS: list[dict[str, object]] = [
     {"causal": False},
     {"soft_cap": True},
     {"tree_mask": True},
+    {"v_head_dim": 64},
 ]
 
 
@@ -121,6 +122,8 @@ def test_is_frozen_and_hashable() -> None:
         ({"warps": 0}, "warps=0: must be an int of at least 1"),
         ({"warps": 4.0}, "warps=4.0: must be an int of at least 1"),
         ({"ctas_per_sm": 0}, "ctas_per_sm=0"),
+        ({"v_head_dim": 128}, "v_head_dim=128: allowed are None and multiples of 8 from 32 to 256"),
+        ({"v_head_dim": 60}, "v_head_dim=60: allowed are None and multiples of 8"),
         ({"head_dim": 128.0}, "head_dim=128.0: allowed are multiples of 8 from 32 to 256"),
         ({"page_size": 2.5}, "page_size=2.5: must be an int of at least 1, or None"),
         ({"page_size": True}, "page_size=True: must be an int of at least 1, or None"),

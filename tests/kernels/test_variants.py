@@ -123,6 +123,36 @@ def test_rows_with_room_behind_the_head_compile_without_spills(head_dim: int) ->
     )
 
 
+#: Values of a row's width in shared memory and of a shorter one, with half a product's columns.
+@pytest.mark.parametrize(
+    ("arch", "head_dim", "v_head_dim"),
+    [("sm_90a", 192, 128), ("sm_80", 192, 128), ("sm_80", 256, 40), ("sm_90a", 128, 120)],
+)
+def test_values_narrower_than_keys_compile_without_spills(
+    arch: str, head_dim: int, v_head_dim: int
+) -> None:
+    build_clean(
+        default_variants(
+            arch,
+            forms=["pod"],
+            head_dims=[head_dim],
+            v_head_dim=v_head_dim,
+            dtypes=["bfloat16"],
+            shapes=["large"],
+            page_sizes=[16],
+        )
+    )
+
+
+def test_all_pairs_of_widths_have_a_variant() -> None:
+    for v_head_dim in HEAD_DIMS[:-1]:
+        found = default_variants(
+            "sm_80", forms=["pod"], head_dims=HEAD_DIMS, v_head_dim=v_head_dim, dtypes=["float16"]
+        )
+        assert {variant.head_dim for variant in found} == {d for d in HEAD_DIMS if d > v_head_dim}
+        assert {variant.value_dim for variant in found} == {v_head_dim}
+
+
 @pytest.mark.parametrize("arch", ["sm_80"])
 def test_kernels_for_trees_compile_without_spills(arch: str) -> None:
     build_clean(

@@ -119,6 +119,17 @@ def test_pages_and_scale() -> None:
     np.testing.assert_allclose(got[1], expected[1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("split_keys", [3, 100])
+@pytest.mark.parametrize("value_dim", [5, HEAD_DIM + 3])
+def test_values_of_another_width_than_keys(split_keys: int, value_dim: int) -> None:
+    q, k, v = tensors(MIXED)
+    v = np.concatenate((v, -2 * v), axis=3)[..., :value_dim]
+    got = execute_plan(cut(MIXED, split_keys=split_keys), q, k, v, kv_tile=2, order=0)
+    expected = reference_attention(q, k, v, MIXED)
+    for array, exact in zip(got, expected, strict=True):
+        np.testing.assert_allclose(array, exact, rtol=0, atol=1e-12)
+
+
 def test_every_order_of_three_splits_merges() -> None:
     batch = make_batch([1], [13])
     q, k, v = tensors(batch, kv_heads=1)

@@ -34,7 +34,8 @@ def naive(
     sinks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One dot product and one exponential at a time, over a contiguous cache."""
-    out, lse = np.zeros(q.shape), np.full(q.shape[:2], -np.inf)
+    out = np.zeros((*q.shape[:2], v.shape[3]))
+    lse = np.full(q.shape[:2], -np.inf)
     group = q.shape[1] // k.shape[2]
     for i in range(batch.num_requests):
         q_len, kv_len = int(batch.q_lens[i]), int(batch.kv_lens[i])
@@ -290,3 +291,21 @@ def test_flat_page_table_refuses_other_layouts() -> None:
         flat_page_table(np.zeros((4, 3), np.int32).T)
     with pytest.raises(ValueError, match="in reverse"):
         flat_page_table(np.zeros((4, 3), np.int32)[::-1])
+
+
+@pytest.mark.parametrize("value_dim", [3, HEAD_DIM + 4])
+def test_values_of_another_width_than_keys(value_dim: int) -> None:
+    batch, q, k, v = case([1, 5, 0, 3], [9, 7, 4, 2])
+    v = np.concatenate((v, -2 * v), axis=3)[..., :value_dim]
+    sinks = np.linspace(-1, 1, q.shape[1])
+    out, lse = reference_attention(q, k, v, batch, sinks=sinks)
+    expected, expected_lse = naive(q, k, v, batch, sinks=sinks)
+    assert out.shape == (*q.shape[:2], value_dim)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(lse, expected_lse, rtol=0, atol=1e-12)
+
+
+def test_caches_differ_in_the_width_of_heads_alone() -> None:
+    batch, q, k, v = case([1, 2], [3, 4])
+    with pytest.raises(ValueError, match=r"v_cache has shape .* as k_cache, but for the elements"):
+        reference_attention(q, k, v[:, :-1], batch)

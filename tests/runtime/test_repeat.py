@@ -105,6 +105,20 @@ def test_out_is_allocated_on_the_short_way_too(gpu: FakeGpu, long_runs: list[int
     assert int(launched(gpu)[-1].arguments["out"]) == out.pointer
 
 
+def test_out_is_as_wide_as_values_on_the_short_way_too(gpu: FakeGpu, long_runs: list[int]) -> None:
+    attention = layer(v_head_dim=64)
+    plan(attention)
+    values = TorchTensor((NUM_PAGES, PAGE_SIZE, KV_HEADS, 64), 1 << 42)
+    narrow = TorchTensor((ROWS, HEADS, 64), 1 << 43)
+    attention.run(**tensors(ROWS, v_cache=values, out=narrow))
+    given = tensors(ROWS, v_cache=values, out=None)
+    out = attention.run(**given)
+    assert out is given["q"].made[0]
+    assert tuple(out.shape) == (ROWS, HEADS, 64)
+    assert int(launched(gpu)[-1].arguments["out"]) == out.pointer
+    assert long_runs == [ROWS]
+
+
 class Exported:
     """A tensor of a framework that only the exchange protocols reach; it has no length."""
 

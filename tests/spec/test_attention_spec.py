@@ -67,6 +67,20 @@ def test_a_kernel_knows_whether_scores_are_capped_and_not_by_what() -> None:
     assert layer.kernel != layer_of().kernel
 
 
+def test_values_may_be_narrower_than_keys() -> None:
+    layer = layer_of(head_dim=192, v_head_dim=np.int64(128))
+    assert (layer.v_head_dim, layer.value_dim) == (128, 128)
+    assert type(layer.v_head_dim) is int
+    assert layer.sm_scale == 192**-0.5
+    assert layer.kernel != layer_of(head_dim=192).kernel
+    assert layer.kernel.heads_tag == "d192v128"
+
+
+def test_values_as_wide_as_keys_are_no_other_layer() -> None:
+    assert layer_of(v_head_dim=128) == layer_of()
+    assert (layer_of().value_dim, layer_of().kernel.heads_tag) == (128, "d128")
+
+
 @pytest.mark.parametrize("scale", [0.5, 1, np.float32(0.25), 1e-30, 1e8, 1e-38])
 def test_scale_may_be_any_positive_number(scale: float) -> None:
     assert layer_of(sm_scale=scale).sm_scale == float(scale)
@@ -112,6 +126,14 @@ def test_dtype_of_any_framework(dtype: object, name: str) -> None:
             "head_dim=264: allowed are multiples of 8 from 32",
         ),
         ({"head_dim": 64.0}, TypeError, "head_dim=64.0: expected an int"),
+        ({"v_head_dim": 64.0}, TypeError, "v_head_dim=64.0: expected an int"),
+        ({"v_head_dim": 0}, ValueError, "v_head_dim=0: must be at least 1"),
+        ({"v_head_dim": 100}, UnsupportedConfigError, "v_head_dim=100: allowed are multiples of 8"),
+        (
+            {"v_head_dim": 136},
+            UnsupportedConfigError,
+            "v_head_dim=136: values may be narrower than the keys of head_dim=128, but not wider",
+        ),
         ({"page_size": 0}, ValueError, "page_size=0: must be at least 1"),
         ({"page_size": "16"}, TypeError, "page_size='16': expected an int"),
         (

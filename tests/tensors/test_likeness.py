@@ -37,6 +37,19 @@ def test_others_like_them_tell_their_addresses_and_rows(addresses, rows):
     assert addresses(*given) == (*(tensor.data_ptr() for tensor in given), rows)
 
 
+def test_values_and_outputs_have_a_width_of_their_own(monkeypatch):
+    for guard in (likeness._torch_guard, lambda *tensors: None):
+        monkeypatch.setattr(likeness, "_torch_guard", guard)
+        given = [
+            tensor[..., :40].contiguous() if at > 1 else tensor
+            for at, tensor in enumerate(example())
+        ]
+        addresses = likeness.addresses_if_like(*given)
+        assert addresses(*given) == (*(tensor.data_ptr() for tensor in given), 5)
+        assert addresses(*given[:3], given[3][:4]) is None
+        assert addresses(*example()) is None
+
+
 class Mine(torch.Tensor):
     pass
 

@@ -58,6 +58,32 @@ def test_outputs_are_allocated_like_q() -> None:
     assert tensors.out.pointer == tensors.out_tensor.ctypes.data
 
 
+def test_outputs_are_as_wide_as_values() -> None:
+    values = zeros(6, 16, 2, 40)
+    tensors = viewed(layer_of(v_head_dim=40), v_cache=values, return_lse=True)
+    assert tensors.out_tensor.shape == (3, 8, 40)
+    assert tensors.lse_tensor.shape == (3, 8)
+    given = zeros(3, 8, 40)
+    assert viewed(layer_of(v_head_dim=40), v_cache=values, out=given).out_tensor is given
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "v_cache: got 2 KV heads of 64, expected num_kv_heads=2 of v_head_dim=40"),
+        ({"v_cache": zeros(7, 16, 2, 40)}, "v_cache: got shape (7, 16, 2, 40), k_cache has"),
+        (
+            {"v_cache": zeros(6, 16, 2, 40), "out": zeros(3, 8, 64)},
+            "out: got shape (3, 8, 64), expected (3, 8, 40) [total_tokens, num_qo_heads, v_head",
+        ),
+        ({"k_cache": zeros(6, 16, 2, 40)}, "k_cache: got 2 KV heads of 40, expected"),
+    ],
+)
+def test_widths_that_are_not_the_layer_s_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        viewed(layer_of(v_head_dim=40), **changes)
+
+
 def test_no_lse_unless_asked_for() -> None:
     tensors = viewed()
     assert tensors.lse is tensors.lse_tensor is None

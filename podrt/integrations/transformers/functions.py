@@ -81,6 +81,12 @@ def attention(
             "podrt.integrations.transformers.enable(model), or give one that was made by hand to "
             "attach() of what enable returned"
         )
+    if value.shape[-1] != key.shape[-1]:
+        raise UnsupportedConfigError(
+            f"{type(module).__name__}: has values of {value.shape[-1]} elements beside keys of "
+            f"{key.shape[-1]}, which podrt.HybridAttention serves, but not this integration; use "
+            'another attn_implementation, or fallback="sdpa"'
+        )
     layer = layer_of_call(module, query, key, scaling, arguments)
     policy, sinks = policy_of(getattr(module, "config", None)), sinks_of(arguments)
     return dense_attention(layer, query, key, value, attention_mask, sinks, policy), None
