@@ -37,6 +37,8 @@ class Case:
         As of `podrt.HybridAttention`; None has none.
     sinks : bool
         Whether every query head has a sink.
+    v_head_dim : int or None
+        As of `podrt.HybridAttention`.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Case:
     window_left: int | None = None
     logits_soft_cap: float | None = None
     sinks: bool = False
+    v_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         if not (self.prefill or self.decode):
@@ -90,12 +93,19 @@ class Case:
             policies,
             layer.mask.window_left,
             layer.logits_soft_cap,
+            v_head_dim=layer.v_head_dim,
         )
 
     @property
     def is_plain(self) -> bool:
-        """Whether scores are scaled products under a causal mask, which all packages have."""
-        return self.window_left is None and self.logits_soft_cap is None and not self.sinks
+        """Whether scores are scaled products under a causal mask, of values as wide as keys."""
+        plain = self.window_left is None and self.logits_soft_cap is None and not self.sinks
+        return plain and self.v_head_dim is None
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a head of the values and of the output."""
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
 
     @property
     def is_hybrid(self) -> bool:
@@ -144,21 +154,22 @@ class Case:
             self.dtype,
             window_left=self.window_left,
             logits_soft_cap=self.logits_soft_cap,
+            v_head_dim=self.v_head_dim,
         )
 
     def flops(self, side: Side = "both") -> int:
         """Floating-point operations of causal attention: two products, two each per pair."""
         pairs = sum(_pairs(*lengths, self.window_left) for lengths in self._requests(side))
-        return 4 * self.num_qo_heads * self.head_dim * pairs
+        return 2 * self.num_qo_heads * (self.head_dim + self.value_dim) * pairs
 
     def min_bytes(self, side: Side = "both") -> int:
         """Bytes that must move: seen keys, their values and queries read, outputs written, once."""
         seen_keys = Mask(window_left=self.window_left).seen_keys
         rows = sum(
-            2 * q * self.num_qo_heads + 2 * int(seen_keys(q, kv)) * self.num_kv_heads
+            q * self.num_qo_heads + int(seen_keys(q, kv)) * self.num_kv_heads
             for q, kv in self._requests(side)
         )
-        return rows * self.head_dim * ELEMENT_BYTES[self.dtype]
+        return rows * (self.head_dim + self.value_dim) * ELEMENT_BYTES[self.dtype]
 
     def _requests(self, side: Side) -> Iterable[tuple[int, int]]:
         requests, prefills = self.lengths, len(self.prefill)

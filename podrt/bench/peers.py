@@ -74,7 +74,9 @@ def peer_works(names: list[str], tensors: CaseTensors) -> tuple[dict[str, Work],
     errors: dict[str, str] = {}
     for name in names:
         if not tensors.case.is_plain:
-            errors[name] = "not asked: windows, soft-caps and sinks are podrt's alone here"
+            errors[name] = (
+                "not asked: windows, caps, sinks and narrower values are podrt's alone here"
+            )
             continue
         try:
             makers = import_module(PEERS[name].makers).makers(tensors)

@@ -39,6 +39,7 @@ def planned_attention(
         spec.num_qo_heads,
         spec.num_kv_heads,
         spec.head_dim,
+        v_head_dim=spec.v_head_dim,
         page_size=spec.page_size,
         dtype=spec.dtype,
         causal=spec.mask.causal,

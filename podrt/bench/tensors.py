@@ -34,6 +34,7 @@ class CaseTensors:
     ----------
     case : Case
     q, out : CuPy arrays [tokens, num_qo_heads, head_dim]
+        Of `out`, and of `v_cache`, the last axis is `Case.value_dim`.
     k_cache, v_cache : CuPy arrays [pages, page_size, num_kv_heads, head_dim], or [requests, room,
         num_kv_heads, head_dim] of a contiguous cache
     block_table : int32 array [requests, max_pages] on the host, pages in random order; None for a
@@ -96,15 +97,16 @@ def make_tensors(case: Case, seed: int = 0) -> CaseTensors:
     if case.page_size is not None:
         rng = np.random.default_rng(seed)
         block_table, num_pages = shuffled_pages(case.kv_lens, case.page_size, rng)
-    kv_shape = (*_cache_rows(case, num_pages), case.num_kv_heads, case.head_dim)
-    q_shape = (sum(case.q_lens), case.num_qo_heads, case.head_dim)
-    _require_memory(case, 4 * (int(np.prod(kv_shape)) + int(np.prod(q_shape))))
+    cache, rows = (*_cache_rows(case, num_pages), case.num_kv_heads), sum(case.q_lens)
+    q_shape, k_shape = (rows, case.num_qo_heads, case.head_dim), (*cache, case.head_dim)
+    v_shape, out_shape = (*cache, case.value_dim), (*q_shape[:2], case.value_dim)
+    shapes = q_shape, k_shape, v_shape, out_shape
+    _require_memory(case, 2 * sum(int(np.prod(shape)) for shape in shapes))
     random = cupy.random.RandomState(seed)
-    q, k_cache, v_cache = (
-        _normal(shape, case.dtype, random) for shape in (q_shape, kv_shape, kv_shape)
-    )
+    q, k_cache, v_cache = (_normal(shape, case.dtype, random) for shape in shapes[:3])
+    out = cupy.empty(out_shape, q.dtype)
     sinks = random.standard_normal(case.num_qo_heads, dtype="float32") if case.sinks else None
-    return CaseTensors(case, q, k_cache, v_cache, cupy.empty_like(q), block_table, sinks)
+    return CaseTensors(case, q, k_cache, v_cache, out, block_table, sinks)
 
 
 def fetch(array: Any, indices: npt.NDArray[Any]) -> npt.NDArray[Any]:

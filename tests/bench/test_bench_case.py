@@ -26,6 +26,15 @@ def test_flops_and_bytes_are_of_the_keys_that_are_seen(window, lengths) -> None:
     assert case.min_bytes() == 2 * 64 * (2 * q_len * 8 + 2 * len(set().union(*seen)) * 2)
 
 
+def test_narrower_values_are_less_of_everything() -> None:
+    like, unlike = case_of(((5, 30),), (70,)), case_of(((5, 30),), (70,), v_head_dim=32)
+    assert unlike.spec().value_dim == 32
+    assert (like.is_plain, unlike.is_plain) == (True, False)
+    for whole, narrow in ((like.flops(), unlike.flops()), (like.min_bytes(), unlike.min_bytes())):
+        assert 4 * narrow == 3 * whole
+    assert Case.of(unlike.lengths, unlike.spec()).v_head_dim == 32
+
+
 def test_an_entry_says_what_it_asks_of_scores() -> None:
     entry = {
         "name": "g",

@@ -103,6 +103,8 @@ def layer_fields(case: Case) -> dict[str, Any]:
     names = ["num_qo_heads", "num_kv_heads", "head_dim", "dtype", "page_size"]
     if not case.is_plain:
         names += ["window_left", "logits_soft_cap", "sinks"]
+    if case.v_head_dim is not None:
+        names.append("v_head_dim")
     return {name: getattr(case, name) for name in names}
 
 
