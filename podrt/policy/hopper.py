@@ -139,6 +139,7 @@ class HopperChoices:
                 causal=spec.mask.causal,
                 soft_cap=spec.logits_soft_cap is not None,
                 tree_mask=spec.mask.tree,
+                v_head_dim=spec.v_head_dim,
             )
         return found
 

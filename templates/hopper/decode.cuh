@@ -1,9 +1,9 @@
 // Decode consumer: the warpgroup of a lane, one tile of up to decode_rows packed query rows at a time.
 //
 // Operands are swapped, so that 64 keys fill the 64 rows that wgmma insists on:
-//   scores^T [64 keys x rows] = K Q^T,   out^T [head_dim x rows] += V^T P^T.
+//   scores^T [64 keys x rows] = K Q^T,   out^T [v_head_dim x rows] += V^T P^T.
 // A thread owns, for column block b of 8 rows: rows (of the tile) 8b + 2(t%4) + {0, 1}, and of them
-// keys (or head_dim elements) 16 warp + t/4 + {0, 8}.
+// keys (or v_head_dim elements) 16 warp + t/4 + {0, 8}.
 //
 // A step takes several such tiles of keys. Each is little work in a long chain (products behind those
 // of prefill, softmax across warps, products again), which one step goes through once for all.
@@ -25,12 +25,13 @@ struct DecodeConsumer {
   static constexpr int kRows = Config::kDecodeRows;
   static constexpr int kScores = kRows / 2;  // accumulators of a thread
   static constexpr int kColumns = kRows / 4;  // tile rows of a thread: 2 for each block of 8
-  static constexpr int kBlocks = Smem::kColumnBlocks;  // 64-wide blocks of head_dim
+  static constexpr int kBlocks = ceil_div(Config::kValueDim, 64);  // 64-wide blocks of the output
   static constexpr int kTileKeys = 64;
   static constexpr int kTiles = Config::kDecodeTiles;
   static constexpr int kKeys = kTiles * kTileKeys;  // of a step
   // Slots of the ring that a tile takes, each with some column blocks.
   static constexpr int kParts = Config::kHeadDim / Tile::kColumns;
+  static constexpr int kValueParts = Config::kValueDim / Tile::kColumns;
   static constexpr int kPartBlocks = Tile::kColumnBlocks;
   static constexpr int kProbabilityBytes = kRows * 128;  // of a tile
   // Column blocks of results, as floats, that find room where Q and the probabilities were.
@@ -156,7 +157,7 @@ struct DecodeConsumer {
 
   // A product for every part of the tiles of the step: `issue` is given the numbers of tile and part, and
   // the address in the ring. Waits for a part to arrive, then for the tensor cores, one part behind.
-  template <class Issue>
+  template <int kParts, class Issue>
   __device__ __forceinline__ void multiply(Issue issue) {
     Ring done = ring;
 #pragma unroll
@@ -179,7 +180,7 @@ struct DecodeConsumer {
 
   __device__ __forceinline__ void multiply_kq() {
     const u64 q_tile = descriptor(smem.address + at.tiles + Smem::kLaneQ);
-    multiply([&](int t, int part, u32 address) {
+    multiply<kParts>([&](int t, int part, u32 address) {
       const u64 k_tile = Tile::k_descriptor(address);
       const int first = part * kPartBlocks * Smem::kDecodeQBlockBytes;
       if (part == 0)
@@ -198,7 +199,7 @@ struct DecodeConsumer {
   __device__ __forceinline__ void multiply_vp() {
     const u64 p_tile = descriptor(smem.address + at.tiles + Smem::kLaneP);
     hold_out();
-    multiply([&](int t, int part, u32 address) {
+    multiply<kValueParts>([&](int t, int part, u32 address) {
       const u64 v_tile = Tile::v_descriptor(address);
 #pragma unroll
       for (int i = 0; i < kTileKeys / 16; i++)
@@ -221,8 +222,8 @@ struct DecodeConsumer {
     if (begin <= 0 && end >= kKeys) return;
     Ring position = ring;
 #pragma unroll
-    for (int i = 0; i < kTiles * kParts; i++) {
-      const int first = i / kParts * kTileKeys;
+    for (int i = 0; i < kTiles * kValueParts; i++) {
+      const int first = i / kValueParts * kTileKeys;
       wait_for(position);
       zero_rows<Tile>(smem.base + ring_tile(position), begin - first, end - first, thread);
       position.advance();
@@ -398,7 +399,7 @@ struct DecodeConsumer {
 
   // Whether a lane's columns of a block are some of the head's.
   __device__ __forceinline__ bool column_exists(int block) const {
-    return Tile::kWholeBlocks || block * 64 + 2 * lane < Config::kHeadDim;
+    return Tile::kWholeBlocks || block * 64 + 2 * lane < Config::kValueDim;
   }
 
   // Called by a warp: normalises what is staged of a row and writes it.
@@ -430,7 +431,7 @@ struct DecodeConsumer {
       if (stores_lse) address.store_lse(p, lse);
     } else {
       const i64 partial = partial_row(p, item, kv_head, kRows, item.split, row);
-      float2* destination = reinterpret_cast<float2*>(p.partial_o + partial * Config::kHeadDim +
+      float2* destination = reinterpret_cast<float2*>(p.partial_o + partial * Config::kValueDim +
                                                       first_block * 64) + lane;
 #pragma unroll
       for (int i = 0; i < kStaged; i++)

@@ -18,8 +18,9 @@ template <class Config>
 struct PrefillConsumer {
   using Smem = SharedMemory<Config>;
   using Tile = typename Smem::PrefillTile;
+  using ValueTile = typename Smem::PrefillValueTile;
   static constexpr int kScores = Config::kKvTile / 2;  // accumulators of a thread
-  static constexpr int kOut = Config::kHeadDim / 2;
+  static constexpr int kOut = Config::kValueDim / 2;
   static constexpr int kValueColumns = Config::kValueColumns;
 
   const Params& p;
@@ -180,17 +181,18 @@ struct PrefillConsumer {
   }
 
   __device__ __forceinline__ void issue_pv() {
-    const u64 v_tile = Tile::v_descriptor(smem.address + Smem::kV + v.slot * Tile::kBytes);
+    const u64 v_tile =
+        ValueTile::v_descriptor(smem.address + Smem::kV + v.slot * ValueTile::kBytes);
     fence_operand(out);
     fence_operand(probabilities);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Config::kKvTile / 16; i++)
 #pragma unroll
-      for (int column = 0; column < Config::kHeadDim; column += kValueColumns)
+      for (int column = 0; column < Config::kValueDim; column += kValueColumns)
         wgmma_pv(reinterpret_cast<float(&)[kValueColumns / 2]>(out[column / 2]),
                  probabilities + 4 * i,
-                 advance(v_tile, Tile::rows(i) + column / 64 * Tile::kBlockBytes));
+                 advance(v_tile, ValueTile::rows(i) + column / 64 * ValueTile::kBlockBytes));
     wgmma_commit();
   }
 
@@ -199,7 +201,7 @@ struct PrefillConsumer {
   __device__ __forceinline__ void clear_values(int begin, int end) {
     if (begin <= 0 && end >= Config::kKvTile) return;
     Smem::wait_for_tile(smem.barrier(Smem::kVFull + v.slot), v.parity);
-    zero_rows<Tile>(smem.base + Smem::kV + v.slot * Tile::kBytes, begin, end, thread);
+    zero_rows<ValueTile>(smem.base + Smem::kV + v.slot * ValueTile::kBytes, begin, end, thread);
     barrier_sync(kPrefillBarrier + warpgroup, kWarpgroup);
   }
 
@@ -343,7 +345,7 @@ struct PrefillConsumer {
     if (row >= num_rows) return;
     const i64 partial = partial_row(p, item, kv_head, tile_rows, item.split, row);
     float2* destination =
-        reinterpret_cast<float2*>(p.partial_o + partial * Config::kHeadDim) + lane % 4;
+        reinterpret_cast<float2*>(p.partial_o + partial * Config::kValueDim) + lane % 4;
 #pragma unroll
     for (int n = 0; n < kOut / 4; n++)
       destination[n * 4] = make_float2(out[n * 4 + 2 * half] * inverse,

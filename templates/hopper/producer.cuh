@@ -102,7 +102,7 @@ __device__ __forceinline__ int last_tile(const WorkItem& item) {
 template <class Config, bool kIsV, bool kGathersRows = Config::kGathersRows>
 struct PrefillTiles {
   using Smem = SharedMemory<Config>;
-  using Tile = typename Smem::PrefillTile;
+  using Tile = typename Smem::template PrefillTileOf<kIsV>;
   using Copy = KvCopy<Config, Tile>;
 
   const Params& p;
@@ -207,6 +207,7 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
   using Copy = KvCopy<Config, Tile>;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
   constexpr int kParts = Config::kHeadDim / Tile::kColumns;
+  constexpr int kValueParts = Config::kValueDim / Tile::kColumns;
   const u32 control = smem.address + to.control;
   WorkProducer<Config, kDecode> work{p,
                                      smem.plan(),
@@ -231,10 +232,11 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
       for (int t = 0; t < kTiles; t++)
         next[t] = Copy::find(smem.plan(), item, max(first_key - kKeys, 0) + t * 64, lane);
 #pragma unroll
-      for (int is_v = 0; is_v < 2; is_v++)
+      for (int is_v = 0; is_v < 2; is_v++) {
+        const int parts = is_v ? kValueParts : kParts;
 #pragma unroll
-        for (int i = 0; i < kTiles * kParts; i++) {
-          const int t = i / kParts, part = i % kParts;
+        for (int i = 0; i < kTiles * parts; i++) {
+          const int t = i / parts, part = i % parts;
           mbarrier_wait(control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
           Copy::issue(is_v ? &p.decode_v_map : &p.decode_k_map, pieces[t],
                       smem.address + to.tiles + Smem::kLaneRing + ring.slot * Tile::kBytes,
@@ -245,6 +247,7 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
                       lane);
           ring.advance();
         }
+      }
 #pragma unroll
       for (int t = 0; t < kTiles; t++) pieces[t] = next[t];
     }

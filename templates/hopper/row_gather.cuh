@@ -88,7 +88,7 @@ struct RowGather {
 template <class Config, bool kIsV>
 struct PrefillTiles<Config, kIsV, true> {
   using Smem = SharedMemory<Config>;
-  using Tile = typename Smem::PrefillTile;
+  using Tile = typename Smem::template PrefillTileOf<kIsV>;
 
   const Params& p;
   const Smem& smem;
@@ -138,6 +138,7 @@ __device__ __forceinline__ void gather_decode(const Params& p, const SharedMemor
   using Tile = typename Smem::DecodeTile;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
   constexpr int kParts = Config::kHeadDim / Tile::kColumns;
+  constexpr int kValueParts = Config::kValueDim / Tile::kColumns;
   // Addresses of the lane are found again each time, or all of them take registers.
   const auto lane_here = [&] { return smem.lane(computed_here(to.index)); };
   UnitQueue units = queue;
@@ -169,10 +170,11 @@ __device__ __forceinline__ void gather_decode(const Params& p, const SharedMemor
     find();
     while (first_key >= item.kv_begin) {
 #pragma unroll
-      for (int is_v = 0; is_v < 2; is_v++)
+      for (int is_v = 0; is_v < 2; is_v++) {
+        const int parts = is_v ? kValueParts : kParts;
 #pragma unroll
-        for (int i = 0; i < kTiles * kParts; i++) {
-          const int t = i / kParts, part = i % kParts;
+        for (int i = 0; i < kTiles * parts; i++) {
+          const int t = i / parts, part = i % parts;
           const DecodeLane at = lane_here();
           const u32 ring_control = smem.address + at.control;
           mbarrier_wait(ring_control + Smem::kRingEmpty + 8 * ring.slot, ring.parity ^ 1);
@@ -182,6 +184,7 @@ __device__ __forceinline__ void gather_decode(const Params& p, const SharedMemor
                        slot.kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks), part);
           ring.advance(at.slots);
         }
+      }
       first_key -= kKeys;
       find();  // while the next tiles wait for room
     }

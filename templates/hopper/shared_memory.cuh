@@ -40,12 +40,18 @@ template <class Config>
 struct SharedMemory : Layout {
   static constexpr int kColumnBlocks = ceil_div(Config::kHeadDim, 64);
   static constexpr int kQBlockBytes = 128 * 128;
-  using PrefillTile = KvTile<Config, Config::kKvTile, Config::kPrefillPieceRows, Config::kHeadDim>;
+  template <bool kIsV>
+  using PrefillTileOf = KvTile<Config, Config::kKvTile, Config::kPrefillPieceRows,
+                               kIsV ? Config::kValueDim : Config::kHeadDim>;
+  using PrefillTile = PrefillTileOf<false>;
+  using PrefillValueTile = PrefillTileOf<true>;
   using DecodeTile = KvTile<Config, 64, Config::kDecodePieceRows, Config::kDecodeColumns>;
   static constexpr int kDecodeQBlockBytes = Config::kDecodeRows * 128;
 
   static_assert(Layout::kV - Layout::kK == Config::kStages * PrefillTile::kBytes ||
                     !Config::kHasPrefill, "a tile is not as large as on the host");
+  static_assert(Layout::kFirstLane - Layout::kV == Config::kStages * PrefillValueTile::kBytes ||
+                    !Config::kHasPrefill, "nor is that of V");
   static_assert(Layout::kNextLaneBytes - Layout::kLaneRing ==
                     Layout::kNextSlots * DecodeTile::kBytes, "nor is that of decode");
   static_assert(sizeof(WorkSlot) == Layout::kWorkSlotBytes, "nor a slot for work");

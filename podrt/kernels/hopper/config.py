@@ -14,6 +14,8 @@ from podrt.spec.types import DType
 
 HOPPER_ARCH = "sm_90a"
 HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
+#: Values that may be narrower than keys, by `HEAD_DIMS`.
+V_HEAD_DIMS: dict[int, tuple[int, ...]] = {192: (128,)}
 KV_TILES = (48, 64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
 #: Tokens of a group that a TMA load places in a swizzled tile; pages that are no whole groups come
@@ -94,8 +96,8 @@ class HopperConfig(VariantForm):
         Scores are capped; without, the kernel has no instruction for it.
     tree_mask : bool
         Decodes have trees; likewise.
-    v_head_dim : None
-        Values are as wide as keys.
+    v_head_dim : int or None
+        128 beside 192; None for values as wide as keys.
     """
 
     form: Form
@@ -127,7 +129,7 @@ class HopperConfig(VariantForm):
             ("decode_rows", decode_rows_of(self.head_dim, self.page_size)),
             ("kv_tile", KV_TILES),
             ("arch", (HOPPER_ARCH,)),
-            ("v_head_dim", (None,)),
+            ("v_head_dim", (None, *V_HEAD_DIMS.get(self.head_dim, ()))),
         ):
             value = getattr(self, field)
             if value not in allowed or type(value) not in {type(choice) for choice in allowed}:
@@ -163,8 +165,8 @@ class HopperConfig(VariantForm):
     @property
     def value_columns(self) -> int:
         """Columns of V in one product of prefill."""
-        if self.form != "pod" or self.head_dim <= _MOST_VALUE_COLUMNS:
-            return self.head_dim
+        if self.form != "pod" or self.value_dim <= _MOST_VALUE_COLUMNS:
+            return self.value_dim
         return _MOST_COLUMNS
 
     @property
@@ -250,7 +252,7 @@ class HopperConfig(VariantForm):
     def name(self) -> str:
         """Readable, file-safe name that is different for different variants."""
         tag = DTYPE_TAGS[self.dtype]
-        parts = [f"{self.form}_hopper_{self.arch}_{tag}_d{self.head_dim}"]
+        parts = [f"{self.form}_hopper_{self.arch}_{tag}_{self.spec.heads_tag}"]
         registers = [self.producer_registers]
         if self.has_prefill:
             parts.append(f"p{PREFILL_ROWS}x{self.kv_tile}s{self.stages}")

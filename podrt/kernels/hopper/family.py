@@ -28,13 +28,11 @@ class HopperFamily:
 
     def why_unsupported(self, spec: AttentionSpec, arch: str) -> str | None:
         """Say why there is no kernel for a layer on an architecture; None if there is one."""
-        if spec.v_head_dim is not None:
-            return f"v_head_dim={spec.v_head_dim}; it must be head_dim={spec.head_dim}"
-        return presets.why_unsupported(arch, spec.head_dim, spec.group)
+        return presets.why_unsupported(arch, spec.head_dim, spec.group, spec.v_head_dim)
 
     def default_variants(self, arch: str, filters: Filters) -> list[HopperConfig]:
         """Return the causal variants that a schedule may pick on `arch`."""
-        if get_arch(arch).name != HOPPER_ARCH or filters.v_head_dim is not None:
+        if get_arch(arch).name != HOPPER_ARCH:
             return []
         return presets.default_hopper_variants(
             forms=filters.forms,
@@ -44,6 +42,7 @@ class HopperFamily:
             decode_rows=filters.decode_rows,
             soft_caps=filters.soft_caps,
             tree_masks=filters.tree_masks,
+            v_head_dim=filters.v_head_dim,
         )
 
     def geometry_of(self, config: HopperConfig, group: int, num_sms: int) -> TileGeometry:

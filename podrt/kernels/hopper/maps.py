@@ -93,7 +93,7 @@ def cache_maps(cache: TensorView, config: HopperConfig) -> CacheMaps:
         No map can describe the strides.
     """
     return _cache_maps(
-        _Layout.of(cache), _pieces(config), config.page_size is not None, config.dtype
+        _Layout.of(cache), _pieces(cache, config), config.page_size is not None, config.dtype
     )
 
 
@@ -101,13 +101,13 @@ def cache_map_shapes(cache: TensorView, config: HopperConfig) -> tuple[MapShape,
     """Return what `cache_maps` encodes for prefill and decode, and `CacheMaps.head_blocks`."""
     require_mappable(cache)
     paged = config.page_size is not None
-    return _cache_map_shapes(_Layout.of(cache), _pieces(config), paged)
+    return _cache_map_shapes(_Layout.of(cache), _pieces(cache, config), paged)
 
 
-def _pieces(config: HopperConfig) -> tuple[tuple[int, int], ...]:
-    """Return tokens and columns of a piece of prefill's tiles, and of decode's."""
+def _pieces(cache: TensorView, config: HopperConfig) -> tuple[tuple[int, int], ...]:
+    """Return tokens and columns of a piece of prefill's tiles of a cache, and of decode's."""
     return (
-        (config.piece_rows(config.kv_tile), config.head_dim),
+        (config.piece_rows(config.kv_tile), cache.shape[3]),
         (config.piece_rows(DECODE_KEYS), config.decode_columns),
     )
 

@@ -40,6 +40,9 @@ class Sizes(Protocol):
     def head_dim(self) -> int: ...
 
     @property
+    def value_dim(self) -> int: ...
+
+    @property
     def decode_rows(self) -> int: ...
 
     @property
@@ -93,7 +96,7 @@ def cta_regions(config: Sizes) -> tuple[Region, ...]:
     return (
         Region("Q", queries * row, "one prefill tile"),
         Region("K", ring * row, "prefill ring"),
-        Region("V", ring * row, "prefill ring"),
+        Region("V", ring * _row_bytes(config, config.value_dim), "prefill ring"),
         Region("FirstLane", first, "tiles of decode lane 0"),
         Region("OwnLanes", others, "of those that do not lie over the prefill tiles"),
         Region("Header", PLAN_HEADER_BYTES, "of the plan"),
@@ -146,8 +149,8 @@ def next_slots(config: Sizes) -> int:
     """Return the depth of the rings of decode lanes 1 and 2, which share the prefill tiles."""
     if config.form != "pod":
         return config.decode_slots
-    row = _row_bytes(config, config.head_dim)
-    prefill = (PREFILL_ROWS + 2 * config.stages * config.kv_tile) * row
+    key, value = (_row_bytes(config, columns) for columns in (config.head_dim, config.value_dim))
+    prefill = PREFILL_ROWS * key + config.stages * config.kv_tile * (key + value)
     half = prefill // (config.lanes - 1)
     return (half - offsets_of(lane_tiles(config, 0))["End"]) // _slot_bytes(config)
 
