@@ -27,11 +27,11 @@ def layer_of(
     num_kv_heads: int = 8,
     group: int = 4,
     head_dim: int = 128,
+    v_head_dim: int | None = None,
     dtype: DType = "bfloat16",
 ) -> AttentionSpec:
-    return make_spec(
-        num_kv_heads * group, num_kv_heads, head_dim, page_size, "NHD", dtype, causal, None
-    )
+    heads = num_kv_heads * group, num_kv_heads
+    return make_spec(*heads, head_dim, page_size, "NHD", dtype, causal, None, v_head_dim=v_head_dim)
 
 
 def batch_of(q_lens: list[int], kv_lens: list[int]) -> HybridBatch:

@@ -101,6 +101,7 @@ def test_other_head_dims_are_found_where_a_word_names_them(word: str, head_dim: 
     "words",
     [
         ["pod-portable-sm_90a-bf16-d192v128-page16-c2"],
+        ["pod-hopper-bf16-d192v128-page16-r8"],
         ["pod", "portable", "bf16", "page16", "c2", "head_dim=192", "v_head_dim=128"],
     ],
 )
@@ -108,7 +109,7 @@ def test_narrower_values_are_found_where_a_word_names_them(words: list[str]) -> 
     found = find(words, archs=["sm_90a"])
     assert (found.head_dim, found.v_head_dim) == (192, 128)
     assert find([found.name]) == found
-    assert tiles_of(found).startswith("p64x64")
+    assert tiles_of(found).startswith("p64x64" if found.family == "portable" else "p128x96")
 
 
 def test_values_are_as_wide_as_keys_unless_named() -> None:

@@ -27,7 +27,7 @@ STEPS = (64, 96, 112, 128)
 ALLOWED_STEPS = 3
 #: The portable family also with rows of another length in shared memory, and half a product's
 #: columns.
-CASES = [("portable", 192, 128), ("portable", 104, 40)]
+CASES = [("portable", 192, 128), ("portable", 104, 40), ("hopper", 192, 128)]
 #: Few, as each has kernels of its own.
 LAYERS = {
     "bf16, pages": {"dtype": "bfloat16", "page_size": 16},

@@ -40,6 +40,8 @@ def test_the_role_with_most_registers_counts(form: str, registers: int) -> None:
         ({"form": "both"}, "form='both': allowed are 'pod', 'prefill', 'decode'"),
         ({"dtype": "float32"}, "dtype='float32': allowed are 'bfloat16', 'float16'"),
         ({"head_dim": 160}, "head_dim=160: allowed are 64, 80, 96, 112, 128, 192, 256"),
+        ({"v_head_dim": 64}, "v_head_dim=64: allowed are None"),
+        ({"head_dim": 192, "v_head_dim": 64}, "v_head_dim=64: allowed are None, 128"),
         ({"head_dim": 256, "decode_rows": 32}, "decode_rows=32: allowed are 8, 16"),
         ({"decode_rows": 64}, "decode_rows=64: allowed are 8, 16, 32"),
         ({"kv_tile": 72}, f"kv_tile=72: allowed are {', '.join(map(str, KV_TILES))}"),
@@ -172,3 +174,11 @@ def test_every_field_is_in_the_name(fields: dict[str, object]) -> None:
 
 def test_to_dict_makes_the_same_config() -> None:
     assert HopperConfig(**FUSED.to_dict()) == FUSED
+
+
+def test_narrower_values_are_in_the_name_and_take_less_of_shared_memory() -> None:
+    like = hopper_variant("prefill", "bfloat16", 192)
+    unlike = dataclasses.replace(like, v_head_dim=128)
+    assert unlike.name == like.name.replace("_d192_", "_d192v128_")
+    assert like.smem_bytes - unlike.smem_bytes == like.stages * like.kv_tile * 64 * 2
+    assert (unlike.value_dim, unlike.value_columns, unlike.decode_columns) == (128, 128, 64)

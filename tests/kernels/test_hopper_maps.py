@@ -97,6 +97,21 @@ def test_a_copy_brings_the_columns_of_a_slot_by_groups_of_8_tokens(
     assert maps[0][3][:3] == (64, 8, head_dim // 64)  # of prefill: all columns
 
 
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_pieces_of_values_are_as_wide_as_values(
+    maps: list[tuple[Any, ...]], page_size: int | None
+) -> None:
+    """Keys and values side by side, in heads of 192 and 128 columns; decode takes 64 at once."""
+    one = nhd(3, page_size or 256, 2, 320)
+    config = hopper_variant("pod", "float16", 192, page_size=page_size, v_head_dim=128)
+    for name, cache in (("k_cache", one[..., :192]), ("v_cache", one[..., 192:])):
+        before, width = len(maps), cache.shape[3]
+        assert cache_maps(view(cache, name), config).head_blocks == 5
+        prefill, decode = maps[before:]
+        assert (prefill[3][2], decode[3][2]) == (width // 64, 1)  # blocks of 64 columns
+        assert prefill[1][2] == decode[1][2] == 5 + width // 64
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("head_dim", [80, 96, 112])
 @pytest.mark.parametrize("page_size", [None, 16, 256])

@@ -23,6 +23,14 @@ VARIANTS = [
         for form in ("prefill", "pod")
         for head_dim in (80, 96, 112, 192)
     ),
+    *default_hopper_variants(
+        forms=("prefill", "pod"),
+        dtypes=("bfloat16",),
+        head_dims=(192,),
+        v_head_dim=128,
+        decode_rows=(8, 32),
+        page_sizes=(16,),
+    ),
 ]
 CAPPED = [
     hopper_variant(form, "bfloat16", head_dim, page_size=16, soft_cap=True)
@@ -35,7 +43,7 @@ def prefill_loops(
     sass: str, config: HopperConfig, *, tiles: int, exponentials: int
 ) -> list[list[str]]:
     """Return the loops over prefill tiles with the products of that many, and exponentials."""
-    parts = config.head_dim // config.value_columns  # of V
+    parts = config.value_dim // config.value_columns  # of V
     products = config.head_dim // 16 + config.kv_tile // 16 * parts
     return [
         loop

@@ -33,12 +33,16 @@ def compile_layout(text: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["pod", "prefill", "decode"])
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192])
-def test_tiles_are_as_large_on_the_device(form: str, head_dim: int) -> None:
-    config = hopper_variant(form, "bfloat16", head_dim)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("head_dim", "v_head_dim"),
+    [(64, None), (80, None), (96, None), (128, None), (192, None), (192, 128)],
+)
+def test_tiles_are_as_large_on_the_device(form: str, head_dim: int, v_head_dim: int | None) -> None:
+    config = hopper_variant(form, "bfloat16", head_dim, v_head_dim=v_head_dim)  # type: ignore[arg-type]
     source = source_of(config).text
     compile_layout(source)
-    wrong = ("kNextLaneBytes", "kWorkSlotBytes", *(("kV",) if config.has_prefill else ()))
+    of_prefill = ("kV", "kFirstLane") if config.has_prefill else ()
+    wrong = ("kNextLaneBytes", "kWorkSlotBytes", *of_prefill)
     for name in wrong:
         (value,) = re.findall(rf"constexpr int {name} = (\d+);", source)
         with pytest.raises(CompileError) as caught:
@@ -46,7 +50,11 @@ def test_tiles_are_as_large_on_the_device(form: str, head_dim: int) -> None:
         assert "static assertion failed" in caught.value.log
 
 
-@pytest.mark.parametrize("config", default_hopper_variants(), ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config",
+    [*default_hopper_variants(), *default_hopper_variants(head_dims=[192], v_head_dim=128)],
+    ids=lambda config: config.name,
+)
 def test_regions_are_aligned_and_lanes_lie_in_them(config: HopperConfig) -> None:
     cta = offsets_of(cta_regions(config))
     assert cta["End"] == config.smem_bytes

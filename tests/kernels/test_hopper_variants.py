@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from variant_support import require_clean
@@ -145,6 +145,34 @@ def test_kernels_for_trees_compile_without_spills(head_dim: int, soft_cap: bool)
     )
 
 
+@pytest.mark.parametrize(
+    ("page_size", "soft_cap", "tree_mask"), [(16, False, False), (4, True, True)]
+)
+def test_values_narrower_than_keys_compile_without_spills(
+    page_size: int, soft_cap: bool, tree_mask: bool
+) -> None:
+    build_clean(
+        default_hopper_variants(
+            forms=FORMS if page_size == 16 else ["pod"],
+            dtypes=["bfloat16"],
+            head_dims=[192],
+            v_head_dim=128,
+            page_sizes=[page_size],
+            soft_caps=[soft_cap],
+            tree_masks=[tree_mask],
+        )
+    )
+
+
+def test_every_variant_of_narrower_values_can_be_made() -> None:
+    options: dict[str, Any] = {"page_sizes": (None, 1, 8, 16), "dtypes": ["float16"]}
+    options |= {"soft_caps": (False, True), "tree_masks": (False, True), "head_dims": HEAD_DIMS}
+    found = default_hopper_variants(**options, v_head_dim=128)
+    assert {(config.head_dim, config.value_dim) for config in found} == {(192, 128)}
+    assert len(found) == 4 * 2 * 2 * 7
+    assert default_hopper_variants(**options, v_head_dim=64) == []
+
+
 def of_other_values() -> list[HopperConfig]:
     """float16 in every form and tile, over pages of all sizes, with and without a mask."""
     page_sizes = (None, 16, 32, 64, 128, 256)
@@ -246,3 +274,11 @@ def test_large_tiles_are_of_prefill_alone_at_80_to_128() -> None:
 )
 def test_layers_that_the_family_serves(head_dim: int, group: int, expected: bool) -> None:
     assert (why_unsupported("sm_90a", head_dim, group) is None) is expected
+
+
+def test_values_that_the_family_serves() -> None:
+    assert why_unsupported("sm_90a", 192, 128, 128) is None
+    told = why_unsupported("sm_90a", 192, 1, 64)
+    assert told == "v_head_dim=64; with head_dim=192 allowed are 128, 192"
+    told = why_unsupported("sm_90a", 128, 1, 64)
+    assert told == "v_head_dim=64; with head_dim=128 allowed are 128"

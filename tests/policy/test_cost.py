@@ -118,6 +118,8 @@ def test_wider_heads_take_longer_whether_or_not_they_were_measured() -> None:
         ]
         assert times_us == sorted(times_us)
         assert times_us[-1] > 2 * times_us[0]
+        narrow = scheduled(q_lens, kv_lens, HOPPER, layer=layer_of(head_dim=192, v_head_dim=128))
+        assert times_us[4] < predicted_us(narrow) < times_us[5]
 
 
 def test_a_fused_launch_takes_longer_than_either_side_and_less_than_both() -> None:

@@ -92,8 +92,9 @@ def test_variants_follow_the_layer(arch: str, family: str, policy: str) -> None:
     ("layer", "obstacle"),
     [
         (layer_of(group=129), "129 query heads"),
+        (layer_of(v_head_dim=64), "v_head_dim=64; with head_dim=128 allowed are 128"),
     ],
-    ids=["group beyond a tile"],
+    ids=["group beyond a tile", "narrow values"],
 )
 def test_layers_that_hopper_cannot_serve_are_portable(layer: AttentionSpec, obstacle: str) -> None:
     assert scheduled([1], layer=layer).base.family == "portable"
@@ -102,6 +103,20 @@ def test_layers_that_hopper_cannot_serve_are_portable(layer: AttentionSpec, obst
     ) as caught:
         scheduled([1], policy="hopper", layer=layer)
     assert '"portable"' in str(caught.value)
+
+
+def test_values_of_128_beside_keys_of_192_are_served_by_hopper() -> None:
+    layer = layer_of(4, head_dim=192, v_head_dim=128)
+    result = scheduled(*MIXED, layer=layer)
+    assert {variant.name.split("_d192v128_")[0] for variant in result.variants} == {
+        "pod_hopper_sm_90a_bf16"
+    }
+    # Partial results are as wide as values.
+    rows, wide = (
+        each.tiling.max_partial_rows
+        for each in (result, scheduled(*MIXED, layer=layer_of(4, head_dim=192)))
+    )
+    assert rows is not None and wide is not None and rows * 2 == pytest.approx(wide * 3, abs=3)
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 4, 8, 12, 24, 1000])
