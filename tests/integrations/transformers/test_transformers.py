@@ -297,6 +297,13 @@ def test_a_call_unlike_the_config_is_refused() -> None:
         layer_of_call(full, q, k, None, {"position_bias": q})
 
 
+def test_values_narrower_than_keys_are_refused_by_name() -> None:
+    layer = make_model(CONFIGS["gemma2"]).model.layers[0].self_attn
+    q, k, v = torch.zeros(1, 4, 1, 64), torch.zeros(1, 2, 1, 64), torch.zeros(1, 2, 1, 32)
+    with pytest.raises(UnsupportedConfigError, match="values of 32 elements beside keys of 64"):
+        functions.attention(layer, q, k, v)
+
+
 def test_a_layer_that_was_checked_is_checked_again_when_it_calls_otherwise() -> None:
     model = make_model(CONFIGS["gemma2"])
     prompts = make_prompts([20, 9])
