@@ -33,7 +33,8 @@ def write_cache(
     k, v : [tokens, num_kv_heads, head_dim]
         bfloat16 or float16, any strides but the last.
     k_cache, v_cache : [pages, page_size, num_kv_heads, head_dim]
-        Caches (axes as `kv_layout` says) of the same element type, any strides but the last.
+        Caches (axes as `kv_layout` says) of the same element type, any strides but the last. Heads
+        of `v` and `v_cache` may have another size than those of `k` and `k_cache`.
     slot_mapping : int64 [at most tokens]
         Token i goes to place ``slot_mapping[i] % page_size`` of page
         ``slot_mapping[i] // page_size``. Tokens with a slot that the cache does not have, such as

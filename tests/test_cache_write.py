@@ -85,6 +85,22 @@ def test_caches_may_have_heads_before_tokens() -> None:
     np.testing.assert_array_equal(k_cache, wanted)
 
 
+@pytest.mark.parametrize("value_dim", [40, 72])
+def test_values_may_have_a_width_of_their_own(writer: Any, value_dim: int) -> None:
+    """On the host and in a launch, the long way and then the short one."""
+    k, v = random(8, HEADS, HEAD_DIM), random(8, HEADS, value_dim)
+    for write_it in (podrt.write_cache, *[lambda *given: write(writer, *given)] * 2):
+        k_cache = np.zeros((PAGES, PAGE_SIZE, HEADS, HEAD_DIM), np.float16)
+        v_cache = np.zeros((PAGES, PAGE_SIZE, HEADS, value_dim), np.float16)
+        wanted = expected(k, k_cache, SLOTS), expected(v, v_cache, SLOTS)
+        write_it(k, v, k_cache, v_cache, SLOTS)
+        np.testing.assert_array_equal(k_cache, wanted[0])
+        np.testing.assert_array_equal(v_cache, wanted[1])
+    assert writer.loads == 1
+    with pytest.raises(ValueError, match=f"v: got 2 KV heads of 64, .* {value_dim} as in v_cache"):
+        podrt.write_cache(k, k, k_cache, v_cache, SLOTS)
+
+
 def test_no_tokens_are_fine() -> None:
     (k, v), (k_cache, v_cache) = new_tokens(), caches("apart")
     podrt.write_cache(k, v, k_cache, v_cache, SLOTS[:0])
@@ -123,9 +139,14 @@ def test_head_sizes_without_a_kernel_are_refused() -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("head_dim", [40, 64, 96, 128, 192, 256])
-def test_the_kernel_compiles_without_spills(arch: str, head_dim: int) -> None:
-    resources = build(source_of(CacheWriteConfig(arch, head_dim, PAGE_SIZE))).resources
+@pytest.mark.parametrize(
+    ("head_dim", "v_head_dim"), [*((d, None) for d in (40, 64, 96, 128, 192, 256)), (192, 128)]
+)
+def test_the_kernel_compiles_without_spills(
+    arch: str, head_dim: int, v_head_dim: int | None
+) -> None:
+    config = CacheWriteConfig(arch, head_dim, PAGE_SIZE, v_head_dim)
+    resources = build(source_of(config)).resources
     assert resources.spill_store_bytes == 0
     assert resources.registers <= 32
 
@@ -152,17 +173,18 @@ class KernelOnTheHost:
         block = ctypes.c_uint64.from_address(arguments).value
         p = np.frombuffer(ctypes.string_at(block, PARAMS_DTYPE.itemsize), PARAMS_DTYPE)[0]
         p = {name: int(p[name]) for name in PARAMS_DTYPE.names}
-        of_one = p["num_kv_heads"] * config.head_dim // 8
+        vectors = {"k": config.head_dim // 8, "v": config.value_dim // 8}
+        of_keys, of_token = (p["num_kv_heads"] * n for n in (vectors["k"], sum(vectors.values())))
         assert threads == config.threads
         for index in range(grid * threads):
-            token, place = divmod(index, 2 * of_one)
+            token, place = divmod(index, of_token)
             if token >= p["num_tokens"]:
                 continue
             slot = ctypes.c_int64.from_address(p["slots"] + 8 * token).value
             if not 0 <= slot < p["num_slots"]:
                 continue
-            name, at = ("v", place - of_one) if place >= of_one else ("k", place)
-            head, vector = divmod(at, config.head_dim // 8)
+            name, at = ("v", place - of_keys) if place >= of_keys else ("k", place)
+            head, vector = divmod(at, vectors[name])
             page, in_page = divmod(slot, config.page_size)
             source = token * p[f"{name}_stride_token"] + head * p[f"{name}_stride_head"]
             target = (
@@ -262,6 +284,6 @@ def test_writes_go_to_the_stream_that_is_named(writer: Any) -> None:
 
 
 def test_the_grid_has_a_thread_for_each_vector() -> None:
-    assert ctas_of(1, 8, 128) == 1
-    assert ctas_of(2048, 8, 128) * THREADS == 2048 * 2 * 8 * 128 // 8
-    assert ctas_of(3, 1, 64) == 1
+    assert ctas_of(1, 8, 128 + 128) == 1
+    assert ctas_of(2048, 8, 192 + 128) * THREADS == 2048 * 8 * (192 + 128) // 8
+    assert ctas_of(3, 1, 64 + 64) == 1

@@ -16,9 +16,9 @@ THREADS = 256
 #: Arguments in memory order. Strides are in elements.
 PARAMS = (
     Field("const u16*", "k", "[tokens, num_kv_heads, head_dim]"),
-    Field("const u16*", "v", "as k"),
+    Field("const u16*", "v", "as k, of v_head_dim"),
     Field("u16*", "k_cache", "[pages, page_size, num_kv_heads, head_dim]"),
-    Field("u16*", "v_cache", "as k_cache"),
+    Field("u16*", "v_cache", "as k_cache, of v_head_dim"),
     Field("const i64*", "slots", "[num_tokens]"),
     Field("i64", "num_tokens", ""),
     Field("i64", "num_slots", "of the cache"),
@@ -47,20 +47,29 @@ class CacheWriteConfig(NamedTuple):
     arch : str
         For example ``"sm_90a"``.
     head_dim : int
-        Elements of a head.
+        Elements of a head of the keys.
     page_size : int
         Tokens of a page.
+    v_head_dim : int or None
+        Elements of a head of the values; None for as many.
     """
 
     arch: str
     head_dim: int
     page_size: int
+    v_head_dim: int | None = None
     threads: int = THREADS
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a head of the values."""
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
 
     @property
     def name(self) -> str:
         """Readable name, different for different variants."""
-        return f"cache_write_{self.arch}_d{self.head_dim}_page{self.page_size}"
+        values = "" if self.v_head_dim is None else f"v{self.v_head_dim}"
+        return f"cache_write_{self.arch}_d{self.head_dim}{values}_page{self.page_size}"
 
 
 def source_of(config: CacheWriteConfig) -> KernelSource:
@@ -72,9 +81,9 @@ def source_of(config: CacheWriteConfig) -> KernelSource:
     return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
 
 
-def ctas_of(num_tokens: int, num_kv_heads: int, head_dim: int) -> int:
-    """Return the grid of a launch for so many tokens."""
-    vectors = num_tokens * 2 * num_kv_heads * (head_dim // VECTOR)
+def ctas_of(num_tokens: int, num_kv_heads: int, elements: int) -> int:
+    """Return the grid of a launch for so many tokens, with heads of so many elements of k and v."""
+    vectors = num_tokens * num_kv_heads * (elements // VECTOR)
     return -(-vectors // THREADS)
 
 

@@ -67,10 +67,13 @@ class _Prepared:
     """Launches over tensors of one layout. Anything unlike is left to the long way."""
 
     def __init__(self, driver: Driver, tensors: WriteTensors, kv_layout: str) -> None:
-        _, page_size, self._heads, self._head_dim = tensors.k_cache.shape
+        _, page_size, self._heads, head_dim = tensors.k_cache.shape
+        value_dim = tensors.v_cache.shape[3]
+        self._elements = head_dim + value_dim
         arch = device_info(driver.ordinal).arch.name
+        v_head_dim = None if value_dim == head_dim else value_dim
         self._kernel = load_writer(
-            CacheWriteConfig(arch, self._head_dim, page_size), driver.ordinal
+            CacheWriteConfig(arch, head_dim, page_size, v_head_dim), driver.ordinal
         )
         self._driver, self._kv_layout = driver, kv_layout
         self._arguments = CacheWriteArguments(tensors)
@@ -147,7 +150,7 @@ class _Prepared:
         if not num_tokens:
             return
         arguments = self._arguments.point_to(k, v, k_cache, v_cache, slots, num_tokens)
-        grid = ctas_of(num_tokens, self._heads, self._head_dim)
+        grid = ctas_of(num_tokens, self._heads, self._elements)
         self._driver.launch(self._kernel.function, grid, THREADS, 0, stream, arguments)
 
 

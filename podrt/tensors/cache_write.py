@@ -56,8 +56,8 @@ def view_write_tensors(
     _check_slots(tensors.slots)
     for cache in (tensors.k_cache, tensors.v_cache):
         _check_cache(cache, tensors.k_cache)
-    for tensor in (tensors.k, tensors.v):
-        _check_new(tensor, tensors.k_cache, tensors.slots)
+    for tensor, cache in ((tensors.k, tensors.k_cache), (tensors.v, tensors.v_cache)):
+        _check_new(tensor, cache, tensors.slots)
     require_same_device(*tensors)
     return tensors
 
@@ -80,7 +80,7 @@ def _check_slots(slots: TensorView) -> None:
 
 def _check_cache(cache: TensorView, first: TensorView) -> None:
     require_dtype(cache, *(get_args(DType) if cache is first else (first.dtype,)))
-    if cache.shape != first.shape:
+    if cache.shape[:3] != first.shape[:3]:
         raise ValueError(f"{cache.name}: got shape {cache.shape}, k_cache has {first.shape}")
     if cache.shape[3] not in HEAD_DIMS:
         raise UnsupportedConfigError(
@@ -98,7 +98,7 @@ def _check_new(tensor: TensorView, cache: TensorView, slots: TensorView) -> None
     if tensor.shape[1:] != cache.shape[2:]:
         raise ValueError(
             f"{tensor.name}: got {tensor.shape[1]} KV heads of {tensor.shape[2]}, expected "
-            f"{cache.shape[2]} of {cache.shape[3]} as in k_cache"
+            f"{cache.shape[2]} of {cache.shape[3]} as in {cache.name}"
         )
     if tensor.shape[0] < slots.shape[0]:
         raise ValueError(

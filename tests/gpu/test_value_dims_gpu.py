@@ -10,7 +10,7 @@ import pytest
 from attention_case import Case, poisoned, run
 from gpu_support import bits, inputs_on_gpu, skip_without_hopper
 
-from podrt import HybridAttention
+from podrt import HybridAttention, write_cache
 from podrt.gpu.device import current_device
 from podrt.jit import build_many
 from podrt.kernels.families import source_of
@@ -179,6 +179,24 @@ def test_replays_compute_the_planned_batch(family_and_dims):
         size = SIZES[step % 2]
         case = server.case(*random_lengths(rng, kind, size), seed=step)
         server.step(case, size, decodes_only=kind == "decode" and size == SIZES[0])
+
+
+def test_new_keys_and_values_go_to_their_pages():
+    """As a layer with both in one projection has them; the second write goes the short way."""
+    tokens, heads, pages, page_size = 300, 3, 30, 16
+    rng = np.random.default_rng(0)
+    new = cupy.asarray(rng.integers(0, 1 << 14, (tokens, heads, 320)).astype(np.uint16))
+    k, v = (part.view(np.float16) for part in (new[..., :192], new[..., 192:]))
+    slots = cupy.asarray(rng.permutation(pages * page_size)[:tokens])
+    for _ in range(2):
+        k_cache, v_cache = (
+            cupy.zeros((pages, page_size, heads, width), np.float16) for width in (192, 128)
+        )
+        write_cache(k, v, k_cache, v_cache, slots)
+        for part, cache in ((k, k_cache), (v, v_cache)):
+            rows = cache.reshape(pages * page_size, heads, -1)
+            assert (bits(rows[slots]) == bits(part)).all()
+            assert int(cupy.count_nonzero(rows)) == int(cupy.count_nonzero(part))
 
 
 def test_what_auto_takes():
