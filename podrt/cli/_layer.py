@@ -20,6 +20,9 @@ _GPU_NAMES = " or ".join(GPUS)
 
 LayerHeads = Annotated[str, typer.Option("--heads", metavar="QO/KV", help="Query and KV heads.")]
 LayerHeadDim = Annotated[int, typer.Option("--head-dim", help="A multiple of 8 from 32 to 256.")]
+LayerVHeadDim = Annotated[
+    int | None, typer.Option("--v-head-dim", help="Likewise of values; as of keys if not given.")
+]
 LayerPageSize = Annotated[
     int, typer.Option("--page-size", min=0, help="Tokens of a page; 0: contiguous.")
 ]
@@ -52,6 +55,7 @@ def layer_of(
     dtype: str,
     window_left: int | None = None,
     soft_cap: float | None = None,
+    v_head_dim: int | None = None,
 ) -> AttentionSpec:
     """Return the causal layer of some options; raises as `podrt.HybridAttention`.
 
@@ -64,7 +68,10 @@ def layer_of(
     """
     qo, kv = parse_heads(heads)
     pages = page_size or None
-    return make_spec(qo, kv, head_dim, pages, "NHD", dtype, True, None, window_left, soft_cap)
+    return make_spec(
+        *(qo, kv, head_dim, pages, "NHD", dtype, True, None, window_left, soft_cap),
+        v_head_dim=v_head_dim,
+    )
 
 
 def scheduler_of(
@@ -76,9 +83,10 @@ def scheduler_of(
     gpu: str | None,
     window_left: int | None = None,
     soft_cap: float | None = None,
+    v_head_dim: int | None = None,
 ) -> Scheduler:
     """Return what schedules batches of a layer; `gpu_of` and `layer_of` have the parameters."""
-    layer = layer_of(heads, head_dim, page_size, dtype, window_left, soft_cap)
+    layer = layer_of(heads, head_dim, page_size, dtype, window_left, soft_cap, v_head_dim)
     return Scheduler(layer, gpu_of(gpu), parse_policy(policy))
 
 

@@ -17,6 +17,7 @@ from podrt.cli._layer import (
     LayerHeads,
     LayerPageSize,
     LayerSoftCap,
+    LayerVHeadDim,
     LayerWindow,
     PolicyOption,
     scheduler_of,
@@ -56,7 +57,7 @@ from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
 #: Options of `show` that say which layer runs a batch, where, and under which policy.
 _OF_A_BATCH = (
-    *("heads", "head_dim", "page_size", "dtype"),
+    *("heads", "head_dim", "v_head_dim", "page_size", "dtype"),
     *("window_left", "soft_cap", "policy", "gpu"),
 )
 
@@ -149,6 +150,7 @@ def show(
     ] = None,
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
+    v_head_dim: LayerVHeadDim = None,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
     window_left: LayerWindow = None,
@@ -176,7 +178,7 @@ def show(
         config = find(variant or [], arch)
     else:
         scheduler = scheduler_of(
-            heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap
+            heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap, v_head_dim
         )
         lengths = batch_of_lengths(parse_lengths(batch), page_size or None)
         running = narrow(scheduler.schedule(lengths).variants, variant or [])

@@ -19,6 +19,7 @@ from podrt.cli._layer import (
     LayerHeads,
     LayerPageSize,
     LayerSoftCap,
+    LayerVHeadDim,
     LayerWindow,
     PolicyOption,
     gpu_of,
@@ -45,6 +46,7 @@ def trace(
     ] = None,
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
+    v_head_dim: LayerVHeadDim = None,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
     window_left: LayerWindow = None,
@@ -101,7 +103,7 @@ def trace(
     figures = [each for each in (plot, *(out or [])) if each and each.suffix != ".json"]
     for figure in figures:
         require_figure(figure)
-    layer = layer_of(heads, head_dim, page_size, dtype, window_left, soft_cap)
+    layer = layer_of(heads, head_dim, page_size, dtype, window_left, soft_cap, v_head_dim)
     measured = gpu is None and not simulated and _is_there_a_gpu()
     run_one = _measured if measured else _simulated
     runs = [run_one(text, layer, each, gpu) for each in (policy, *(beside or []))]
@@ -135,10 +137,12 @@ def _simulated(batch: str, layer: AttentionSpec, policy: str, gpu: str | None) -
 
 
 def _fields_of(layer: AttentionSpec) -> dict[str, Any]:
+    narrow = {} if layer.v_head_dim is None else {"v_head_dim": layer.v_head_dim}
     return {
         "num_qo_heads": layer.num_qo_heads,
         "num_kv_heads": layer.num_kv_heads,
         "head_dim": layer.head_dim,
+        **narrow,
         "page_size": layer.page_size,
         "dtype": layer.dtype,
         "window_left": layer.mask.window_left,

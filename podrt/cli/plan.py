@@ -16,6 +16,7 @@ from podrt.cli._layer import (
     LayerHeads,
     LayerPageSize,
     LayerSoftCap,
+    LayerVHeadDim,
     LayerWindow,
     MaxKvTokensOption,
     PolicyOption,
@@ -41,6 +42,7 @@ def plan(
     max_kv_tokens: MaxKvTokensOption = 65536,
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
+    v_head_dim: LayerVHeadDim = None,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
     window_left: LayerWindow = None,
@@ -62,7 +64,9 @@ def plan(
     else:
         found = batches_of_trace(trace, budget=budget, batches=batches, max_kv_tokens=max_kv_tokens)
         named = [(f"{trace.stem} #{number}", lengths) for number, lengths in enumerate(found)]
-    scheduler = scheduler_of(heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap)
+    scheduler = scheduler_of(
+        heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap, v_head_dim
+    )
     explained = [
         (name, explain(scheduler, batch_of_lengths(requests, page_size or None)))
         for name, requests in named

@@ -202,6 +202,10 @@ def test_show_takes_words(words):
         (["2048@16384", "--page-size", "0"], "prefill-hopper-bf16-d128-contiguous-k176"),
         (["512@512 + 64x900", "--head-dim", "256"], "pod-hopper-bf16-d256-page16-r8"),
         (
+            ["512@512 + 64x900", "--head-dim", "192", "--v-head-dim", "128"],
+            "pod-hopper-bf16-d192v128-page16-r8",
+        ),
+        (
             ["512@512 + 64x900", "--policy", "portable"],
             "pod-portable-sm_90a-bf16-d128-page16-c2",
         ),
