@@ -9,7 +9,7 @@ import pytest
 
 from podrt.bench.serving import vllm_engine
 from podrt.bench.serving.run import Run
-from podrt.bench.serving.vllm import comparisons
+from podrt.bench.serving.vllm_compare import comparisons
 from podrt.bench.serving.vllm_clocks import _kind_of
 
 

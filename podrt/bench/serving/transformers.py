@@ -29,7 +29,7 @@ from transformers import AttentionInterface, GenerationConfig, LlamaConfig, Llam
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from podrt.bench.serving.clock import timing
-from podrt.bench.serving.document import save
+from podrt.bench.serving.document import save, without_tokens
 from podrt.bench.serving.requests import BATCH_FORMAT, parse_batch, prompts_of, requests_of
 from podrt.bench.serving.run import Run, agreement
 from podrt.integrations.transformers import enable
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except Exception as error:  # one that fails is a result too
                 row["error"] = repr(error)
             rows.append(row)
-            print(json.dumps({name: row[name] for name in row if name != "tokens"}), flush=True)
+            print(json.dumps(without_tokens(row)), flush=True)
             if options.out:
                 save(
                     rows,
