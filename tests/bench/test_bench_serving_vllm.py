@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from podrt.bench.serving import vllm_engine
+from podrt.bench.serving.gpu_clock import _kind_of
 from podrt.bench.serving.run import Run
 from podrt.bench.serving.vllm_compare import comparisons
-from podrt.bench.serving.vllm_clocks import _kind_of
 
 
 def a_run() -> Run:
@@ -49,6 +49,31 @@ def test_the_last_backend_is_set_against_the_first() -> None:
     assert "tokens/s 1.100x" in line
     assert "GPU time in attention 1.500x" in line
     assert "first tokens equal 1/2, all equal up to 1 on average" in line
+
+
+def test_rows_are_set_side_by_side_where_trace_and_rate_are_the_same() -> None:
+    old = [
+        row("FLASH_ATTN", trace="arxiv", rate=0.0, tbt_p99_ms=40.0),
+        row("FLASH_ATTN", trace="arxiv", rate=1.4, share_of_capacity=0.7, tbt_p99_ms=40.0),
+        row("FLASH_ATTN", trace="conv", rate=2.0, tbt_p99_ms=40.0),
+    ]
+    new = [{**each, "backend": "PODRT", "tbt_p99_ms": 32.0} for each in old[1:]]
+    lines = comparisons([*old, *new])
+    assert [line.split(":")[0] for line in lines] == [
+        "FULL budget 512 arxiv at 70% of the capacity",
+        "FULL budget 512 conv at 2 requests/s",
+    ]
+    assert all("TBT P99 1.250x" in line for line in lines)
+
+
+def test_tokens_of_two_gpus_are_set_against_those_of_one() -> None:
+    margins = [[2.0, 1.0, 0.25], [3.0, 2.0]]
+    one = row("PODRT", gpus=1, margins=margins)
+    two = row("PODRT", gpus=2, margins=margins, tokens=[[1, 2, 9], [4, 5]])
+    (line,) = comparisons([one, two])
+    assert "PODRT on 2 GPUs against PODRT on 1 GPUs" in line
+    assert "1 requests to their end" in line
+    assert "decided by 0.250 at most, by 2.000 in the median" in line
 
 
 def test_backends_that_failed_are_left_out() -> None:

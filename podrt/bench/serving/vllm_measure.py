@@ -7,8 +7,9 @@ import json
 import time
 from typing import Any
 
+from podrt.bench.serving.gpu_clock import gpu_times
 from podrt.bench.serving.requests import Load, load_of, parse_batch, parse_rates, prompts_of
-from podrt.bench.serving.vllm_clocks import gpu_times, host_times
+from podrt.bench.serving.vllm_clocks import host_times
 from podrt.bench.serving.vllm_engine import make_engine
 from podrt.bench.serving.vllm_steps import serve
 
