@@ -120,7 +120,7 @@ def draw_time(figure: Any, rows: Sequence[Row]) -> bool:
     panel.set_yticks(range(len(rows)), [f"{_who(row)}, {_where(row)}" for row in rows], fontsize=8)
     panel.invert_yaxis()
     panel.set_xlabel("ms of a step in the mean")
-    panel.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(_PARTS), fontsize=8)
     return True
 
 
