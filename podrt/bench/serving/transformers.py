@@ -176,21 +176,31 @@ class HostTimes:
     def __init__(self) -> None:
         self.plans_us: list[float] = []
         self.runs_us: list[float] = []
+        self.writes_us: list[float] = []
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Time all calls of engines in the block."""
-        with timing(Engine, "plan", self.plans_us), timing(Engine, "run", self.runs_us):
+        with (
+            timing(Engine, "plan", self.plans_us),
+            timing(Engine, "run", self.runs_us),
+            timing(Engine, "write", self.writes_us),
+        ):
             yield
 
     def summary(self) -> dict[str, Any]:
-        """Return medians; a step is a plan and, where graphs do not skip them, a run a layer."""
+        """Return medians; a step is a plan and, where graphs do not skip them, runs and writes.
+
+        One of each for every layer. Writes take the place of the engine's own.
+        """
         found = {"plan_us": float(np.median(self.plans_us))}
-        runs = len(self.runs_us) / len(self.plans_us)
-        found["runs_a_step"] = runs
-        if self.runs_us:
-            found["run_us"] = float(np.median(self.runs_us))
-        found["host_us_a_step"] = found["plan_us"] + runs * found.get("run_us", 0.0)
+        found["host_us_a_step"] = found["plan_us"]
+        for name, times_us in (("run", self.runs_us), ("write", self.writes_us)):
+            calls = len(times_us) / len(self.plans_us)
+            found[f"{name}s_a_step"] = calls
+            if times_us:
+                found[f"{name}_us"] = float(np.median(times_us))
+                found["host_us_a_step"] += calls * found[f"{name}_us"]
         return found
 
 

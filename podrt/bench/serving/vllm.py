@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--tensor-parallel", default="1", help="numbers of GPUs, such as 1,2")
     traces = "CSV file of request lengths, repeatable; podrt's sample without it"
     add("--trace", action="append", help=traces)
-    add("--requests", type=int, default=24, help="of the trace, from its beginning; 0: none")
+    add(
+        "--requests", default="24", help="of each trace, such as 16,48, from its beginning; 0: none"
+    )
     add("--most-output", type=int, default=256, help="tokens generated for a request")
     rates = "requests a second; 0: all at the beginning; 70%%: of what the first backend serves so"
     add("--rates", default="0", help=rates)

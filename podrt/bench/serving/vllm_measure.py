@@ -37,7 +37,8 @@ def measure(options: argparse.Namespace) -> None:
         "ready_s": time.perf_counter() - began_s,
     }
     if loads:
-        serve(engine, *loads[0].first(options.warm_up or options.requests)[1:])
+        load = loads[0]
+        serve(engine, *load.first(options.warm_up or len(load.prompts))[1:])
     for budget in budgets:
         _set_budget(engine, budget)
         for load in loads:
@@ -85,11 +86,14 @@ def _measure_load(
 
 
 def _loads(options: argparse.Namespace) -> list[Load]:
-    if not options.requests:
-        return []
+    """Return what is served of each trace; the last number of requests counts for all others."""
+    counts = [int(count) for count in options.requests.split(",")]
+    traces = options.trace or [None]
+    counts += counts[-1:] * (len(traces) - len(counts))
     return [
-        load_of(trace, options.requests, options.most_output, options.vocabulary)
-        for trace in options.trace or (None,)
+        load_of(trace, count, options.most_output, options.vocabulary)
+        for trace, count in zip(traces, counts, strict=False)
+        if count
     ]
 
 
