@@ -31,7 +31,7 @@ def sharing_case(groups, q_lens, kv_lens, **layer):
 
 def attention_of(case, policy):
     arguments = dict(case.layer_arguments)
-    for name in ("causal", "window_left"):
+    for name in ("causal", "window_left", "tree_mask"):
         del arguments[name]
     return SharedPrefixAttention(**arguments, policy=policy)
 
