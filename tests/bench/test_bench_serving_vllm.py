@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from podrt.bench.serving import vllm_engine
+from podrt.bench.serving import vllm_engine, vllm_measure
 from podrt.bench.serving.gpu_clock import _kind_of
 from podrt.bench.serving.run import Run
 from podrt.bench.serving.vllm_compare import comparisons
@@ -119,3 +120,33 @@ def test_the_model_is_of_the_shape_that_is_asked_for() -> None:
     model = vllm_engine._model(options, 1000)  # type: ignore[arg-type]
     assert (model["num_attention_heads"], model["num_key_value_heads"]) == (32, 8)
     assert (model["intermediate_size"], model["max_position_embeddings"]) == (14336, 1000)
+
+
+def test_weights_are_those_of_the_model_whatever_the_number_of_gpus() -> None:
+    options = SimpleNamespace(
+        heads="4/2", head_dim=64, hidden=128, layers=2, vocabulary=300, dtype="float16"
+    )
+    config = SimpleNamespace(**vllm_engine._model(options, 1000))  # type: ignore[arg-type]
+    matrices = dict(vllm_engine._matrices(config))
+    assert len(matrices) == 2 + 7 * 2
+    assert matrices["model.embed_tokens.weight"] == matrices["lm_head.weight"] == (300, 128)
+    assert matrices["model.layers.1.self_attn.k_proj.weight"] == (128, 128)
+    assert matrices["model.layers.1.self_attn.o_proj.weight"] == (128, 256)
+    assert matrices["model.layers.0.mlp.down_proj.weight"] == (128, 448)
+
+
+def test_traces_have_numbers_of_requests_of_their_own(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.csv" for name in ("one", "two", "three")]
+    for path in paths:
+        path.write_text("num_prefill_tokens,num_decode_tokens\n" + "5,3\n" * 4)
+    options = SimpleNamespace(
+        trace=list(map(str, paths)), requests="3,1", most_output=8, vocabulary=50
+    )
+    loads = vllm_measure._loads(options)  # type: ignore[arg-type]
+    assert [(load.name, len(load.prompts)) for load in loads] == [
+        ("one", 3),
+        ("two", 1),
+        ("three", 1),
+    ]
+    options.requests = "0"
+    assert vllm_measure._loads(options) == []  # type: ignore[arg-type]
