@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from podrt.integrations.transformers.engine import Engine
 
 _engines: list[Engine] = []
-_run = Engine.run
+_run, _write = Engine.run, Engine.write
 
 
 @torch.library.custom_op("podrt_test::attend", mutates_args=())
@@ -22,6 +22,14 @@ def _attend(
 ) -> torch.Tensor:
     """A launch, as a graph holds it: tensors are baked in, the plan is looked up."""
     return _run(_engines[which], layer_idx, q, sinks)
+
+
+@torch.library.custom_op("podrt_test::write", mutates_args=())
+def _write_cache(
+    which: int, layer_idx: int, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """The launch that writes to the cache, which is no argument of it."""
+    _write(_engines[which], layer_idx, k, v, slots)
 
 
 class RecordedGraph(TorchDispatchMode):
@@ -66,12 +74,19 @@ def record_graphs(monkeypatch: Any, processor: Any) -> list[RecordedGraph]:
         with graph:
             yield
 
+    def number_of(engine: Engine) -> int:
+        if engine not in _engines:
+            _engines.append(engine)
+        return _engines.index(engine)
+
     def run(self: Engine, layer_idx: int, q: Any, sinks: Any = None) -> Any:
-        if self not in _engines:
-            _engines.append(self)
-        return _attend(_engines.index(self), layer_idx, q, sinks)
+        return _attend(number_of(self), layer_idx, q, sinks)
+
+    def write(self: Engine, layer_idx: int, k: Any, v: Any, slots: Any) -> None:
+        _write_cache(number_of(self), layer_idx, k, v, slots)
 
     monkeypatch.setattr(Engine, "run", run)
+    monkeypatch.setattr(Engine, "write", write)
     monkeypatch.setattr(model_runner, "create_accelerator_graph", create)
     monkeypatch.setattr(model_runner, "accelerator_graph_capture_context", capture)
     monkeypatch.setattr(model_runner, "memory_pool_context", lambda _: nullcontext())

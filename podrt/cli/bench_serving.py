@@ -1,4 +1,4 @@
-"""``podrt bench serving ENGINE``: whole steps of an engine, podrt beside other attention."""
+"""``podrt bench serving``: whole steps of an engine, podrt beside other attention."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ ENGINES = {
     "transformers": "podrt.bench.serving.transformers",
     "vllm": "podrt.bench.serving.vllm",
 }
+#: What draws results in place of an engine that is measured.
+FIGURES = {"figures": "podrt.bench.serving.figures"}
 
 
 def serving(context: typer.Context, engine: str) -> None:
     """Serve requests with an engine, podrt beside other attention: transformers or vllm.
 
-    Everything behind the engine's name is the benchmark's own; `podrt bench serving vllm --help`
-    lists it. Models have random weights, so that nothing needs to be fetched.
+    Or draw results: `podrt bench serving figures FILE.json ...`. Everything behind that word is the
+    benchmark's own; `podrt bench serving vllm --help` lists it. Models have random weights, so that
+    nothing needs to be fetched.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine={engine!r}: allowed are {', '.join(ENGINES)}")
+    modules = ENGINES | FIGURES
+    if engine not in modules:
+        raise ValueError(f"engine={engine!r}: allowed are {', '.join(modules)}")
     try:
-        module = import_module(ENGINES[engine])
+        module = import_module(modules[engine])
     except ModuleNotFoundError as error:
         raise ValueError(
             f"podrt bench serving {engine}: {error.name} is not installed; see docs/{engine}.md"

@@ -219,6 +219,8 @@ def _cut_prefill(
     side = Side(tiling.min_prefill_keys, num_kv_heads, slots, tiling.costs, max_partials)
     if waves is None:
         return split_for_waves(prefill, side)
+    if prefill.longest < side.costs.least_cut_keys:
+        return None
     if len(prefill) * num_kv_heads < (1 - side.costs.max_idle_prefill) * slots:
         return split_keys(prefill, side, max_items=waves * slots // num_kv_heads)
     return split_to_fill_waves(prefill, side)

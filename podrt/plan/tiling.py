@@ -28,6 +28,9 @@ class SplitCosts:
     max_idle_prefill : float
         Prefill is split as finely as allowed when it would leave more than this share of the slots
         idle.
+    least_cut_keys : int
+        Prefill of which no tile has so many keys stays whole: writing and merging two pieces takes
+        longer than one tile.
     """
 
     start_keys: int
@@ -36,6 +39,7 @@ class SplitCosts:
     near_best: float
     worth_cutting: float
     max_idle_prefill: float
+    least_cut_keys: int
 
 
 @dataclass(frozen=True)

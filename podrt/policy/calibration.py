@@ -33,6 +33,7 @@ _COSTS = SplitCosts(
     near_best=1.08,
     worth_cutting=0.88,
     max_idle_prefill=0.2,
+    least_cut_keys=0,
 )
 
 H200 = Calibration(
@@ -50,13 +51,13 @@ H200 = Calibration(
     hopper_cuts=Cuts(
         _H200,
         f"{_HOPPER_NOTES}, items 10, 18, 21, 28 and 37",
-        min_prefill_keys=1024,
+        min_prefill_keys=768,
         min_decode_keys=384,
         prefill_waves=1,
         decode_piece_keys=8192,
         fused_piece_keys=4096,
         taper_decode=True,
-        costs=_COSTS,
+        costs=replace(_COSTS, least_cut_keys=2048),  # bench/results/h100/prefill-pieces.json
     ),
     fused_form=FusedForm(
         _H200,

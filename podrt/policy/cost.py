@@ -29,6 +29,9 @@ Limit = Literal["prefill", "decode", "bus"]
 _BUS_BOUND = 0.95
 #: Decode leaves prefill at least this share of its pace.
 _SLOWEST = 0.1
+#: Prefill that gathers rows takes so many times as long: one warp brings a tile, 16 bytes a lane
+#: (`bench/results/h100/features-pages.json`).
+_GATHERED = 2.0
 #: Keys of a tile of prefill alone, but for the larger ones.
 _STANDARD_TILE = 128
 
@@ -193,6 +196,8 @@ def _has_splits(items: WorkList) -> bool:
 def _tflops_per_sm(costs: LaunchCosts, variant: HopperConfig) -> float:
     """Return what one SM reaches in the prefill of a variant, undisturbed."""
     tflops = _of_head_dim(costs.prefill_tflops_per_sm, variant.head_dim)
+    if variant.gathers_rows:
+        tflops /= _GATHERED
     if variant.form == "pod":
         return tflops / costs.fused_factor
     is_large = variant.kv_tile > _STANDARD_TILE

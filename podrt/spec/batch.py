@@ -140,15 +140,16 @@ class HybridBatch(NamedTuple):
         """
         lengths = _lengths(qo_indptr, kv_lens)
         _require_page_size(page_size)
-        kv_indptr, pages, _ = _indptr(kv_indptr, "kv_indptr", len(kv_lens))
-        if kv_indptr[-1] > num_kv_indices:
+        _require_int32_vector(kv_indptr, "kv_indptr")
+        pages = _kept_pages(kv_indptr.tobytes(), len(kv_lens), page_size)
+        if pages.end > num_kv_indices:
             raise ValueError(
-                f"kv_indices has {num_kv_indices} entries; kv_indptr ends at {kv_indptr[-1]}, "
+                f"kv_indices has {num_kv_indices} entries; kv_indptr ends at {pages.end}, "
                 "so it needs at least that many"
             )
-        if np.logical_or.reduce(kv_lens > np.multiply(pages, page_size, dtype=np.int64)):
-            _refuse_room(kv_lens, pages, page_size, "kv_indptr")
-        return cls(*lengths, _frozen(kv_indptr[:-1]), page_size)
+        if (lengths[1] > pages.room).any():
+            _refuse_room(lengths[1], pages.num_pages, page_size, "kv_indptr")
+        return cls(*lengths, pages.begin, page_size)
 
     @property
     def num_requests(self) -> int:
@@ -246,6 +247,23 @@ def _query_lengths(qo_indptr: Int32Array, requests: int) -> QueryLengths:
 def _kept_query_lengths(qo_indptr: bytes, requests: int) -> QueryLengths:
     indptr = np.frombuffer(qo_indptr, np.int32)
     return QueryLengths(*_differences(indptr, "qo_indptr", requests))
+
+
+class _Pages(NamedTuple):
+    """The pages of every request, and the tokens that they have room for."""
+
+    begin: Int32Array
+    num_pages: Int32Array
+    room: npt.NDArray[np.int64]
+    end: int
+
+
+@lru_cache(maxsize=4)  # a server's next batch often has as many pages
+def _kept_pages(kv_indptr: bytes, requests: int, page_size: int) -> _Pages:
+    indptr = np.frombuffer(kv_indptr, np.int32)
+    _, count, _ = _differences(indptr, "kv_indptr", requests)
+    room = np.multiply(count, page_size, dtype=np.int64)
+    return _Pages(indptr[:-1], count, room, indptr.item(-1))
 
 
 def _indptr(array: Int32Array, name: str, requests: int) -> tuple[Int32Array, Int32Array, int]:

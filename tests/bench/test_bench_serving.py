@@ -12,7 +12,7 @@ from fake_gpu import H100
 from podrt.bench import environment
 from podrt.bench.serving import document
 from podrt.bench.serving.clock import timing
-from podrt.bench.serving.requests import parse_batch, prompts_of
+from podrt.bench.serving.requests import Rate, load_of, parse_batch, parse_rates, prompts_of
 from podrt.bench.serving.run import Run, agreement
 
 
@@ -31,6 +31,28 @@ def test_prompts_are_the_same_at_every_call() -> None:
     assert [len(prompt) for prompt in prompts] == [5, 0, 7]
     assert prompts == prompts_of([5, 0, 7], 100)
     assert all(3 <= token < 100 for prompt in prompts for token in prompt)
+
+
+def test_a_load_is_the_beginning_of_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "lengths.csv"
+    path.write_text("num_prefill_tokens,num_decode_tokens\n5,90\n7,0\n9,3\n")
+    load = load_of(str(path), 2, 40, 100)
+    assert (load.name, [len(prompt) for prompt in load.prompts]) == ("lengths", [5, 7])
+    assert (load.lengths, load.longest) == ([40, 1], 45)
+    assert load.first(1).prompts == load.prompts[:1]
+
+
+def test_rates_are_requests_a_second_or_shares_of_the_capacity() -> None:
+    assert parse_rates("0,70%,1.5") == [Rate(0.0), Rate(0.7, True), Rate(1.5)]
+    assert [rate.of(2.0) for rate in parse_rates("0,70%,1.5")] == [0.0, 1.4, 1.5]
+    with pytest.raises(ValueError, match="have the rate 0 before it"):
+        Rate(0.7, True).of(None)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1", "70%,", "nan", "inf"])
+def test_other_rates_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected requests a second, or a share such as 70%"):
+        parse_rates(text)
 
 
 def test_stalls_and_latencies_are_counted() -> None:

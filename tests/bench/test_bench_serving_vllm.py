@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from podrt.bench.serving import vllm_engine
+from podrt.bench.serving import vllm_engine, vllm_measure
+from podrt.bench.serving.gpu_clock import _kind_of
 from podrt.bench.serving.run import Run
-from podrt.bench.serving.vllm import comparisons
-from podrt.bench.serving.vllm_clocks import _kind_of
+from podrt.bench.serving.vllm_compare import comparisons
 
 
 def a_run() -> Run:
@@ -49,6 +50,31 @@ def test_the_last_backend_is_set_against_the_first() -> None:
     assert "tokens/s 1.100x" in line
     assert "GPU time in attention 1.500x" in line
     assert "first tokens equal 1/2, all equal up to 1 on average" in line
+
+
+def test_rows_are_set_side_by_side_where_trace_and_rate_are_the_same() -> None:
+    old = [
+        row("FLASH_ATTN", trace="arxiv", rate=0.0, tbt_p99_ms=40.0),
+        row("FLASH_ATTN", trace="arxiv", rate=1.4, share_of_capacity=0.7, tbt_p99_ms=40.0),
+        row("FLASH_ATTN", trace="conv", rate=2.0, tbt_p99_ms=40.0),
+    ]
+    new = [{**each, "backend": "PODRT", "tbt_p99_ms": 32.0} for each in old[1:]]
+    lines = comparisons([*old, *new])
+    assert [line.split(":")[0] for line in lines] == [
+        "FULL budget 512 arxiv at 70% of the capacity",
+        "FULL budget 512 conv at 2 requests/s",
+    ]
+    assert all("TBT P99 1.250x" in line for line in lines)
+
+
+def test_tokens_of_two_gpus_are_set_against_those_of_one() -> None:
+    margins = [[2.0, 1.0, 0.25], [3.0, 2.0]]
+    one = row("PODRT", gpus=1, margins=margins)
+    two = row("PODRT", gpus=2, margins=margins, tokens=[[1, 2, 9], [4, 5]])
+    (line,) = comparisons([one, two])
+    assert "PODRT on 2 GPUs against PODRT on 1 GPUs" in line
+    assert "1 requests to their end" in line
+    assert "decided by 0.250 at most, by 2.000 in the median" in line
 
 
 def test_backends_that_failed_are_left_out() -> None:
@@ -94,3 +120,33 @@ def test_the_model_is_of_the_shape_that_is_asked_for() -> None:
     model = vllm_engine._model(options, 1000)  # type: ignore[arg-type]
     assert (model["num_attention_heads"], model["num_key_value_heads"]) == (32, 8)
     assert (model["intermediate_size"], model["max_position_embeddings"]) == (14336, 1000)
+
+
+def test_weights_are_those_of_the_model_whatever_the_number_of_gpus() -> None:
+    options = SimpleNamespace(
+        heads="4/2", head_dim=64, hidden=128, layers=2, vocabulary=300, dtype="float16"
+    )
+    config = SimpleNamespace(**vllm_engine._model(options, 1000))  # type: ignore[arg-type]
+    matrices = dict(vllm_engine._matrices(config))
+    assert len(matrices) == 2 + 7 * 2
+    assert matrices["model.embed_tokens.weight"] == matrices["lm_head.weight"] == (300, 128)
+    assert matrices["model.layers.1.self_attn.k_proj.weight"] == (128, 128)
+    assert matrices["model.layers.1.self_attn.o_proj.weight"] == (128, 256)
+    assert matrices["model.layers.0.mlp.down_proj.weight"] == (128, 448)
+
+
+def test_traces_have_numbers_of_requests_of_their_own(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.csv" for name in ("one", "two", "three")]
+    for path in paths:
+        path.write_text("num_prefill_tokens,num_decode_tokens\n" + "5,3\n" * 4)
+    options = SimpleNamespace(
+        trace=list(map(str, paths)), requests="3,1", most_output=8, vocabulary=50
+    )
+    loads = vllm_measure._loads(options)  # type: ignore[arg-type]
+    assert [(load.name, len(load.prompts)) for load in loads] == [
+        ("one", 3),
+        ("two", 1),
+        ("three", 1),
+    ]
+    options.requests = "0"
+    assert vllm_measure._loads(options) == []  # type: ignore[arg-type]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +122,22 @@ def test_wider_heads_take_longer_whether_or_not_they_were_measured() -> None:
         assert times_us[-1] > 2 * times_us[0]
         narrow = scheduled(q_lens, kv_lens, HOPPER, layer=layer_of(head_dim=192, v_head_dim=128))
         assert times_us[4] < predicted_us(narrow) < times_us[5]
+
+
+@pytest.mark.parametrize(
+    ("q_lens", "kv_lens"), [([2048], [16384]), ([2048] + [1] * 64, [16384] * 65)]
+)
+def test_gathered_rows_take_as_long_as_measured(q_lens: list[int], kv_lens: list[int]) -> None:
+    results = Path(__file__).parents[2] / "bench/results/h100/features-pages.json"
+    name = "/2048@16384" + " + 64x16384" * (len(q_lens) > 1)
+    measured = {
+        row["page_size"]: row["time_us"]
+        for row in json.loads(results.read_text())["rows"]
+        if row["case"].endswith(name) and row["policy"] == "auto"
+    }
+    for page_size in (1, 4, 16):
+        found = scheduled(q_lens, kv_lens, layer=layer_of(page_size))
+        assert predicted_us(found) == pytest.approx(measured[page_size], rel=0.08)
 
 
 def test_a_fused_launch_takes_longer_than_either_side_and_less_than_both() -> None:

@@ -247,6 +247,12 @@ def test_unlimited_splits_cut_prefill_further() -> None:
     assert unlimited > limited
 
 
+@pytest.mark.parametrize(("kv_len", "pieces"), [(1024, 1), (2047, 1), (2048, 3), (4096, 4)])
+def test_prefill_of_few_keys_stays_whole(kv_len: int, pieces: int) -> None:
+    plan = scheduled([512], [kv_len], layer=layer_of(num_kv_heads=1, group=8)).plan
+    assert plan.prefill["num_splits"].max() == pieces
+
+
 @pytest.mark.parametrize("policy", ["auto", "portable"])
 def test_one_scheduler_gives_what_fresh_ones_give(policy: str) -> None:
     kept = Scheduler(layer_of(), H100, parse_policy(policy))

@@ -26,7 +26,7 @@ def save(
     Parameters
     ----------
     rows : sequence of dict
-        ``"tokens"``, which other runs were compared with, are left out.
+        Tokens, which other runs were compared with, are left out.
     path : Path
         Written whole.
     command : str
@@ -40,8 +40,13 @@ def save(
         "packages": peer_versions(list(packages)),
         "command": command,
     }
-    kept = [{name: row[name] for name in row if name != "tokens"} for row in rows]
+    kept = [without_tokens(row) for row in rows]
     lines = ",\n".join(map(json.dumps, kept))
     head = json.dumps(environment, indent=1), json.dumps(list(comparisons), indent=1)
     text = f'{{"environment": {head[0]},\n"comparisons": {head[1]},\n"rows": [\n{lines}\n]}}\n'
     write_whole(text, path)
+
+
+def without_tokens(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without what there is for every token."""
+    return {name: value for name, value in row.items() if name not in ("tokens", "margins")}

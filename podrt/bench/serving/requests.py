@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,90 @@ def parse_batch(text: str) -> Batch:
     if found is None:
         raise ValueError(f"{text!r}: expected {BATCH_FORMAT}, such as 32x4096+128")
     return Batch(*map(int, found.groups()))
+
+
+class Load(NamedTuple):
+    """Requests of one trace.
+
+    Attributes
+    ----------
+    name : str
+        Of the trace: its file's, without the ending.
+    prompts : list of list of int
+        Tokens of each request.
+    lengths : list of int
+        Tokens that each generates, at least 1.
+    """
+
+    name: str
+    prompts: list[list[int]]
+    lengths: list[int]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request, those that it generates included."""
+        return max(len(p) + n for p, n in zip(self.prompts, self.lengths, strict=True))
+
+    def first(self, count: int) -> Load:
+        """Return the first requests."""
+        return Load(self.name, self.prompts[:count], self.lengths[:count])
+
+
+def load_of(trace: str | None, count: int, most_output: int, vocabulary: int) -> Load:
+    """Return the first requests of a trace (podrt's sample if None), none of long outputs."""
+    requests = requests_of(trace, count)
+    return Load(
+        Path(trace).stem if trace else "sample",
+        prompts_of([request.prompt_tokens for request in requests], vocabulary),
+        [max(1, min(request.output_tokens, most_output)) for request in requests],
+    )
+
+
+class Rate(NamedTuple):
+    """How fast requests come.
+
+    Attributes
+    ----------
+    value : float
+        Requests a second, or a share of the capacity; 0: all of them at the beginning.
+    is_share : bool
+        Whether `value` is a share of what the first contender serves when all are there at once.
+    """
+
+    value: float
+    is_share: bool = False
+
+    def of(self, capacity: float | None) -> float:
+        """Return requests a second, given the first contender's, which shares need."""
+        if not self.is_share:
+            return self.value
+        if capacity is None:
+            raise ValueError(
+                f"a rate of {self.value:.0%}: what it is a share of was not measured; have the "
+                "rate 0 before it, as in 0,70%,90%"
+            )
+        return self.value * capacity
+
+
+def parse_rates(text: str) -> list[Rate]:
+    """Read rates such as ``"0,70%,90%"`` or ``"1.5,2"``.
+
+    Raises
+    ------
+    ValueError
+        One is no number, or negative.
+    """
+    rates = []
+    for part in text.split(","):
+        is_share = part.endswith("%")
+        try:
+            value = float(part.removesuffix("%")) / (100 if is_share else 1)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"rate {part!r}: expected requests a second, or a share such as 70%")
+        rates.append(Rate(value, is_share))
+    return rates
 
 
 def requests_of(trace: str | None, count: int) -> list[Request]:

@@ -26,11 +26,15 @@ class Run:
         Of all requests together.
     steps : int
         Of the engine; 0 where it does not tell.
+    margins : list of list of float
+        How far the best token was ahead of the second, in log-probability, of every token; empty
+        where it was not asked for.
     """
 
     def __init__(self, num_requests: int) -> None:
         self.tokens: list[list[int]] = [[] for _ in range(num_requests)]
         self.times_s: list[list[float]] = [[] for _ in range(num_requests)]
+        self.margins: list[list[float]] = [[] for _ in range(num_requests)]
         self.arrivals_s = [0.0] * num_requests
         self.prompt_tokens = self.steps = 0
 
@@ -57,14 +61,33 @@ class Run:
         }
 
 
-def agreement(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> str:
-    """Say how far the tokens of two runs are the same; random weights part where scores tie."""
+def agreement(
+    one: Sequence[Sequence[int]],
+    other: Sequence[Sequence[int]],
+    margins: Sequence[Sequence[float]] = (),
+) -> str:
+    """Say how far the tokens of two runs are the same; random weights part where scores tie.
+
+    `margins` are those of the first run: then it is said how close the second choice was where
+    requests part.
+    """
     same = [
         next((i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), len(a))
         for a, b in zip(one, other, strict=True)
     ]
     first = sum(count > 0 for count in same)
-    return f"first tokens equal {first}/{len(same)}, all equal up to {np.mean(same):.0f} on average"
+    said = f"first tokens equal {first}/{len(same)}, all equal up to {np.mean(same):.0f} on average"
+    parted = [(margins[i][n], i) for i, n in enumerate(same) if margins and n < len(one[i])]
+    if not margins:
+        return said
+    whole = f", {len(same) - len(parted)} requests to their end"
+    if not parted:
+        return said + whole
+    everywhere = np.median(np.concatenate(margins))
+    return (
+        f"{said}{whole}; where others part the first run was decided by {max(parted)[0]:.3f} at "
+        f"most, by {everywhere:.3f} in the median of all tokens"
+    )
 
 
 def _percentiles(name: str, unit: str, values: Sequence[float]) -> dict[str, float]:

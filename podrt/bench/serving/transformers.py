@@ -1,6 +1,6 @@
 """transformers' continuous batching with podrt beside its own attention and FlashAttention-3.
 
-    podrt bench serving transformers --budget 2048 --batch 32x4096+128 --out FILE.json
+    podrt bench serving transformers --budgets 2048 --batch 32x4096+128 --out FILE.json
 
 One model of random weights for all contenders, of Llama 3 8B's shape by default. Each contender
 serves all requests twice with one manager: the first time captures graphs and compiles, the second
@@ -29,8 +29,9 @@ from transformers import AttentionInterface, GenerationConfig, LlamaConfig, Llam
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from podrt.bench.serving.clock import timing
-from podrt.bench.serving.document import save
-from podrt.bench.serving.requests import BATCH_FORMAT, parse_batch, prompts_of, requests_of
+from podrt.bench.serving.document import save, without_tokens
+from podrt.bench.serving.gpu_clock import gpu_times
+from podrt.bench.serving.requests import BATCH_FORMAT, load_of, parse_batch, prompts_of
 from podrt.bench.serving.run import Run, agreement
 from podrt.integrations.transformers import enable
 from podrt.integrations.transformers.engine import Engine
@@ -42,6 +43,7 @@ _BEHIND_GATHER = "behind_gather_flash"
 class Requests(NamedTuple):
     """What is served: prompts, and how many tokens each generates."""
 
+    name: str
     prompts: list[list[int]]
     new_tokens: int
 
@@ -53,45 +55,61 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, requests = _model(options), _requests(options)
     AttentionInterface.register(_BEHIND_GATHER, _fa3)
     rows: list[dict[str, Any]] = []
-    for contender in options.contenders.split(","):
-        for mode in ("eager",) if contender == "sdpa" else options.modes.split(","):
-            row = {"contender": contender, "mode": mode, "budget": options.budget}
-            try:
-                row |= measure(model, requests, options, contender, mode)
-            except Exception as error:  # one that fails is a result too
-                row["error"] = repr(error)
-            rows.append(row)
-            print(json.dumps({name: row[name] for name in row if name != "tokens"}), flush=True)
-            if options.out:
-                save(
-                    rows,
-                    options.out,
-                    command=shlex.join(["podrt", "bench", "serving", "transformers", *arguments]),
-                    packages=("transformers", "torch", "numpy", "fa3_fwd"),
-                    comparisons=comparisons(rows),
-                )
+    for budget, contender, mode in _runs(options):
+        row = {"contender": contender, "mode": mode, "budget": budget, "trace": requests.name}
+        try:
+            row |= measure(model, requests, options, budget, contender, mode)
+        except Exception as error:  # one that fails is a result too
+            row["error"] = repr(error)
+        rows.append(row)
+        print(json.dumps(without_tokens(row)), flush=True)
+        if options.out:
+            save(
+                rows,
+                options.out,
+                command=shlex.join(["podrt", "bench", "serving", "transformers", *arguments]),
+                packages=("transformers", "torch", "numpy", "fa3_fwd"),
+                comparisons=comparisons(rows),
+            )
     for line in comparisons(rows):
         print(line)
 
 
+def _runs(options: argparse.Namespace) -> Iterator[tuple[int, str, str]]:
+    """Return budgets, contenders and modes in the order in which they are measured."""
+    for budget in map(int, options.budgets.split(",")):
+        for contender in options.contenders.split(","):
+            for mode in ("eager",) if contender == "sdpa" else options.modes.split(","):
+                yield budget, contender, mode
+
+
 def measure(
-    model: Any, requests: Requests, options: argparse.Namespace, contender: str, mode: str
+    model: Any,
+    requests: Requests,
+    options: argparse.Namespace,
+    budget: int,
+    contender: str,
+    mode: str,
 ) -> dict[str, Any]:
     """Return how fast a contender serves the requests."""
     with _running(model, contender) as engine:
         try:
-            serve = _server(model, requests, options, graphs=mode == "graphs")
+            serve = _server(model, requests, options, budget, graphs=mode == "graphs")
             serve()
             times = HostTimes()
             with times.taken():
                 began_s, results = serve()
+            kernels: dict[str, Any] = {}
+            if options.profile:
+                with gpu_times() as kernels:
+                    serve()
         finally:
             model.destroy_cached_continuous_batching_manager()
     run = _run_of(results, began_s)
     run.prompt_tokens = sum(map(len, requests.prompts))
     run.steps = len(times.plans_us)
     host = times.summary() if engine is not None else {}
-    return run.summary() | host | {"tokens": run.tokens}
+    return run.summary() | host | kernels | {"tokens": run.tokens}
 
 
 def _run_of(results: Sequence[Any], began_s: float) -> Run:
@@ -104,7 +122,7 @@ def _run_of(results: Sequence[Any], began_s: float) -> Run:
 
 
 def _server(
-    model: Any, requests: Requests, options: argparse.Namespace, *, graphs: bool
+    model: Any, requests: Requests, options: argparse.Namespace, budget: int, *, graphs: bool
 ) -> Callable[[], tuple[float, list[Any]]]:
     generation = GenerationConfig(
         max_new_tokens=requests.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
@@ -112,7 +130,7 @@ def _server(
     batching = ContinuousBatchingConfig(
         page_size=options.page_size,
         num_blocks=options.cache_tokens // options.page_size,
-        max_batch_tokens=options.budget,
+        max_batch_tokens=budget,
         max_requests_per_batch=options.sequences,
         use_cuda_graph=graphs,
         allow_block_sharing=False,  # or the second time prompts are there already
@@ -158,32 +176,51 @@ class HostTimes:
     def __init__(self) -> None:
         self.plans_us: list[float] = []
         self.runs_us: list[float] = []
+        self.writes_us: list[float] = []
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Time all calls of engines in the block."""
-        with timing(Engine, "plan", self.plans_us), timing(Engine, "run", self.runs_us):
+        with (
+            timing(Engine, "plan", self.plans_us),
+            timing(Engine, "run", self.runs_us),
+            timing(Engine, "write", self.writes_us),
+        ):
             yield
 
     def summary(self) -> dict[str, Any]:
-        """Return medians; a step is a plan and, where graphs do not skip them, a run a layer."""
+        """Return medians; a step is a plan and, where graphs do not skip them, runs and writes.
+
+        One of each for every layer. Writes take the place of the engine's own.
+        """
         found = {"plan_us": float(np.median(self.plans_us))}
-        runs = len(self.runs_us) / len(self.plans_us)
-        found["runs_a_step"] = runs
-        if self.runs_us:
-            found["run_us"] = float(np.median(self.runs_us))
-        found["host_us_a_step"] = found["plan_us"] + runs * found.get("run_us", 0.0)
+        found["host_us_a_step"] = found["plan_us"]
+        for name, times_us in (("run", self.runs_us), ("write", self.writes_us)):
+            calls = len(times_us) / len(self.plans_us)
+            found[f"{name}s_a_step"] = calls
+            if times_us:
+                found[f"{name}_us"] = float(np.median(times_us))
+                found["host_us_a_step"] += calls * found[f"{name}_us"]
         return found
 
 
 def comparisons(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return how far the tokens of every row are those of the first."""
-    served = [row for row in rows if "tokens" in row]
-    return [
-        f"{row['contender']} {row['mode']} and {served[0]['contender']} {served[0]['mode']}: "
-        + agreement(served[0]["tokens"], row["tokens"])
-        for row in served[1:]
-    ]
+    """Return how fast every row is, and how far its tokens are the same, beside the first one's.
+
+    The first of its budget.
+    """
+    first: dict[int, dict[str, Any]] = {}
+    lines = []
+    for row in (row for row in rows if "tokens" in row):
+        one = first.setdefault(row["budget"], row)
+        if one is not row:
+            names = (f"{each['contender']} {each['mode']}" for each in (row, one))
+            speed = row["all_tokens_per_s"] / one["all_tokens_per_s"]
+            lines.append(
+                f"budget {row['budget']}: {' and '.join(names)}: tokens/s {speed:.3f}x, "
+                + agreement(one["tokens"], row["tokens"])
+            )
+    return lines
 
 
 def _fa3(
@@ -241,9 +278,9 @@ def _model(options: argparse.Namespace) -> Any:
 def _requests(options: argparse.Namespace) -> Requests:
     if options.batch:
         count, prompt, output = parse_batch(options.batch)
-        return Requests(prompts_of([prompt] * count, options.vocabulary), output)
-    lengths = [each.prompt_tokens for each in requests_of(options.trace, options.requests)]
-    return Requests(prompts_of(lengths, options.vocabulary), options.most_output)
+        return Requests(options.batch, prompts_of([prompt] * count, options.vocabulary), output)
+    load = load_of(options.trace, options.requests, options.most_output, options.vocabulary)
+    return Requests(load.name, load.prompts, options.most_output)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -252,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--contenders", default=",".join(CONTENDERS), help="in this order")
     add("--modes", default="eager,graphs")
-    add("--budget", type=int, default=2048, help="tokens of a step")
+    add("--budgets", default="2048", help="tokens of a step, such as 512,1024,2048")
     add("--batch", default="", help=f"{BATCH_FORMAT}; without it a trace is served")
     add("--trace", help="CSV file of request lengths; podrt's sample without it")
     add("--requests", type=int, default=40, help="of the trace, from its beginning")
@@ -260,6 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sequences", type=int, default=64, help="most requests at once")
     add("--cache-tokens", type=int, default=176_000)
     add("--page-size", type=int, default=64)
+    add("--profile", action="store_true", help="sum GPU time by kind of kernel in another run")
     add("--layers", type=int, default=32)
     add("--hidden", type=int, default=4096)
     add("--heads", default="32/8", help="query and KV heads")

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024
 
 
 def make_engine(
-    options: argparse.Namespace, backend: str, mode: str, budget: int, longest: int
+    options: argparse.Namespace,
+    backend: str,
+    mode: str,
+    tensor_parallel: int,
+    budget: int,
+    longest: int,
 ) -> Any:
     """Return vLLM's engine for steps of up to `budget` tokens, requests of up to `longest`.
 
@@ -40,7 +46,7 @@ def make_engine(
         max_num_batched_tokens=budget,
         max_num_seqs=options.sequences,
         block_size=options.block_size,
-        tensor_parallel_size=options.tensor_parallel,
+        tensor_parallel_size=tensor_parallel,
         disable_custom_all_reduce=True,
         enable_prefix_caching=False,
         seed=0,
@@ -95,14 +101,44 @@ def _model(options: argparse.Namespace, positions: int) -> dict[str, Any]:
 
 
 def _give_weights(worker: Any) -> None:
-    """Give the model weights among which argmax has something to decide; dummies are too small."""
+    """Give the model weights among which argmax has something to decide; dummies are too small.
+
+    Matrices are made whole and loaded as from a file, so that all numbers of GPUs serve one model.
+    """
     import torch
 
-    torch.manual_seed(1)
+    model = worker.model_runner.model
+    device, dtype = (getattr(next(model.parameters()), name) for name in ("device", "dtype"))
+    generator = torch.Generator(device).manual_seed(1)
+
+    def weights() -> Iterator[tuple[str, Any]]:
+        for name, shape in _matrices(model.config):
+            matrix = torch.empty(shape, dtype=dtype, device=device)
+            scale = 1.0 if "embed" in name else shape[1] ** -0.5
+            yield name, matrix.normal_(0.0, scale, generator=generator)
+
     with torch.no_grad():
-        for name, weight in worker.model_runner.model.named_parameters():
-            if weight.ndim == 2:
-                weight.normal_(0.0, 1.0 if "embed" in name else weight.shape[1] ** -0.5)
+        model.load_weights(weights())
+
+
+def _matrices(config: Any) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name the matrices of a Llama as its files do, with their shapes."""
+    hidden, between = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads * config.head_dim
+    kv_heads = config.num_key_value_heads * config.head_dim
+    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
+    yield "lm_head.weight", (config.vocab_size, hidden)
+    for layer in range(config.num_hidden_layers):
+        for name, shape in (
+            ("self_attn.q_proj", (heads, hidden)),
+            ("self_attn.k_proj", (kv_heads, hidden)),
+            ("self_attn.v_proj", (kv_heads, hidden)),
+            ("self_attn.o_proj", (hidden, heads)),
+            ("mlp.gate_proj", (between, hidden)),
+            ("mlp.up_proj", (between, hidden)),
+            ("mlp.down_proj", (hidden, between)),
+        ):
+            yield f"model.layers.{layer}.{name}.weight", shape
 
 
 def _announce_plugin() -> None:

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from podrt.attention import HybridAttention
+from podrt.cache_write import write_cache
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.transformers.layers import Layer
 from podrt.integrations.transformers.tables import PageTables
 from podrt.kernels.families import Variant
 from podrt.policy.policies import Policy
 from podrt.runtime.driver import give_back_unused
+from podrt.spec.batch import HybridBatch
+from podrt.tensors.page_table import PageTable, make_batch
 
 _FULL_ATTENTION = "full_attention"
 _log = logging.getLogger("podrt")
@@ -91,6 +94,9 @@ class Engine:
             layer: layer.attention(device, policy, page_size=page_size)
             for layer in dict.fromkeys(self.layers.values())
         }
+        self._page_size = page_size
+        self._q_lens: list[int] = []  # of the last step
+        self._qo_indptr = np.zeros(1, np.int32)
         self._tables = PageTables(page_size, allocator.block_physical_stride // page_size)
         self._pages = _alike(allocator._kv_page_views)
         self._record = record
@@ -106,27 +112,41 @@ class Engine:
 
         `stream` is the one that computes the step; None in host memory.
         """
-        q_lens = [state.query_length for state in states]
-        kv_lens = [state.state.position_offset for state in states]
         names = [state.state.request_id for state in states]
-        tables = self._tables.of(names, kv_lens, self._allocator.block_table)
-        qo_indptr = np.zeros(len(states) + 1, np.int32)
-        np.array(q_lens, np.int32).cumsum(out=qo_indptr[1:])
-        lengths = np.array(kv_lens, np.int32)
-        on = {} if stream is None else {"stream": stream}
-        for attention in self.attentions.values():
-            attention.plan(
-                qo_indptr,
-                lengths,
-                kv_indptr=tables.kv_indptr,
-                kv_indices=tables.kv_indices,
-                **on,
+        table = self._tables.of(names, self._allocator.block_table)
+        q_lens = [state.query_length for state in states]
+        if q_lens != self._q_lens:  # as those of decodes are from step to step
+            self._q_lens, self._qo_indptr = (
+                q_lens,
+                np.array([0, *q_lens], np.int32).cumsum(dtype=np.int32),
             )
-        self._num_tokens = int(qo_indptr[-1])
+        kv_lens = np.array([state.state.position_offset for state in states], np.int32)
+        self._plan_all(make_batch(self._qo_indptr, kv_lens, table, self._page_size), table, stream)
+        self._num_tokens = int(self._qo_indptr[-1])
         self._note()
         if not self.num_steps:
             _log.info("podrt runs attention of continuous batching: %s", self._record.kernels)
         self.num_steps += 1
+
+    def _plan_all(self, batch: HybridBatch, table: PageTable, stream: Any) -> None:
+        """Plan a batch for all attentions, and leave them as they were if one refuses it."""
+        prepared = []
+        for attention in self.attentions.values():
+            if isinstance(attention, HybridAttention):
+                prepared.append((attention, attention.prepare(batch, table, stream=stream)))
+            else:
+                pages = {"kv_indptr": table.kv_indptr, "kv_indices": table.flat()}
+                attention.plan(batch.qo_indptr, batch.kv_lens, **pages)
+        for on_gpu, plan in prepared:
+            on_gpu.adopt(plan)
+
+    def write(self, layer_idx: int, k: Any, v: Any, slots: Any) -> None:
+        """Write a layer's new keys and values to the cache, both in one launch.
+
+        `k` and `v` are ``[tokens, KV heads, head_dim]``; int64 `slots` say which token of the
+        cache each of them is.
+        """
+        write_cache(k, v, *self._pages[layer_idx], slots)
 
     def run(self, layer_idx: int, q: Any, sinks: Any = None) -> Any:
         """Return attention ``[tokens, heads, head_dim]`` of a layer's queries of that shape.

@@ -2,13 +2,16 @@
 
 A step of the engine is ``prepare_next_batch``, then ``get_model_kwargs``, then the model's forward
 pass, eagerly or as the replay of a CUDA graph, which skips Python. So the plan is made in
-``get_model_kwargs``; graphs read it on the device (`HybridAttention.reserve`).
+``get_model_kwargs``; graphs read it on the device (`HybridAttention.reserve`). In the forward pass
+every layer gives its new keys and values to the cache's ``update``, which podrt does in one launch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from podrt.integrations.transformers.caches import all_layers_full
 from podrt.integrations.transformers.engine import Engine
@@ -66,7 +69,7 @@ def _hook(processor: Any, engine: Engine) -> None:
         return kwargs
 
     def padded_inputs(num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool) -> Any:
-        """Pad queries alone; with no keys to read the engine only writes to its cache."""
+        """Pad queries alone; with no keys to read the engine makes no list of them."""
         padded, _ = maybe_pad_inputs(num_q_tokens, max_kv_read, use_decode_fast_path)
         return padded, 0
 
@@ -74,6 +77,18 @@ def _hook(processor: Any, engine: Engine) -> None:
         with without_masks():
             compute_batch(model, batch_data)
 
+    def write_to_cache(
+        key_states: Any, value_states: Any, layer_idx: int, kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Write new keys and values ``[1, KV heads, tokens, head_dim]``, and gather none."""
+        k, v = (new.squeeze(0).transpose(0, 1) for new in (key_states, value_states))
+        try:
+            engine.write(layer_idx, k, v, kwargs["write_index"][0])
+        except Exception as error:
+            raise StepError(f"podrt could not write keys of layer {layer_idx}: {error}") from error
+        return key_states, value_states
+
+    processor.cache.update = torch.compiler.disable(write_to_cache)
     ios.get_model_kwargs = planned_model_kwargs
     runner.maybe_pad_inputs = padded_inputs
     runner.compute_batch = compute_batch_without_masks

@@ -149,6 +149,30 @@ def test_no_key_is_gathered(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None
     require_greedy(llama, prompts, found)
 
 
+def test_new_keys_are_written_in_one_call_a_layer(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the engine wrote itself")
+
+    calls: list[str] = []
+    for name in ("write", "run"):
+        inner = getattr(Engine, name)
+
+        def noted(self: Engine, *arguments: Any, name: str = name, inner: Any = inner) -> Any:
+            calls.append(name)
+            return inner(self, *arguments)
+
+        monkeypatch.setattr(Engine, name, noted)
+    prompts = make_prompts(LENGTHS)
+    with integration.enable(llama):
+        monkeypatch.setattr(torch.Tensor, "index_copy_", refuse)
+        found = generate_batch(llama, prompts, 4)
+    monkeypatch.undo()
+    assert calls == ["write", "run"] * (len(calls) // 2) != []
+    require_greedy(llama, prompts, found)
+
+
 def test_one_plan_serves_all_layers_of_a_step(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {"plan": 0, "run": 0}
     for name in calls:
@@ -380,11 +404,14 @@ def test_other_releases_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_page_tables_follow_block_tables() -> None:
     tables, blocks = PageTables(page_size=16, pages_per_block=4), {"a": [3, 1], "b": [2]}
-    first = tables.of(["b", "a"], [16, 17], blocks)
+    first = tables.of(["b", "a"], blocks)
+    assert first.kv_indptr is not None
     assert first.kv_indptr.tolist() == [0, 1, 3]
-    assert first.kv_indices.tolist() == [8, 12, 4]
+    assert first.flat().tolist() == [8, 12, 4]
+    assert tables.of(["b", "a"], blocks) is first
     blocks["a"].append(7)
-    assert tables.of(["a"], [48], blocks).kv_indices.tolist() == [12, 4, 28]
+    assert tables.of(["b", "a"], blocks).flat().tolist() == [8, 12, 4, 28]
+    assert tables.of(["a"], blocks).flat().tolist() == [12, 4, 28]
     blocks["a"][0] = 5  # a page that turned out to be another request's
-    assert tables.of(["a"], [33], blocks).kv_indices.tolist() == [20, 4, 28]
-    assert tables.of(["a"], [32], blocks).kv_indices.tolist() == [20, 4]  # no more than its keys
+    assert tables.of(["a"], blocks).flat().tolist() == [20, 4, 28]
+    assert first.flat().tolist() == [8, 12, 4]

@@ -181,17 +181,24 @@ def test_caches_are_not_kept(llama: Any) -> None:
         assert enabled.status().kernels == ("reference in host memory",)
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("run", "could not run LlamaAttention, layer 1"),
+        ("write", "could not write keys of layer 1"),
+    ],
+)
 def test_a_layer_that_fails_leaves_the_engine_and_the_other_requests_running(
-    llama: Any, monkeypatch: pytest.MonkeyPatch
+    llama: Any, monkeypatch: pytest.MonkeyPatch, call: str, said: str
 ) -> None:
-    run = Engine.run
+    inner = getattr(Engine, call)
 
     def failing(self: Engine, layer_idx: int, *others: Any) -> Any:
         if self.num_steps == 3 and layer_idx == 1:
             raise ValueError("no kernel for this step")
-        return run(self, layer_idx, *others)
+        return inner(self, layer_idx, *others)
 
-    monkeypatch.setattr(Engine, "run", failing)
+    monkeypatch.setattr(Engine, call, failing)
     first, *others = make_prompts([40, 7, 19])
     with integration.enable(llama):
         manager = make_manager(llama, 6)
@@ -201,7 +208,7 @@ def test_a_layer_that_fails_leaves_the_engine_and_the_other_requests_running(
         manager.add_requests(others, max_new_tokens=6)
         results = results_of(manager, 2)
         manager.stop()
-    assert "LlamaAttention, layer 1: no kernel for this step" in failed.error
+    assert f"podrt {said}: no kernel for this step" in failed.error
     require_right(llama, results)
 
 
