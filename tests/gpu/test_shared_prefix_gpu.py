@@ -50,6 +50,15 @@ CASES = {
 }
 
 
+def test_values_may_be_narrower_than_keys(policy):
+    groups, q_lens, kv_lens = CASES["two groups and others"]
+    case = sharing_case(groups, q_lens, kv_lens, head_dim=192, v_head_dim=128)
+    attention = attention_of(case, policy)
+    attention.plan(*case.lengths, block_table=case.block_table, shared_prefixes=groups)
+    out, lse = attention.run(*inputs_on_gpu(case), return_lse=True)
+    case.check(out.get(), lse.get(), allowed_steps=ALLOWED_STEPS)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", CASES)
 def test_shared_keys_are_attended_by_all(policy, name, dtype):

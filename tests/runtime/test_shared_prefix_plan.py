@@ -53,3 +53,9 @@ def test_where_one_part_cannot_be_planned_the_batch_before_stays_whole(
     planned(attention, MORE, (0, 3, 640))
     assert all(each.current_plan is not old for each, old in zip(parts, before, strict=True))
     assert attention.shared_prefixes == ((0, 3, 640),)
+
+
+def test_both_parts_have_values_of_the_same_width() -> None:
+    attention = podrt.SharedPrefixAttention(8, 2, 192, v_head_dim=128, page_size=PAGE_SIZE)
+    parts = attention._own.layer, attention._shared.layer
+    assert [(part.head_dim, part.value_dim) for part in parts] == [(192, 128)] * 2
