@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,3 +40,9 @@ def compiled_once(kernels_of_this_run: Path) -> Iterator[None]:
         cache_dir=kernels_of_this_run, cache_max_bytes=0, disable_cache=False, disable_jit=False
     ):
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector, which many tests call, what was imported: most of all objects."""
+    gc.collect()
+    gc.freeze()
