@@ -43,6 +43,6 @@ def compiled_once(kernels_of_this_run: Path) -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector, which many tests call, what was imported: most of all objects."""
+    """Spare the garbage collector, which many tests call, the objects of what was imported."""
     gc.collect()
     gc.freeze()
