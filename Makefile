@@ -11,6 +11,9 @@ TEST_STAMP := $(VENV)/.installed-$(CUDA)-dev
 DOCS_STAMP := $(VENV)/.installed-docs
 
 PYTEST_ARGS ?= -n auto
+# Tests import a part of what is installed for them, which Python compiles then; pip would compile all
+# of torch, transformers and vLLM.
+PIP_FOR_TESTS := -m pip install --quiet --no-compile
 
 VLLM_VENV  := .venv-vllm
 VLLM_NEEDS := tests/integrations/vllm/requirements.txt
@@ -57,7 +60,7 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),dev,engines]'
+	$(BIN)/python $(PIP_FOR_TESTS) --editable '.[$(CUDA),dev,engines]'
 	@touch $@ $(DEMO_STAMP)
 
 $(DOCS_STAMP): pyproject.toml | $(BIN)/python
@@ -68,6 +71,6 @@ $(VLLM_STAMP): $(VLLM_NEEDS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 		|| { echo "vLLM's tests need Python 3.11 or 3.12; try: make PYTHON=python3.12 vllm-test" >&2; exit 1; }
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement $(VLLM_NEEDS)
+	$(VLLM_VENV)/bin/python $(PIP_FOR_TESTS) --no-deps --requirement $(VLLM_NEEDS)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
