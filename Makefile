@@ -11,6 +11,9 @@ TEST_STAMP := $(VENV)/.installed-$(CUDA)-dev
 DOCS_STAMP := $(VENV)/.installed-docs
 
 PYTEST_ARGS ?= -n auto
+# Tests import a part of what is installed for them, which Python compiles then; pip would compile all
+# of torch, transformers and vLLM.
+PIP_FOR_TESTS := -m pip install --quiet --no-compile
 
 VLLM_VENV  := .venv-vllm
 VLLM_NEEDS := tests/integrations/vllm/requirements.txt
@@ -38,9 +41,10 @@ docs: $(DOCS_STAMP)
 gpu-test: $(TEST_STAMP)
 	$(BIN)/pytest tests/gpu
 
-# vLLM on a CPU, in an environment of its own: docs/vllm.md.
+# vLLM on a CPU, in an environment of its own: docs/vllm.md. One thread is faster than several that
+# find other processes on their cores.
 vllm-test: $(VLLM_STAMP)
-	$(VLLM_VENV)/bin/python -m pytest tests/integrations/vllm
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/integrations/vllm
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -56,7 +60,7 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),dev,engines]'
+	$(BIN)/python $(PIP_FOR_TESTS) --editable '.[$(CUDA),dev,engines]'
 	@touch $@ $(DEMO_STAMP)
 
 $(DOCS_STAMP): pyproject.toml | $(BIN)/python
@@ -67,6 +71,6 @@ $(VLLM_STAMP): $(VLLM_NEEDS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 		|| { echo "vLLM's tests need Python 3.11 or 3.12; try: make PYTHON=python3.12 vllm-test" >&2; exit 1; }
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement $(VLLM_NEEDS)
+	$(VLLM_VENV)/bin/python $(PIP_FOR_TESTS) --no-deps --requirement $(VLLM_NEEDS)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -11,6 +12,9 @@ from podrt.kernels.hopper.config import HopperConfig
 from podrt.kernels.portable.config import KernelConfig
 
 V = TypeVar("V", KernelConfig, HopperConfig)
+
+#: Compile all variants; otherwise, of the rarer ones, samples of every kind.
+EVERY_VARIANT = bool(os.environ.get("TEST_EVERY_VARIANT"))
 
 
 def require_clean(configs: Sequence[V], more: Callable[[V, Build], Iterator[str]]) -> None:

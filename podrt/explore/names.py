@@ -27,7 +27,7 @@ def parts_of(variant: Variant) -> list[str]:
     (``k176``) or the CTAs that share an SM (``c2``); ``full`` for the mask that is not
     causal, ``softcap`` for capped scores, ``tree`` for tree masks.
     """
-    fields = variant.to_dict()
+    fields = vars(variant)  # to_dict() would copy them, and thousands of variants are told apart
     is_hopper = variant.family == "hopper"
     parts = [variant.form, variant.family, *([] if is_hopper else [variant.arch])]
     parts += [DTYPE_TAGS[variant.dtype], variant.spec.heads_tag, pages_of(variant)]

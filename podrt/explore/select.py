@@ -193,7 +193,7 @@ def _causals(masks: Sequence[str] | None) -> list[bool]:
 def _masked(variants: Sequence[Variant], causals: Sequence[bool]) -> list[Variant]:
     """Return causal variants with each of some masks, those of one together."""
     found = [
-        replace(variant, causal=causal)
+        variant if variant.causal == causal else replace(variant, causal=causal)
         for causal in causals
         for variant in variants
         if causal or not variant.tree_mask

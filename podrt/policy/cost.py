@@ -21,7 +21,7 @@ from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.plan import Plan, WorkList, keys_of
 from podrt.policy.constants import Calibration, LaunchCosts, weights_of
-from podrt.policy.traffic import keys_read, units_in_turn
+from podrt.policy.traffic import KeysRead, keys_read, units_in_turn
 from podrt.spec.types import ELEMENT_BYTES
 
 Limit = Literal["prefill", "decode", "bus"]
@@ -89,26 +89,84 @@ def predict(
 
 def work_of(plan: Plan, variant: HopperConfig, gpu: DeviceInfo, calibration: Calibration) -> Work:
     """Return what the launch of one variant has to do of a plan."""
-    costs, is_pod = calibration.launch_costs, variant.form == "pod"
+    return costed(load_of(plan, variant, gpu, calibration), variant, gpu, calibration.launch_costs)
+
+
+class Load(NamedTuple):
+    """What a launch has to do of a plan, whatever its `LaunchCosts`: a fit counts it once.
+
+    Attributes
+    ----------
+    unit_keys : int array
+        Keys of the units of prefill in turn.
+    unit_rows : int
+        Their packed query rows.
+    read : KeysRead
+        What prefill reads.
+    decode_keys : int
+        What decode reads, over all heads.
+    decode_only, prefill_only : int
+        SMs that take one side first.
+    splits_prefill, splits_decode : bool
+        Whether there is anything to merge.
+    """
+
+    unit_keys: npt.NDArray[np.int64]
+    unit_rows: int
+    read: KeysRead
+    decode_keys: int
+    decode_only: int
+    prefill_only: int
+    splits_prefill: bool
+    splits_decode: bool
+
+
+def load_of(plan: Plan, variant: HopperConfig, gpu: DeviceInfo, calibration: Calibration) -> Load:
+    """Return the load of one variant's launch; heeds no `LaunchCosts`."""
+    is_pod = variant.form == "pod"
     decode_only = min(plan.decode_only_ctas, gpu.num_sms) if is_pod else 0
     prefill_only = min(plan.prefill_only_ctas, gpu.num_sms - decode_only) if is_pod else 0
-    elements = variant.head_dim + variant.value_dim  # of a key and value, or a query and output
-    key_mb = elements * ELEMENT_BYTES[variant.dtype] / 1e6
+    unit_keys, read = np.empty(0, np.int64), KeysRead(0, 0)
+    if variant.has_prefill:
+        unit_keys = keys_of(plan.prefill)[units_in_turn(plan)[0]]
+        resident_bytes = calibration.l2_use.resident_share * gpu.l2_bytes
+        read = keys_read(plan, gpu.num_sms, int(resident_bytes / _key_mb(variant) / 1e6))
+    return Load(
+        unit_keys,
+        plan.prefill_rows,
+        read,
+        plan.decode_keys * plan.num_kv_heads if variant.has_decode else 0,
+        decode_only,
+        prefill_only,
+        variant.has_prefill and _has_splits(plan.prefill),
+        variant.has_decode and _has_splits(plan.decode),
+    )
+
+
+def costed(load: Load, variant: HopperConfig, gpu: DeviceInfo, costs: LaunchCosts) -> Work:
+    """Return what a load amounts to on a GPU of those costs."""
+    key_mb = _key_mb(variant)
     units_us: Times = np.empty(0)
-    prefill_mb = decode_mb = merge_us = 0.0
-    if variant.form != "decode":
-        us_per_key = 2e-6 * elements * plan.prefill_rows / _tflops_per_sm(costs, variant)
-        units_us = costs.unit_us + us_per_key * keys_of(plan.prefill)[units_in_turn(plan)[0]]
-        resident_keys = int(calibration.l2_use.resident_share * gpu.l2_bytes / key_mb / 1e6)
-        read = keys_read(plan, gpu.num_sms, resident_keys)
-        drift = 1 + costs.drift * decode_only / gpu.num_sms  # tiles fall out of step
-        prefill_mb = key_mb * (read.unique + drift * read.repeated)
-        prefill_mb += key_mb * plan.prefill_rows * len(units_us)  # queries, and the output
-        merge_us = costs.prefill_merge_us * _has_splits(plan.prefill)
-    if variant.form != "prefill":
-        decode_mb = key_mb * plan.decode_keys * plan.num_kv_heads
-        merge_us = max(merge_us, costs.decode_merge_us * _has_splits(plan.decode))
-    return Work(units_us, prefill_mb, decode_mb, decode_only, prefill_only, merge_us)
+    prefill_mb = merge_us = 0.0
+    if variant.has_prefill:
+        us_per_key = 2e-6 * _elements(variant) * load.unit_rows / _tflops_per_sm(costs, variant)
+        units_us = costs.unit_us + us_per_key * load.unit_keys
+        drift = 1 + costs.drift * load.decode_only / gpu.num_sms  # tiles fall out of step
+        prefill_mb = key_mb * (load.read.unique + drift * load.read.repeated)
+        prefill_mb += key_mb * load.unit_rows * len(units_us)  # queries, and the output
+        merge_us = costs.prefill_merge_us * load.splits_prefill
+    decode_mb = key_mb * load.decode_keys
+    merge_us = max(merge_us, costs.decode_merge_us * load.splits_decode)
+    return Work(units_us, prefill_mb, decode_mb, load.decode_only, load.prefill_only, merge_us)
+
+
+def _key_mb(variant: HopperConfig) -> float:
+    """Return the megabytes of a key and its value, or of a query and its output."""
+    return _elements(variant) * ELEMENT_BYTES[variant.dtype] / 1e6
+
+
+def _elements(variant: HopperConfig) -> int:
+    return variant.head_dim + variant.value_dim
 
 
 def predict_work(
@@ -220,7 +278,7 @@ class PlacedUnit(NamedTuple):
 
 def prefill_end_us(work: Work, num_sms: int, beside: Beside) -> float:
     """Return when the last unit of prefill ends."""
-    return max((unit.end_us for unit in placed_units(work, num_sms, beside)), default=0.0)
+    return max(_in_turn(work, num_sms, beside)[1], default=0.0)
 
 
 def placed_units(work: Work, num_sms: int, beside: Beside) -> Iterator[PlacedUnit]:
@@ -229,17 +287,31 @@ def placed_units(work: Work, num_sms: int, beside: Beside) -> Iterator[PlacedUni
     SMs are in this order: those that take prefill first, undisturbed; those that take both; those
     that take decode first, and units once it has ended.
     """
+    for (begin_us, sm, _), end_us in zip(*_in_turn(work, num_sms, beside), strict=True):
+        yield PlacedUnit(sm, begin_us, end_us)
+
+
+def _in_turn(
+    work: Work, num_sms: int, beside: Beside
+) -> tuple[list[tuple[float, int, float]], list[float]]:
+    """Return where units of prefill begin, on which SM at which pace, and when they end.
+
+    A fit goes through millions of units: hence tuples, and comparisons rather than `max`.
+    """
     decode_us, slow = beside.decode_us, max(1.0 - beside.held_up, _SLOWEST)
     paces = [1.0] * work.prefill_only
     paces += [slow] * (num_sms - work.decode_only - work.prefill_only)
     free = [(0.0, sm, pace) for sm, pace in enumerate(paces)]
     free += [(decode_us, sm, 1.0) for sm in range(len(free), num_sms)]
+    taken, ends_us = [], []
     for unit_us in work.units_us.tolist():
-        begin_us, sm, pace = free[0]
-        done = max(decode_us - begin_us, 0.0) * pace  # of the unit, before decode ends
-        if unit_us <= done:
-            end_us = begin_us + unit_us / pace
+        place = begin_us, sm, pace = free[0]
+        if begin_us >= decode_us:
+            end_us = begin_us + unit_us
         else:
-            end_us = max(begin_us, decode_us) + unit_us - done
+            done = (decode_us - begin_us) * pace  # of the unit, before decode ends
+            end_us = begin_us + unit_us / pace if unit_us <= done else decode_us + unit_us - done
         heapq.heapreplace(free, (end_us, sm, pace))
-        yield PlacedUnit(sm, begin_us, end_us)
+        taken.append(place)
+        ends_us.append(end_us)
+    return taken, ends_us

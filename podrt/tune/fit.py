@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.hopper.config import HopperConfig
 from podrt.policy.constants import Calibration, LaunchCosts, Measured, weights_of
-from podrt.policy.cost import predict
+from podrt.policy.cost import Load, costed, load_of, predict_work
 from podrt.tune.samples import Sample
 
 _FIRST_STEP = 1.1
@@ -88,6 +88,13 @@ def constants() -> Iterator[Constant]:
             yield Constant(field.name)
 
 
+class _Loaded(NamedTuple):
+    """A sample's launches with what each has to do, which no constant changes, and its time."""
+
+    launches: Sequence[tuple[HopperConfig, Load]]
+    time_us: float
+
+
 @dataclass(frozen=True)
 class Fitter:
     """Fits a GPU's constants, beginning with those of a calibration."""
@@ -97,10 +104,20 @@ class Fitter:
 
     def log_ratio(self, sample: Sample, costs: LaunchCosts) -> float:
         """Return the logarithm of predicted over measured time."""
-        calibration = replace(self.calibration, launch_costs=costs)
-        plan, variants = sample.schedule.plan, sample.schedule.variants
-        launches = predict(plan, cast(tuple[HopperConfig, ...], variants), self.gpu, calibration)
-        return math.log(sum(each.time_us for each in launches) / sample.time_us)
+        return self._log_ratio(self._loaded(sample), costs)
+
+    def _loaded(self, sample: Sample) -> _Loaded:
+        plan, calibration = sample.schedule.plan, self.calibration
+        variants = cast(tuple[HopperConfig, ...], sample.schedule.variants)
+        loads = [(each, load_of(plan, each, self.gpu, calibration)) for each in variants]
+        return _Loaded(loads, sample.time_us)
+
+    def _log_ratio(self, loaded: _Loaded, costs: LaunchCosts) -> float:
+        calibration, predicted_us = replace(self.calibration, launch_costs=costs), 0.0
+        for variant, load in loaded.launches:
+            work = costed(load, variant, self.gpu, costs)
+            predicted_us += predict_work(work, variant, self.gpu, calibration).time_us
+        return math.log(predicted_us / loaded.time_us)
 
     def error(self, samples: Sequence[Sample], costs: LaunchCosts) -> float:
         """Return the geomean of the factors, 1 or more, by which predictions are off."""
@@ -109,12 +126,13 @@ class Fitter:
     def fit(self, samples: Sequence[Sample]) -> LaunchCosts:
         """Return the constants whose predictions of some samples are nearest."""
         start = costs = self.calibration.launch_costs
-        squares = [self.log_ratio(each, costs) ** 2 for each in samples]
+        loaded = [self._loaded(each) for each in samples]
+        squares = [self._log_ratio(each, costs) ** 2 for each in loaded]
         coordinates = [_Coordinate(each, samples, start) for each in constants()]
         off = sum(squares)
         for _ in range(_MAX_ROUNDS):
             for coordinate in coordinates:
-                costs = self._descend(coordinate, costs, samples, squares)
+                costs = self._descend(coordinate, costs, loaded, squares)
             before, off = off, sum(squares)
             if off > _NO_GAIN * before and all(each.step < _SMALL_STEP for each in coordinates):
                 break
@@ -124,7 +142,7 @@ class Fitter:
         self,
         coordinate: _Coordinate,
         costs: LaunchCosts,
-        samples: Sequence[Sample],
+        loaded: Sequence[_Loaded],
         squares: list[float],
     ) -> LaunchCosts:
         """Move along one constant if that helps; `squares` follow."""
@@ -133,7 +151,7 @@ class Fitter:
             return costs
         before = sum(squares[at] for at in concerned) + coordinate.pull(costs)
         for trial in coordinate.trials(costs):
-            found = [self.log_ratio(samples[at], trial) ** 2 for at in concerned]
+            found = [self._log_ratio(loaded[at], trial) ** 2 for at in concerned]
             if sum(found) + coordinate.pull(trial) < before:
                 for at, square in zip(concerned, found, strict=True):
                     squares[at] = square

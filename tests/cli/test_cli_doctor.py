@@ -132,8 +132,9 @@ def test_doctor_sees_a_cuda_core_that_misplaces_slices(monkeypatch, version, sta
 @pytest.mark.parametrize("variable", ["PODRT_JIT_LINEINFO", "PODRT_DISABLE_CACHE"])
 def test_doctor_prints_its_table_whatever_the_knobs(monkeypatch, variable):
     monkeypatch.setenv(variable, "perhaps")
-    monkeypatch.setattr(knobs, "_overrides", {})  # those of the fixture go before variables
-    text = run("doctor", exit_code=1)
+    with monkeypatch.context() as patch:  # the fixture's overrides go before variables,
+        patch.setattr(knobs, "_overrides", {})  # and are to be there again when it ends
+        text = run("doctor", exit_code=1)
     assert f"{variable}='perhaps'" in text
     assert "knobs: correct or unset the variable" in text
 

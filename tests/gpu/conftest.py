@@ -1,13 +1,8 @@
 """Skips this folder on a machine without a usable GPU."""
 
-import os
 import sys
 
 import pytest
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Before NumPy: the references of several processes, each on all cores, take turns at waiting.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):

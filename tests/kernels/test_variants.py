@@ -1,10 +1,11 @@
 """The default set of variants: all of it renders, and compiles without spills.
 
 Compiling the whole set takes half an hour of CPU. What shapes the code is architecture, head_dim,
-tiles, form and how pages are found, so these are compiled in full for one dtype, and the other
-dtype in full on one architecture. The other combinations differ by constants and by the
-opcode of a dtype: all of them are rendered, and any two values of different fields are compiled
-together at least once.
+tiles, form and how pages are found, so these are compiled in full for one dtype on two
+architectures, and half of them in turn on each other one and for the other dtype: what one leaves
+out, the next one has. The other combinations differ by constants and by the opcode of a dtype: all
+of them are rendered, and any two values of different fields are compiled together at least once,
+but for head dims on the other architectures. TEST_EVERY_VARIANT=1 compiles what is left out too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from collections.abc import Iterator
 from typing import get_args
 
 import pytest
-from variant_support import require_clean
+from variant_support import EVERY_VARIANT, require_clean
 
-from podrt import knobs
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import ARCHS, DEFAULT_ARCHS
 from podrt.gpu.occupancy import occupancy
@@ -34,16 +34,14 @@ from podrt.spec.types import HEAD_DIMS, DType
 
 DTYPES: tuple[DType, ...] = get_args(DType)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
+#: Every shape is compiled for these; they have what most GPUs in use have.
+FULL_ARCHS = ("sm_80", "sm_90a")
 #: Of each width of rows in shared memory the least and the largest, with half a product's columns
 #: and with whole ones.
 PAIRED_HEAD_DIMS = (32, 40, 64, 72, 96, 120, 128, 136, 192, 248, 256)
 
 
-@pytest.fixture(autouse=True)
-def no_disk_cache() -> Iterator[None]:
-    """Compile what the templates say now, and leave the user's cache alone."""
-    with knobs.scope(disable_cache=True, disable_jit=False):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def build_clean(configs: list[KernelConfig]) -> None:
@@ -68,15 +66,28 @@ def complaints_of(config: KernelConfig, build: Build) -> Iterator[str]:
 def test_every_shape_compiles_without_spills(arch: str, page_size: int | None) -> None:
     configs = default_variants(arch, dtypes=["bfloat16"], page_sizes=[page_size])
     assert len(configs) == len(DEFAULT_HEAD_DIMS) * len(SHAPES) * len(get_args(Form))
+    if arch not in FULL_ARCHS:
+        configs = half_of(configs, DEFAULT_ARCHS.index(arch), page_size)
     build_clean(configs)
 
 
 @pytest.mark.parametrize("page_size", DEFAULT_PAGE_SIZES)
 def test_every_shape_of_the_other_dtype_compiles_without_spills(page_size: int | None) -> None:
-    build_clean(default_variants("sm_90a", dtypes=["float16"], page_sizes=[page_size]))
+    configs = default_variants("sm_90a", dtypes=["float16"], page_sizes=[page_size])
+    build_clean(half_of(configs, 0, page_size))
 
 
-def pairwise() -> list[KernelConfig]:
+def half_of(configs: list[KernelConfig], number: int, page_size: int | None) -> list[KernelConfig]:
+    """Return every second one, or all with TEST_EVERY_VARIANT=1.
+
+    The next number, or the next page size, gets those that this one leaves out.
+    """
+    if EVERY_VARIANT:
+        return configs
+    return configs[(number + DEFAULT_PAGE_SIZES.index(page_size)) % 2 :: 2]
+
+
+def all_pairwise() -> list[KernelConfig]:
     """Fused variants in which any two values of different fields meet; all architectures too."""
     rows = itertools.product(range(6), enumerate(PAIRED_HEAD_DIMS))
     return [
@@ -92,6 +103,33 @@ def pairwise() -> list[KernelConfig]:
         )
         for r, (d, head_dim) in rows
     ]
+
+
+def pairs_in(config: KernelConfig) -> set[tuple[object, ...]]:
+    """Return the pairs of values that meet in a variant, but for those that are compiled seldom."""
+    values = (
+        ("arch", config.arch),
+        ("dtype", config.dtype),
+        ("head_dim", config.head_dim),
+        ("shape", config.warps),
+        ("page_size", config.page_size),
+        ("causal", config.causal),
+        ("soft_cap", config.soft_cap),
+    )
+    pairs = set(itertools.combinations(values, 2))
+    if EVERY_VARIANT or config.arch in FULL_ARCHS:
+        return pairs
+    return pairs - {(("arch", config.arch), ("head_dim", config.head_dim))}
+
+
+def pairwise() -> list[KernelConfig]:
+    """Return few of them in which all pairs meet: whichever has most new ones, then the next."""
+    configs = all_pairwise()
+    left, chosen = set.union(*map(pairs_in, configs)), []
+    while left:
+        chosen.append(max(configs, key=lambda config: len(pairs_in(config) & left)))
+        left -= pairs_in(chosen[-1])
+    return chosen
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -168,7 +206,12 @@ def test_kernels_for_trees_compile_without_spills(arch: str) -> None:
 
 
 def test_pairwise_choice_compiles_without_spills() -> None:
-    build_clean(pairwise())
+    chosen = pairwise()
+    values = [2, 2, 2, 2, 2, len(PAIRED_HEAD_DIMS), len(DEFAULT_ARCHS)]
+    pairs = sum(a * b for a, b in itertools.combinations(values, 2))
+    seldom = 0 if EVERY_VARIANT else len(PAIRED_HEAD_DIMS) * (len(DEFAULT_ARCHS) - len(FULL_ARCHS))
+    assert len(set.union(*map(pairs_in, chosen))) == pairs - seldom
+    build_clean(chosen)
 
 
 @pytest.fixture(scope="module")

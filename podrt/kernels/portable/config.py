@@ -210,7 +210,7 @@ class KernelConfig(VariantForm):
         for field in ("warps", "ctas_per_sm"):
             _require_positive_int(field, getattr(self, field))
         for side in ("prefill", "decode"):
-            for field, value in asdict(getattr(self, side)).items():
+            for field, value in vars(getattr(self, side)).items():
                 _require_positive_int(f"{side}.{field}", value)
         if self.page_size is not None:
             _require_positive_int("page_size", self.page_size, ", or None")

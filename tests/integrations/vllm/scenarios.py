@@ -9,6 +9,7 @@ counted on the way. A scenario is a mode of graphs and a workload, such as ``FUL
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -157,6 +158,8 @@ def prompts() -> list[Any]:
 
 def run(scenario: str) -> dict[str, Any]:
     """Generate with podrt's backend."""
+    gc.collect()
+    gc.freeze()  # vLLM collects garbage often, mostly going through what was imported
     mode, workload, *stale = scenario.split(":")
     backend = plugin.NAME
     if mode == "TRITON":
