@@ -2,9 +2,9 @@
 
 Every entry has a ``name``, ``heads`` ``[[num_qo_heads, num_kv_heads], ...]``, and may have
 ``head_dims`` (128), ``dtype`` (bfloat16), ``page_sizes`` (an int or ``"contiguous"`` each),
-``policies``, ``window_left``, ``logits_soft_cap``, ``sinks`` (true or false), and ``when``:
-``"subset"`` or ``"full"`` for an entry of only one of the two. The three kinds differ in where
-their lengths come from:
+``policies``, ``v_head_dim``, ``window_left``, ``logits_soft_cap``, ``sinks`` (true or false), and
+``when``: ``"subset"`` or ``"full"`` for an entry of only one of the two. The three kinds differ in
+where their lengths come from:
 
 ``[[group]]``
     ``points``: each has ``prefill`` ``[[q_len, kv_len], ...]``, ``decode``
@@ -30,8 +30,11 @@ from podrt.workloads.chunked_prefill import Request, hybrid_steps, read_trace, s
 
 Entry = Mapping[str, Any]
 
-_SCORES = ("window_left", "logits_soft_cap", "sinks")
-_COMMON_KEYS = {"name", "when", "heads", "head_dims", "dtype", "page_sizes", "policies", *_SCORES}
+_OF_LAYERS = ("v_head_dim", "window_left", "logits_soft_cap", "sinks")
+_COMMON_KEYS = {
+    *("name", "when", "heads", "head_dims", "dtype", "page_sizes", "policies"),
+    *_OF_LAYERS,
+}
 _OWN_KEYS = {
     "group": {"points"},
     "sweep": {"chunks", "chunk_indices", "decodes", "decode_kv_offset"},
@@ -77,7 +80,7 @@ def _cases(entry: Entry, points: list[_Point]) -> list[Case]:
     )
     return [
         Case(
-            name=f"{entry['name']}/{_layer_name(*layer)}{_scores_name(entry)}/{_lengths_name(point)}",
+            name=f"{entry['name']}/{_layer_name(*layer, entry)}/{_lengths_name(point)}",
             num_qo_heads=layer[0][0],
             num_kv_heads=layer[0][1],
             head_dim=layer[1],
@@ -86,16 +89,17 @@ def _cases(entry: Entry, points: list[_Point]) -> list[Case]:
             prefill=point.prefill,
             decode=point.decode,
             policies=tuple(entry.get("policies", ())),
-            **{name: entry[name] for name in _SCORES if name in entry},
+            **{name: entry[name] for name in _OF_LAYERS if name in entry},
         )
         for layer in layers
         for point in points
     ]
 
 
-def _layer_name(heads: list[int], head_dim: int, page_size: int | str) -> str:
+def _layer_name(heads: list[int], head_dim: int, page_size: int | str, entry: Entry) -> str:
     pages = "contiguous" if page_size == "contiguous" else f"page{page_size}"
-    return f"{heads[0]}-{heads[1]} d{head_dim} {pages}"
+    values = f"v{entry['v_head_dim']}" if "v_head_dim" in entry else ""
+    return f"{heads[0]}-{heads[1]} d{head_dim}{values} {pages}{_scores_name(entry)}"
 
 
 def _scores_name(entry: Entry) -> str:

@@ -151,6 +151,7 @@ def _rows(case: Case, attempts: Mapping[str, _Attempt], peers: _PeerTimes) -> li
             predicted_us=None if attempt.predicted_us is None else round(attempt.predicted_us, 2),
             window_left=case.window_left,
             logits_soft_cap=case.logits_soft_cap,
+            v_head_dim=case.v_head_dim,
             sinks=case.sinks,
         )
         for name, attempt in attempts.items()

@@ -58,7 +58,7 @@ class Row:
     predicted_us : float or None
         What `podrt.policy.cost` said of it, by the record that `environment` names; None where it
         has no model, and in files from before it was kept.
-    window_left, logits_soft_cap, sinks
+    window_left, logits_soft_cap, sinks, v_head_dim
         As of the case; none in files from before there were any.
     """
 
@@ -89,6 +89,7 @@ class Row:
     window_left: int | None = None
     logits_soft_cap: float | None = None
     sinks: bool = False
+    v_head_dim: int | None = None
 
     def to_case(self) -> Case:
         """Return the case that the row is about, without its list of policies."""
@@ -107,6 +108,7 @@ class Row:
             window_left=self.window_left,
             logits_soft_cap=self.logits_soft_cap,
             sinks=self.sinks,
+            v_head_dim=self.v_head_dim,
         )
 
 

@@ -33,6 +33,11 @@ def test_narrower_values_are_less_of_everything() -> None:
     for whole, narrow in ((like.flops(), unlike.flops()), (like.min_bytes(), unlike.min_bytes())):
         assert 4 * narrow == 3 * whole
     assert Case.of(unlike.lengths, unlike.spec()).v_head_dim == 32
+    entry = {"name": "e", "heads": [[8, 2]], "head_dims": [64], "v_head_dim": 32}
+    (found,) = expand(
+        "group", {**entry, "points": [{"prefill": [[5, 30]]}]}, full=False, trace_dir=None
+    )
+    assert (found.v_head_dim, found.name) == (32, "e/8-2 d64v32 contiguous/5@30")
 
 
 def test_an_entry_says_what_it_asks_of_scores() -> None:

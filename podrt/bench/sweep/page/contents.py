@@ -55,6 +55,7 @@ def layer_of(result: Result) -> AttentionSpec:
         layer["page_size"],
         "NHD",
         layer["dtype"],
+        v_head_dim=layer.get("v_head_dim"),
     )
 
 
