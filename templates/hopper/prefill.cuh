@@ -411,10 +411,7 @@ struct PrefillConsumer {
     if (!last) return;
     __threadfence();
     const int end = min(num_rows, (warpgroup + 1) * 64);
-    // At once: to wait for memory half as often, where registers suffice for it.
-    constexpr bool kHasRegisters =
-        !Config::kHasDecode && Config::kValueDim % 64 == 0 && Config::kValueDim <= 128;
-    constexpr int kRows = kHasRegisters ? 8 : 4;
+    constexpr int kRows = 4;  // at once
     for (int row = warpgroup * 64 + warp * kRows; row < end; row += 4 * kRows)
       merge_rows<Config, kRows, 2>(p, item, kv_head, tile_rows, row, end, lane);
   }
