@@ -89,13 +89,17 @@ struct PrefillConsumer {
     mbarrier_wait(smem.barrier(Smem::kQFull), q.parity);
     q.advance();
     int tile = tiles - 1;
-    bool begun = Config::kBeginsWithHalf && sees_half(item, first_token, last_token, tile);
-    if (begun)
-      attend_half(item, first_token, tile, unmasked, window);
-    else
-      multiply_qk(scores, item, tile);
-    for (;; begun = false) {  // the first tile, and those that a mask cuts
-      if (!begun) softmax_of_masked(scores, item, first_token, tile, unmasked, window);
+    multiply_qk(item, tile);
+    for (;;) {  // the first tile, and those that a mask cuts
+      if constexpr (Config::kSoftCap) soft_cap_scores();
+      const int first_key = item.kv_begin + tile * Config::kKvTile;
+      if (tile >= unmasked) mask<false>(item, first_token, first_key);
+      if (tile < window) {
+        mask<true>(item, first_token, first_key);
+        clear_values(warp_uniform(first_visible(p, item, first_token) - first_key),
+                     Config::kKvTile);
+      }
+      softmax_exact();
       tile = warp_uniform(tile - 1);  // said again: the compiler loses track of it in this loop
       if (tile < unmasked)
         for (; tile >= window; tile--) {
@@ -110,47 +114,10 @@ struct PrefillConsumer {
     multiply_pv();
   }
 
-  // Whether this warpgroup's rows see at most half of the last tile. By a vote, from which the compiler
-  // knows that all threads go the same way; else descriptors would come from ordinary registers.
-  __device__ __forceinline__ bool sees_half(const WorkItem& item, int first_token, int last_token,
-                                            int tile) const {
-    const int token = min(first_token + (warpgroup * 64 + 63) / p.group, last_token);
-    const int first_key = item.kv_begin + tile * Config::kKvTile;
-    return __all_sync(~0u, visible_keys<Config>(item, token) - first_key <= Config::kKvTile / 2);
-  }
-
-  // S = Q K^T and softmax of the first half of a unit's first tile. The scores are registers of their
-  // own, as products of both widths into the same ones would wait for each other (C7511).
-  __device__ __forceinline__ void attend_half(const WorkItem& item, int first_token, int tile,
-                                              int unmasked, int window) {
-    if constexpr (Config::kBeginsWithHalf) {
-      float few[kScores / 2];
-      multiply_qk(few, item, tile);
-      softmax_of_masked(few, item, first_token, tile, unmasked, window);
-    }
-  }
-
-  // Softmax of a tile that a mask may cut, or of its first half.
-  template <int kCount>
-  __device__ __forceinline__ void softmax_of_masked(float (&scores)[kCount], const WorkItem& item,
-                                                    int first_token, int tile, int unmasked,
-                                                    int window) {
-    if constexpr (Config::kSoftCap) soft_cap_scores(scores);
-    const int first_key = item.kv_begin + tile * Config::kKvTile;
-    if (tile >= unmasked) mask<false>(scores, item, first_token, first_key);
-    if (tile < window) {
-      mask<true>(scores, item, first_token, first_key);
-      clear_values(warp_uniform(first_visible(p, item, first_token) - first_key), Config::kKvTile);
-    }
-    softmax_exact(scores);
-  }
-
-  // S = Q K^T of a tile, or its first half, beside no other product.
-  template <int kCount>
-  __device__ __forceinline__ void multiply_qk(float (&scores)[kCount], const WorkItem& item,
-                                              int tile) {
+  // S = Q K^T of a tile, beside no other product.
+  __device__ __forceinline__ void multiply_qk(const WorkItem& item, int tile) {
     Smem::wait_for_tile(smem.barrier(Smem::kKFull + k.slot), k.parity);
-    issue_qk(scores);
+    issue_qk();
     wgmma_wait<0>();
     fence_operand(scores);
     release_k(tile == 0);
@@ -170,7 +137,7 @@ struct PrefillConsumer {
   __device__ __forceinline__ void multiply(int tile) {
     Smem::wait_for_tile(smem.barrier(Smem::kKFull + k.slot), k.parity);
     barrier_sync(kTurnBarrier + warpgroup, 2 * kWarpgroup);
-    issue_qk(scores);
+    issue_qk();
     Smem::wait_for_tile(smem.barrier(Smem::kVFull + v.slot), v.parity);
     issue_pv();
     barrier_arrive(kTurnBarrier + (warpgroup ^ 1), 2 * kWarpgroup);
@@ -201,8 +168,7 @@ struct PrefillConsumer {
     return Config::kHasDecode ? advance_here(tile, bytes) : advance(tile, bytes);
   }
 
-  template <int kCount>
-  __device__ __forceinline__ void issue_qk(float (&scores)[kCount]) {
+  __device__ __forceinline__ void issue_qk() {
     const u64 q_tile = descriptor(smem.address + Smem::kQ + warpgroup * 64 * 128);
     const u64 k_tile = Tile::k_descriptor(smem.address + Smem::kK + k.slot * Tile::kBytes);
     wgmma_fence();
@@ -240,9 +206,8 @@ struct PrefillConsumer {
   }
 
   // Hides the keys before the rows' windows, or those behind what they see.
-  template <bool kBefore, int kCount>
-  __device__ __forceinline__ void mask(float (&scores)[kCount], const WorkItem& item, int first_token,
-                                       int first_key) {
+  template <bool kBefore>
+  __device__ __forceinline__ void mask(const WorkItem& item, int first_token, int first_key) {
     const int first_column = first_key + 2 * (lane % 4);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -250,7 +215,7 @@ struct PrefillConsumer {
       const int edge = (kBefore ? first_visible(p, item, token) : visible_keys<Config>(item, token)) -
                        first_column;
 #pragma unroll
-      for (int n = 0; n < kCount / 4; n++)
+      for (int n = 0; n < kScores / 4; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++)
           if (kBefore ? n * 8 + i < edge : n * 8 + i >= edge)
@@ -259,11 +224,10 @@ struct PrefillConsumer {
   }
 
   // Before masks, as what they hide may be NaN.
-  template <int kCount>
-  __device__ __forceinline__ void soft_cap_scores(float (&scores)[kCount]) {
+  __device__ __forceinline__ void soft_cap_scores() {
     const float to_exponent = p.soft_cap_exponent;
 #pragma unroll
-    for (int i = 0; i < kCount; i++) scores[i] = soft_capped(scores[i], to_exponent);
+    for (int i = 0; i < kScores; i++) scores[i] = soft_capped(scores[i], to_exponent);
   }
 
   // The same of a tile that every row sees whole, four scores of a row at once.
@@ -279,11 +243,10 @@ struct PrefillConsumer {
   // Softmax of a tile that the mask cuts, or of the first: raises row_max to the tile's maxima, then
   // takes the exponentials. Several short dependency chains in place of a long one: only two warps
   // share a scheduler here.
-  template <int kCount>
-  __device__ __forceinline__ void softmax_exact(float (&scores)[kCount]) {
+  __device__ __forceinline__ void softmax_exact() {
     float max[2][2] = {{row_max[0], scores[1]}, {row_max[1], scores[3]}};
 #pragma unroll
-    for (int i = 0; i < kCount; i++)
+    for (int i = 0; i < kScores; i++)
       max[i / 2 % 2][i % 2] = fmaxf(max[i / 2 % 2][i % 2], scores[i]);
     float rescale[2], reference[2], sum[2];
 #pragma unroll
@@ -293,13 +256,11 @@ struct PrefillConsumer {
       rescale[half] = exp2_approx(row_max[half] * p.scale_log2 - reference[half]);
       row_max[half] = new_max;
     }
-    exponentiate(scores, reference, sum);
+    exponentiate(reference, sum);
 #pragma unroll
     for (int half = 0; half < 2; half++) row_sum[half] = row_sum[half] * rescale[half] + sum[half];
-    if constexpr (kCount == kScores) {  // with less a unit begins, and `out` is zero
 #pragma unroll
-      for (int i = 0; i < kOut; i++) out[i] *= rescale[i / 2 % 2];
-    }
+    for (int i = 0; i < kOut; i++) out[i] *= rescale[i / 2 % 2];
   }
 
   // Softmax of a tile that every row sees whole, relative to row_max as it is. What a sum of powers
@@ -308,9 +269,9 @@ struct PrefillConsumer {
   __device__ __forceinline__ void softmax_lagging() {
     const float reference[2] = {row_max[0] * p.scale_log2, row_max[1] * p.scale_log2};
     float sum[2];
-    exponentiate(scores, reference, sum);
+    exponentiate(reference, sum);
     if (__any_sync(~0u, fmaxf(sum[0], sum[1]) > kOutgrownSum)) {
-      softmax_exact(scores);
+      softmax_exact();
     } else {
       row_sum[0] += sum[0];
       row_sum[1] += sum[1];
@@ -319,12 +280,10 @@ struct PrefillConsumer {
 
   // Probabilities of a tile, and this thread's share of the rows' sums. Accumulators of two column
   // blocks are the A operand of one step over the keys.
-  template <int kCount>
-  __device__ __forceinline__ void exponentiate(const float (&scores)[kCount],
-                                               const float (&reference)[2], float (&row_sums)[2]) {
+  __device__ __forceinline__ void exponentiate(const float (&reference)[2], float (&row_sums)[2]) {
     float sum[2][2] = {};
 #pragma unroll
-    for (int i = 0; i < kCount; i += 2) {
+    for (int i = 0; i < kScores; i += 2) {
       const int half = i / 2 % 2;
       const float low = exp2_approx(fmaf(scores[i], p.scale_log2, -reference[half]));
       const float high = exp2_approx(fmaf(scores[i + 1], p.scale_log2, -reference[half]));
@@ -332,8 +291,6 @@ struct PrefillConsumer {
       sum[half][1] += high;
       probabilities[i / 2] = Config::Element::pack(low, high);
     }
-#pragma unroll
-    for (int i = kCount / 2; i < kScores / 2; i++) probabilities[i] = 0;
     row_sums[0] = sum[0][0] + sum[0][1];
     row_sums[1] = sum[1][0] + sum[1][1];
   }

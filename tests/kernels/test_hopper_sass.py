@@ -79,10 +79,3 @@ def test_prefill_loops_are_as_they_were_measured(config: HopperConfig) -> None:
         assert count(lagging[0], "MUFU.RCP") == scores // 4
     beside_pv = between(lagging[0], "DEPBAR.LE gsb0, 0x1", "DEPBAR.LE gsb0, 0x0")
     assert count(beside_pv, "MUFU.EX2") >= 4, "no exponential runs beside O += P V"
-
-
-@pytest.mark.skipif(find_nvdisasm() is None, reason="needs nvdisasm (nvidia-cuda-nvdisasm)")
-def test_prefill_alone_may_begin_a_unit_with_half_a_tile() -> None:
-    config = hopper_variant("prefill", "bfloat16", 128, page_size=16)
-    sass = jit.disassemble(jit.compile_source(source_of(config)).cubin)
-    assert sass.count("HGMMA.64x64x16") == config.head_dim // 16

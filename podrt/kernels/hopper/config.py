@@ -170,14 +170,6 @@ class HopperConfig(VariantForm):
         return _MOST_COLUMNS
 
     @property
-    def begins_with_half(self) -> bool:
-        """Whether a prefill unit may begin with half a tile, where its rows see no more of it.
-
-        Beside decode registers are too few for it, and larger tiles are for long units only.
-        """
-        return self.form == "prefill" and self.kv_tile == 128
-
-    @property
     def family(self) -> str:
         """Kernel family; also its folder in ``templates/``."""
         return "hopper"
