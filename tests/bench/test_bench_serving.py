@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_gpu import H100
+from rich.console import Console
 
 from podrt.bench import environment
 from podrt.bench.serving import document
 from podrt.bench.serving.clock import timing
-from podrt.bench.serving.requests import Rate, load_of, parse_batch, parse_rates, prompts_of
+from podrt.bench.serving.progress import rows_bar
+from podrt.bench.serving.requests import (
+    Rate,
+    load_of,
+    parse_batch,
+    parse_rates,
+    prompts_of,
+    requests_of_traces,
+)
 from podrt.bench.serving.run import Run, agreement
 
 
@@ -53,6 +63,23 @@ def test_rates_are_requests_a_second_or_shares_of_the_capacity() -> None:
 def test_other_rates_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected requests a second, or a share such as 70%"):
         parse_rates(text)
+
+
+def test_the_last_number_of_requests_counts_for_all_other_traces() -> None:
+    assert requests_of_traces("16,48", ["a", "b", "c"]) == [16, 48, 48]
+    with pytest.raises(ValueError, match="--requests 16,48: 2 numbers for 1 trace; give one"):
+        requests_of_traces("16,48", [None])
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_says_what_is_measured_on_a_terminal_alone(is_terminal: bool) -> None:
+    out = Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
+    with rows_bar(4, out) as bar:
+        bar.show("PODRT, FULL, 1 GPU")
+        bar.reach(3)
+    shown = out.file.getvalue()
+    assert ("PODRT, FULL, 1 GPU" in shown and "3/4" in shown) is is_terminal
+    assert bool(shown) is is_terminal
 
 
 def test_stalls_and_latencies_are_counted() -> None:

@@ -73,6 +73,29 @@ def load_of(trace: str | None, count: int, most_output: int, vocabulary: int) ->
     )
 
 
+def requests_of_traces(counts: str, traces: Sequence[str | None]) -> list[int]:
+    """Return how many requests of each trace are served; the last number counts for all others.
+
+    Parameters
+    ----------
+    counts : str
+        Such as ``"16,48"``.
+    traces : sequence of str or None
+
+    Raises
+    ------
+    ValueError
+        There are more numbers than traces.
+    """
+    numbers = [int(count) for count in counts.split(",")]
+    if len(numbers) > len(traces):
+        raise ValueError(
+            f"--requests {counts}: {len(numbers)} numbers for {len(traces)} trace"
+            f"{'s' * (len(traces) > 1)}; give one for each --trace, or one for all"
+        )
+    return numbers + numbers[-1:] * (len(traces) - len(numbers))
+
+
 class Rate(NamedTuple):
     """How fast requests come.
 

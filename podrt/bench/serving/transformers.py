@@ -31,6 +31,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from podrt.bench.serving.clock import timing
 from podrt.bench.serving.document import save, without_tokens
 from podrt.bench.serving.gpu_clock import gpu_times
+from podrt.bench.serving.progress import rows_bar
 from podrt.bench.serving.requests import BATCH_FORMAT, load_of, parse_batch, prompts_of
 from podrt.bench.serving.run import Run, agreement
 from podrt.integrations.transformers import enable
@@ -55,22 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, requests = _model(options), _requests(options)
     AttentionInterface.register(_BEHIND_GATHER, _fa3)
     rows: list[dict[str, Any]] = []
-    for budget, contender, mode in _runs(options):
-        row = {"contender": contender, "mode": mode, "budget": budget, "trace": requests.name}
-        try:
-            row |= measure(model, requests, options, budget, contender, mode)
-        except Exception as error:  # one that fails is a result too
-            row["error"] = repr(error)
-        rows.append(row)
-        print(json.dumps(without_tokens(row)), flush=True)
-        if options.out:
-            save(
-                rows,
-                options.out,
-                command=shlex.join(["podrt", "bench", "serving", "transformers", *arguments]),
-                packages=("transformers", "torch", "numpy", "fa3_fwd"),
-                comparisons=comparisons(rows),
-            )
+    runs = list(_runs(options))
+    with rows_bar(len(runs)) as bar:
+        for budget, contender, mode in runs:
+            bar.show(f"{contender}, {mode}, {budget} tokens a step")
+            row = {"contender": contender, "mode": mode, "budget": budget, "trace": requests.name}
+            try:
+                row |= measure(model, requests, options, budget, contender, mode)
+            except Exception as error:  # one that fails is a result too
+                row["error"] = repr(error)
+            rows.append(row)
+            bar.reach(len(rows))
+            print(json.dumps(without_tokens(row)), flush=True)
+            if options.out:
+                save(
+                    rows,
+                    options.out,
+                    command=shlex.join(["podrt", "bench", "serving", "transformers", *arguments]),
+                    packages=("transformers", "torch", "numpy", "fa3_fwd"),
+                    comparisons=comparisons(rows),
+                )
     for line in comparisons(rows):
         print(line)
 

@@ -27,7 +27,8 @@ from itertools import product
 from pathlib import Path
 
 from podrt.bench.serving.document import save, without_tokens
-from podrt.bench.serving.requests import BATCH_FORMAT, parse_rates
+from podrt.bench.serving.progress import rows_bar
+from podrt.bench.serving.requests import BATCH_FORMAT, parse_rates, requests_of_traces
 from podrt.bench.serving.vllm_compare import Row, comparisons
 from podrt.bench.serving.vllm_engine import MODES
 from podrt.bench.serving.vllm_measure import RESULT, capacity_key, measure, name_of
@@ -44,11 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     parse_rates(options.rates)  # or a wrong one is found when an engine is ready
     results: list[Row] = []
-    for mode, gpus in product(options.modes.split(","), options.tensor_parallel.split(",")):
-        for backend in options.backends.split(","):
-            first = _rows_of_the_first(results, mode, int(gpus))
-            for row in _in_a_process(arguments, options, f"{backend}:{mode}:{gpus}", first):
+    modes, gpus = options.modes.split(","), options.tensor_parallel.split(",")
+    engines = list(product(modes, gpus, options.backends.split(",")))
+    rows_each = _rows_of_an_engine(options)
+    with rows_bar(len(engines) * rows_each) as bar:
+        for number, (mode, count, backend) in enumerate(engines):
+            bar.show(f"{backend}, {mode}, {count} GPU{'s' * (count != '1')}")
+            first = _rows_of_the_first(results, mode, int(count))
+            rows = _in_a_process(arguments, options, f"{backend}:{mode}:{count}", first)
+            for done, row in enumerate(rows, start=1):
                 results.append(row)
+                bar.reach(number * rows_each + done)
                 print(json.dumps(without_tokens(row)), flush=True)
                 if options.out:
                     save(
@@ -58,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         packages=("vllm", "torch", "numpy"),
                         comparisons=comparisons(results),
                     )
+            bar.reach((number + 1) * rows_each)
     for line in comparisons(results):
         print(line)
 
@@ -100,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--child", help=argparse.SUPPRESS)
     add("--capacities", default="{}", help=argparse.SUPPRESS)
     return parser
+
+
+def _rows_of_an_engine(options: argparse.Namespace) -> int:
+    """Return how many rows a backend in a mode has, if it does not fail."""
+    budgets, rates = len(options.budgets.split(",")), len(parse_rates(options.rates))
+    traces = sum(map(bool, requests_of_traces(options.requests, options.trace or [None])))
+    return budgets * traces * rates + bool(options.decode)
 
 
 def _rows_of_the_first(results: Sequence[Row], mode: str, gpus: int) -> list[Row]:

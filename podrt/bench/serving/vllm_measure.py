@@ -8,7 +8,14 @@ import time
 from typing import Any
 
 from podrt.bench.serving.gpu_clock import gpu_times
-from podrt.bench.serving.requests import Load, load_of, parse_batch, parse_rates, prompts_of
+from podrt.bench.serving.requests import (
+    Load,
+    load_of,
+    parse_batch,
+    parse_rates,
+    prompts_of,
+    requests_of_traces,
+)
 from podrt.bench.serving.vllm_clocks import host_times
 from podrt.bench.serving.vllm_engine import make_engine
 from podrt.bench.serving.vllm_steps import serve
@@ -86,13 +93,11 @@ def _measure_load(
 
 
 def _loads(options: argparse.Namespace) -> list[Load]:
-    """Return what is served of each trace; the last number of requests counts for all others."""
-    counts = [int(count) for count in options.requests.split(",")]
+    """Return what is served of each trace."""
     traces = options.trace or [None]
-    counts += counts[-1:] * (len(traces) - len(counts))
     return [
         load_of(trace, count, options.most_output, options.vocabulary)
-        for trace, count in zip(traces, counts, strict=False)
+        for trace, count in zip(traces, requests_of_traces(options.requests, traces), strict=True)
         if count
     ]
 
