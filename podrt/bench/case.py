@@ -39,6 +39,10 @@ class Case:
         Whether every query head has a sink.
     v_head_dim : int or None
         As of `podrt.HybridAttention`.
+    causal : bool
+        As of `podrt.HybridAttention`.
+    trees : bool
+        Whether the tokens of requests that have few are a random tree each.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Case:
     logits_soft_cap: float | None = None
     sinks: bool = False
     v_head_dim: int | None = None
+    causal: bool = True
+    trees: bool = False
 
     def __post_init__(self) -> None:
         if not (self.prefill or self.decode):
@@ -76,7 +82,7 @@ class Case:
         name: str | None = None,
         policies: tuple[str, ...] = (),
     ) -> Case:
-        """Return the case of ``(q_len, kv_len)`` requests of a causal layer, prefills first.
+        """Return the case of ``(q_len, kv_len)`` requests of a layer, prefills first.
 
         Without a name it has that of its lengths, in that order.
         """
@@ -94,13 +100,15 @@ class Case:
             layer.mask.window_left,
             layer.logits_soft_cap,
             v_head_dim=layer.v_head_dim,
+            causal=layer.mask.causal,
+            trees=layer.mask.tree,
         )
 
     @property
     def is_plain(self) -> bool:
         """Whether scores are scaled products under a causal mask, of values as wide as keys."""
         plain = self.window_left is None and self.logits_soft_cap is None and not self.sinks
-        return plain and self.v_head_dim is None
+        return plain and self.v_head_dim is None and self.causal and not self.trees
 
     @property
     def value_dim(self) -> int:
@@ -152,14 +160,19 @@ class Case:
             self.page_size,
             "NHD",
             self.dtype,
+            self.causal,
             window_left=self.window_left,
             logits_soft_cap=self.logits_soft_cap,
+            tree_mask=self.trees,
             v_head_dim=self.v_head_dim,
         )
 
     def flops(self, side: Side = "both") -> int:
-        """Floating-point operations of causal attention: two products, two each per pair."""
-        pairs = sum(_pairs(*lengths, self.window_left) for lengths in self._requests(side))
+        """Floating-point operations: two products, two each per pair; trees count as chains."""
+        requests = tuple(self._requests(side))
+        pairs = sum(_pairs(*lengths, self.window_left) for lengths in requests)
+        if not self.causal:
+            pairs += sum(q_len * (q_len - 1) // 2 for q_len, _ in requests)
         return 2 * self.num_qo_heads * (self.head_dim + self.value_dim) * pairs
 
     def min_bytes(self, side: Side = "both") -> int:
@@ -190,7 +203,7 @@ def split_lengths(
 
 
 def _pairs(q_len: int, kv_len: int, window_left: int | None) -> int:
-    """Return how many keys the tokens of a request see, all together."""
+    """Return how many keys the tokens of a request see, all together, under a causal mask."""
     pairs = q_len * (kv_len - q_len) + q_len * (q_len + 1) // 2
     if window_left is None:
         return pairs

@@ -18,6 +18,7 @@ def planned_attention(
     kv_lens: npt.NDArray[np.int32],
     block_table: npt.NDArray[np.int32] | None,
     *,
+    tree_mask: npt.NDArray[np.uint64] | None = None,
     num_sms: int | None = None,
 ) -> HybridAttention:
     """Return attention of a layer, planned on the current GPU.
@@ -32,6 +33,8 @@ def planned_attention(
         Lengths of the batch.
     block_table : int32 array [requests, max_pages] or None
         Pages of a paged layer, copied to the GPU.
+    tree_mask : uint64 array [total tokens], optional
+        Words of a layer with trees.
     num_sms : int, optional
         SMs that its runs have; all of the GPU's if None.
     """
@@ -46,9 +49,10 @@ def planned_attention(
         sm_scale=spec.sm_scale,
         window_left=spec.mask.window_left,
         logits_soft_cap=spec.logits_soft_cap,
+        tree_mask=spec.mask.tree,
         policy=policy,
         num_sms=num_sms,
     )
     table = None if block_table is None else load_cupy().asarray(block_table)
-    attention.plan(qo_indptr, kv_lens, block_table=table)
+    attention.plan(qo_indptr, kv_lens, block_table=table, tree_mask=tree_mask)
     return attention

@@ -18,6 +18,7 @@ from podrt.spec.types import DType
 from podrt.tensors.view import numpy_dtype
 from podrt.workloads.accuracy import Expected, Window, expected_of
 from podrt.workloads.pages import contiguous_rows, shuffled_pages
+from podrt.workloads.trees import random_trees
 
 _GIB = 1 << 30
 #: Left free for outputs, workspaces and the buffer that empties the L2 cache.
@@ -40,6 +41,8 @@ class CaseTensors:
     block_table : int32 array [requests, max_pages] on the host, pages in random order; None for a
         contiguous cache
     sinks : CuPy array [num_qo_heads] float32, or None
+    tree_mask : uint64 array [tokens] on the host, or None
+        Of a case with trees.
     """
 
     case: Case
@@ -49,13 +52,14 @@ class CaseTensors:
     out: Any
     block_table: npt.NDArray[np.int32] | None
     sinks: Any = None
+    tree_mask: npt.NDArray[np.uint64] | None = None
 
     def expected(self, windows: Sequence[Window] | None = None) -> Expected:
         """Return what float64 says of some rows; by default of `Case.checked_windows`."""
         case = self.case
         sinks = None if self.sinks is None else self.sinks.get()
         wanted = case.checked_windows() if windows is None else windows
-        return expected_of(self, wanted, layer=case.spec(), sinks=sinks)
+        return expected_of(self, wanted, layer=case.spec(), sinks=sinks, tree_mask=self.tree_mask)
 
     def poison(self) -> None:
         """Fill the output with NaN."""
@@ -106,7 +110,8 @@ def make_tensors(case: Case, seed: int = 0) -> CaseTensors:
     q, k_cache, v_cache = (_normal(shape, case.dtype, random) for shape in shapes[:3])
     out = cupy.empty(out_shape, q.dtype)
     sinks = random.standard_normal(case.num_qo_heads, dtype="float32") if case.sinks else None
-    return CaseTensors(case, q, k_cache, v_cache, out, block_table, sinks)
+    words = random_trees(case.q_lens, np.random.default_rng(seed)) if case.trees else None
+    return CaseTensors(case, q, k_cache, v_cache, out, block_table, sinks, words)
 
 
 def fetch(array: Any, indices: npt.NDArray[Any]) -> npt.NDArray[Any]:

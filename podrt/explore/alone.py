@@ -12,10 +12,12 @@ from podrt.gpu.device import DeviceInfo, current_device
 from podrt.gpu.nominal import H100
 from podrt.kernels.families import Variant, family_of
 from podrt.kernels.portable.presets import Shape
+from podrt.plan import most_decode_tokens
 from podrt.policy.policies import Policy
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import MOST_TREE_TOKENS, Mask
 
 #: Cap of the scores of layers for variants that have one.
 SOFT_CAP = 5.0
@@ -83,18 +85,22 @@ def edge_lengths(variant: Variant, group: int) -> list[tuple[int, int]]:
     tokens = max(geometry.prefill_rows // group, 1)
     lengths: list[tuple[int, int]] = []
     if variant.has_prefill:
-        most = max(geometry.decode_rows // group, 1) + 1  # fewer are decodes
+        decodes = most_decode_tokens(group, geometry.decode_rows, Mask(tree=variant.tree_mask))
+        most = decodes + 1  # fewer are decodes
         for q_len in (tokens - 1, tokens, tokens + 1, 2 * tokens + 1):
             lengths.append((max(q_len, most), max(q_len, most)))
         for kv_len in _around(prefill_keys, 2 * prefill_keys, 4 * page):
             lengths.append((most, max(kv_len, most)))
-        lengths.append((tokens, tokens + 3 * prefill_keys - 1))
+        full = max(tokens, most)
+        lengths.append((full, full + 3 * prefill_keys - 1))
     if variant.has_decode:
         step = geometry.decode_kv_tile
         lengths += [(1, n) for n in (1, 2, *_around(page, step // 2, step, 2 * step), _LONG)]
         held = geometry.decode_rows // group
         if held > 1:  # several tokens that are still a decode
             lengths += [(held, held), (held, step + held)]
+        if variant.tree_mask:  # of one tile and of several
+            lengths += [(n, step + n) for n in (5, 33, MOST_TREE_TOKENS)]
     return lengths
 
 

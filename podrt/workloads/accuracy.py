@@ -137,21 +137,26 @@ def expected_of(
     *,
     layer: AttentionSpec | None = None,
     sinks: npt.NDArray[Any] | None = None,
+    tree_mask: npt.NDArray[np.uint64] | None = None,
 ) -> Expected:
-    """Compute the causal reference for windows of requests.
+    """Compute the reference for windows of requests.
 
     Parameters
     ----------
     source : Source
     windows : sequence of Window
     layer : AttentionSpec, optional
-        Whose sliding window, soft-cap and scale are taken; none, and ``head_dim ** -0.5``, if None.
+        Whose mask, soft-cap and scale are taken; if None a causal mask, no cap and
+        ``head_dim ** -0.5``.
     sinks : float array [num_qo_heads], optional
+    tree_mask : uint64 array [total tokens], optional
+        Words of a layer with trees.
     """
     scores: dict[str, Any] = {"sinks": sinks}
     if layer is not None:
         scores |= {
             "sm_scale": layer.sm_scale,
+            "causal": layer.mask.causal,
             "window_left": layer.mask.window_left,
             "logits_soft_cap": layer.logits_soft_cap,
         }
@@ -159,7 +164,15 @@ def expected_of(
     outs, lses, rows, requests = [], [], [], []
     for request, begin, end in windows:
         first = int(starts[request])
-        out, lse = _of_window(source, first, Window(request, begin, end), scores)
+        window = Window(request, begin, end)
+        if tree_mask is not None or not scores.get("causal", True):  # tokens may see later ones
+            q_len = source.lengths[request][0]
+            words = None if tree_mask is None else tree_mask[first : first + q_len]
+            whole = Window(request, 0, q_len)
+            out, lse = _of_window(source, first, whole, scores | {"tree_mask": words})
+            out, lse = out[begin:end], lse[begin:end]
+        else:
+            out, lse = _of_window(source, first, window, scores)
         outs.append(out)
         lses.append(lse)
         rows.append(first + np.arange(begin, end))

@@ -119,11 +119,26 @@ def test_what_does_not_run_failed(runs):
     assert check == Check(alias_of(VARIANTS[0]), "failed", reason="DeviceError: no room")
 
 
-def test_variants_of_another_gpu_or_mask_are_refused(runs):
+def test_variants_of_another_gpu_are_refused(runs):
     with pytest.raises(ValueError, match="is compiled for sm_80, NVIDIA H100 80GB HBM3 is sm_90a"):
         check_all(subjects(select(archs=["sm_80"])), H100)
-    with pytest.raises(ValueError, match="check is causal and caps no"):
-        check_all(subjects(select(archs=["sm_90a"], masks=["full"])[:1]), H100)
+
+
+@pytest.mark.parametrize(
+    "features", [{"masks": ["full"]}, {"soft_caps": [True]}, {"tree_masks": [True]}], ids=str
+)
+def test_other_masks_caps_and_trees_are_checked_on_layers_that_have_them(runs, features):
+    variants = select(**FILTERS, **features)
+    checks = check_all(subjects(variants), H100)
+    assert {each.status for each in checks} == {"right"}, checks
+    for case in runs.cases:
+        spec = case.spec()
+        assert spec.mask.causal is ("masks" not in features)
+        assert (spec.logits_soft_cap is not None) is ("soft_caps" in features)
+        assert spec.mask.tree is ("tree_masks" in features)
+    if "tree_masks" in features:  # several tokens that are decodes, of one tile and of several
+        decodes = {q_len for case in runs.cases for q_len in case.q_lens if q_len <= 64}
+        assert {5, 33, 64} <= decodes
 
 
 def test_the_command_shows_the_wrong_ones_first(runs):
@@ -159,7 +174,6 @@ def test_other_tiles_run_under_their_policy(runs):
     ("options", "reason"),
     [
         (["pood"], "no variant has it in its name; try pod"),
-        (["pod", "tree", "d128", "page16"], "_tree: the reference of check .* has no trees"),
         (["pod", "--axis", "family=hopper"], "words or --axis"),
         (["--axis", "family=hopper", "--axis", "prefill_tile_keys=176"], "no combination can be"),
         (["--axis", "famly=hopper"], "try family"),

@@ -44,8 +44,11 @@ def invoke(*arguments, exit_code=0):
     return result.stdout
 
 
-def test_variants_are_right_at_the_edges_of_their_tiles():
-    subjects = [Subject(alias_of(variant), variant) for variant in variants()]
+@pytest.mark.parametrize(
+    "features", [{}, {"masks": ["full"]}, {"soft_caps": [True]}, {"tree_masks": [True]}], ids=str
+)
+def test_variants_are_right_at_the_edges_of_their_tiles(features):
+    subjects = [Subject(alias_of(variant), variant) for variant in variants(**features)]
     build_many([source_of(subject.variant) for subject in subjects])
     checks = check_all(subjects, current_device())
     assert [each for each in checks if each.status != "right"] == []
