@@ -170,3 +170,10 @@ def test_options_are_read_before_an_engine_starts(
     monkeypatch.setattr(vllm, "_in_a_process", lambda *_: pytest.fail("an engine starts"))
     with pytest.raises((ValueError, OSError), match=said):
         vllm.main(arguments)
+
+
+def test_shares_are_of_the_first_backend_that_ran() -> None:
+    failed = {"backend": "FLASH_ATTN", "mode": "FULL", "gpus": 1, "error": "no room"}
+    first, second = (row(name, gpus=1) for name in ("PODRT", "PODRT/serial"))
+    assert vllm._rows_of_the_first([failed, first, second], "FULL", 1) == [first]
+    assert vllm._rows_of_the_first([failed], "FULL", 1) == []

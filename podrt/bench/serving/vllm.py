@@ -144,8 +144,9 @@ def _rows_of_an_engine(options: argparse.Namespace) -> int:
 
 
 def _rows_of_the_first(results: Sequence[Row], mode: str, gpus: int) -> list[Row]:
-    """Return what the first backend did in a mode, on so many GPUs."""
-    alike = [row for row in results if (row["mode"], row.get("gpus")) == (mode, gpus)]
+    """Return what the first backend that ran in a mode did, on so many GPUs."""
+    ran = [row for row in results if "error" not in row]
+    alike = [row for row in ran if (row["mode"], row.get("gpus")) == (mode, gpus)]
     return [row for row in alike if row["backend"] == alike[0]["backend"]]
 
 
