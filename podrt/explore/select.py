@@ -72,9 +72,10 @@ def select(
             tree_masks=tree_masks or (False, True),
         )
     ]
-    if not found:
+    missing = set(v_head_dims or ()) - {variant.v_head_dim for variant in found}
+    if missing:
         raise ValueError(
-            f"v_head_dim={', '.join(map(str, v_head_dims or ()))}: no variant has it; values are "
+            f"v_head_dim={', '.join(map(str, sorted(missing)))}: no variant has it; values are "
             "narrower than the keys of head_dim; leave it out for values as wide as keys"
         )
     filters: dict[str, Sequence[Any] | None] = {

@@ -119,6 +119,8 @@ def test_values_are_as_wide_as_keys_unless_named() -> None:
     assert {variant.v_head_dim for variant in select(head_dims=[192], v_head_dims=[128])} == {128}
     with pytest.raises(ValueError, match="v_head_dim=100: allowed are multiples of 8"):
         select(v_head_dims=[100])
+    with pytest.raises(ValueError, match="v_head_dim=256: no variant has it; values are narrower"):
+        select(v_head_dims=[128, 256])
 
 
 @pytest.mark.parametrize("chosen", [{"v_head_dims": [128]}, {"words": ["v_head_dim=128"]}])
