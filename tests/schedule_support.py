@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.batch import HybridBatch
 from podrt.spec.types import DType
 
+_OWN = ["q_len", "kv_len", "row_begin", "kv_begin", "kv_end", "split", "num_splits"]
 MIXED = [4096] + [1] * 64, [4096] + [2048] * 64
 
 
@@ -75,3 +77,16 @@ def assert_plan_computes_attention(plan: Plan, batch: HybridBatch) -> None:
 
 def forms(result: Schedule) -> list[Form]:
     return [config.form for config in result.variants]
+
+
+def work_of(found: Schedule, request: int) -> dict[str, Any]:
+    """What computes a request: its items on each side, and the kernel that they are computed by."""
+    work: dict[str, Any] = {}
+    for side, items in (("prefill", found.plan.prefill), ("decode", found.plan.decode)):
+        mine = items[items["request"] == request]
+        if len(mine):
+            own = sorted(tuple(int(item[name]) for name in _OWN) for item in mine)
+            kernels = [each for each in found.variants if each.form in ("pod", side)]
+            assert len(kernels) == 1
+            work[side] = own, kernels[0]
+    return work

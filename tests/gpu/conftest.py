@@ -27,11 +27,20 @@ def family(request):
     return request.param
 
 
+#: What fixtures of a module may keep, in bytes.
+_MOST_KEPT = 2**32
+
+
 @pytest.fixture(autouse=True)
 def give_memory_back():
-    """Leave the GPU's memory to tests that run beside this one."""
+    """Leave the GPU's memory to tests beside this one; a test that keeps much fails itself."""
     yield
+    kept = 0
     if (cupy := sys.modules.get("cupy")) is not None:
-        cupy.get_default_memory_pool().free_all_blocks()
+        pool = cupy.get_default_memory_pool()
+        pool.free_all_blocks()
+        kept += pool.used_bytes()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+        kept += torch.cuda.memory_allocated()
+    assert kept < _MOST_KEPT, f"{kept} bytes of GPU memory are still in use behind the test"

@@ -58,6 +58,18 @@ def test_graphs_serve_requests_that_come_and_go(
     require_greedy(llama, prompts, found)
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_deterministic_plans(llama: Any, graphs: bool) -> None:
+    prompts, options = make_prompts(LENGTHS), {"max_batch_tokens": 256, "num_blocks": 128}
+    kernels = set()
+    with integration.enable(llama, deterministic=True):
+        for some in (prompts, prompts[:1]):
+            found = generate_batch(llama, some, 24, use_cuda_graph=graphs, **options)
+            kernels.add(integration.status(llama).kernels)
+            require_greedy(llama, some, found)
+    assert len(kernels) == 1  # that of mixed steps, whatever the step
+
+
 def test_requests_share_the_pages_of_a_prefix(llama: Any) -> None:
     prompts = make_prompts([270, 266, 280, 250], shared=240)
     with integration.enable(llama):

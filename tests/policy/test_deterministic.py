@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedule_support import batch_of, forms, layer_of, scheduled
+from schedule_support import batch_of, forms, layer_of, scheduled, work_of
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.arch import get_arch
@@ -26,8 +26,6 @@ Request = tuple[int, int]  # query tokens and keys
 FAMILIES = pytest.mark.parametrize("family", ["hopper", "portable"])
 SERIAL = pytest.mark.parametrize("serial", [None, False, True])
 
-_OWN = ["q_len", "kv_len", "row_begin", "kv_begin", "kv_end", "split", "num_splits"]
-
 lengths = st.one_of(st.integers(1, 40), st.integers(1, 20_000), st.sampled_from([2048, 8192]))
 requests = st.tuples(st.one_of(st.integers(0, 9), st.integers(0, 2100)), lengths)
 
@@ -37,19 +35,6 @@ def schedule_of(
 ) -> Schedule:
     q_lens, kv_lens = ([request[i] for request in batch] for i in (0, 1))
     return scheduled(q_lens, kv_lens, policy, layer=layer, num_sms=num_sms)
-
-
-def work_of(found: Schedule, request: int) -> dict[str, Any]:
-    """What computes a request: its items on each side, and the kernel that they are computed by."""
-    work: dict[str, Any] = {}
-    for side, items in (("prefill", found.plan.prefill), ("decode", found.plan.decode)):
-        mine = items[items["request"] == request]
-        if len(mine):
-            own = sorted(tuple(int(item[name]) for name in _OWN) for item in mine)
-            kernels = [each for each in found.variants if each.form in ("pod", side)]
-            assert len(kernels) == 1
-            work[side] = own, kernels[0]
-    return work
 
 
 @settings(deadline=None, max_examples=150)

@@ -13,7 +13,7 @@ from podrt.integrations.transformers.functions import PAGED
 from podrt.integrations.transformers.hooks import attach
 from podrt.integrations.transformers.layers import Layer, layers_of
 from podrt.integrations.transformers.versions import require_supported
-from podrt.policy.policies import Policy, parse_policy
+from podrt.policy.policies import Policy, policy_of
 
 _ENABLED = "_podrt_enabled"
 FALLBACK = "sdpa"
@@ -179,7 +179,13 @@ def _configs_of(model: Any) -> list[Any]:
     return list(named.values())
 
 
-def enable(model: Any, *, policy: str | Policy = "auto", fallback: str | None = None) -> Enabled:
+def enable(
+    model: Any,
+    *,
+    policy: str | Policy = "auto",
+    deterministic: bool = False,
+    fallback: str | None = None,
+) -> Enabled:
     """Have a model's continuous batching, and its `generate`, run on podrt.
 
     ``generate_batch``, ``init_continuous_batching`` and managers that it returns read the paged
@@ -192,6 +198,10 @@ def enable(model: Any, *, policy: str | Policy = "auto", fallback: str | None = 
         A decoder in bfloat16 or float16, on a GPU, or on a CPU, where attention is exact and slow.
     policy : str or Policy
         As `podrt.HybridAttention`.
+    deterministic : bool
+        As `podrt.HybridAttention`, for all plans of the model: attention of a request's tokens does
+        not depend on what else is in a step. Which of its tokens a step has, and what else the
+        model computes, still may (``docs/transformers.md``).
     fallback : "sdpa", optional
         What a model that podrt cannot serve gets instead, with a warning. None raises.
 
@@ -204,16 +214,22 @@ def enable(model: Any, *, policy: str | Policy = "auto", fallback: str | None = 
     Raises
     ------
     UnsupportedConfigError
-        podrt cannot serve the model; names what it asks for.
+        podrt cannot serve the model; names what it asks for. Or `policy` goes by all of a batch,
+        which `deterministic` rules out.
     ImportError
         This release of transformers is not supported.
-    ValueError
-        `policy` or `fallback` makes no sense; or the model is enabled already, or has a manager.
+    ValueError, TypeError
+        An argument makes no sense; or the model is enabled already, or has a manager.
     """
     require_supported()
-    parse_policy(policy)
+    policy = policy_of(policy, deterministic)
     if fallback not in (None, FALLBACK):
         raise ValueError(f'fallback={fallback!r}: must be "{FALLBACK}" or None')
+    if deterministic and fallback is not None:
+        raise UnsupportedConfigError(
+            f"fallback={fallback!r}: promises nothing of the rest of a batch, which "
+            "deterministic=True asks for; leave one of them out"
+        )
     if getattr(model, _ENABLED, None) is not None:
         raise ValueError("model: runs on podrt already; call disable() on what enable returned")
     if getattr(model, "_cached_continuous_batching_manager", None) is not None:

@@ -6,6 +6,7 @@ vLLM finds it by the entry point ``vllm.general_plugins`` once podrt is installe
     plugin      registration, in every process of vLLM
     backend     what podrt can serve, and what it refuses
     group       what the layers of a cache group have in common, and their limits
+    options     what users ask of podrt, batch invariance among it
     builder     one plan for each step
     impl        one layer: cache write, then attention
     scratch     memory from vLLM's workspaces

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from podrt.attention import HybridAttention
-from podrt.integrations.vllm.group import LayerShape, dtype_of, limits_of, policy_of
+from podrt.integrations.vllm.group import LayerShape, dtype_of, limits_of
+from podrt.integrations.vllm.options import is_deterministic, policy_of
 from podrt.integrations.vllm.scratch import scratch_of
 
 
@@ -21,6 +22,7 @@ def make_attention(shape: LayerShape, page_size: int, config: Any, device: Any) 
         window_left=shape.window_left,
         logits_soft_cap=shape.logits_soft_cap,
         policy=policy_of(config),
+        deterministic=is_deterministic(config),
         device=device.index,
     )
 

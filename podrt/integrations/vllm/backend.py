@@ -97,6 +97,11 @@ class PodrtBackend(AttentionBackend):  # type: ignore[misc]
         return True
 
     @classmethod
+    def supports_batch_invariance(cls) -> bool:
+        """Return True: bits of a request can be its own; `options` says when they are."""
+        return True
+
+    @classmethod
     def supports_device_cpu_query_lens_mismatch(cls) -> bool:
         """Return False: plans are made from the host's query lengths."""
         return False

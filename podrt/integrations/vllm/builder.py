@@ -12,7 +12,8 @@ from podrt.attention import HybridAttention
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.vllm import serving
 from podrt.integrations.vllm.attention import describe_attention, reserved_attention
-from podrt.integrations.vllm.group import LayerShape, limits_of, model_of, policy_of, shapes_of
+from podrt.integrations.vllm.group import LayerShape, limits_of, model_of, shapes_of
+from podrt.integrations.vllm.options import is_deterministic, policy_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,6 +78,7 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
                 "two streams at once, for which podrt's backend has no memory; leave them out"
             )
         self.limits, self.step, self.runs = limits_of(vllm_config), 0, 0
+        self._deterministic = is_deterministic(vllm_config)
         self.attentions = {
             shape: reserved_attention(shape, kv_cache_spec.block_size, vllm_config, device)
             for shape in shapes_of(vllm_config, layer_names)
@@ -117,6 +119,7 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
                 **shape._asdict(),
                 **describe_attention(attention),
                 "policy": policy_of(self.vllm_config),
+                "deterministic": self._deterministic,
                 "limits": self.limits._asdict(),
                 "steps": self.step,
                 "runs": self.runs,
@@ -127,6 +130,7 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
     def _most_keys(self, common: Any, num_requests: int) -> Any:
         most = self.limits.max_kv_len
         bounds = common.seq_lens_cpu_upper_bound
-        if bounds is None:  # some drafters know the longest alone
-            return np.full(num_requests, min(common.max_seq_len, most), np.int32)
+        if bounds is None:  # some drafters know the longest alone, which is another request's
+            longest = most if self._deterministic else min(common.max_seq_len, most)
+            return np.full(num_requests, longest, np.int32)
         return np.minimum(bounds.numpy()[:num_requests], most)

@@ -10,9 +10,6 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import max_decode_query_len
 
 from podrt.errors import UnsupportedConfigError
-from podrt.policy.policies import Policy
-
-_OPTIONS = ("policy",)
 
 
 class LayerShape(NamedTuple):
@@ -39,8 +36,20 @@ def shapes_of(config: Any, layer_names: Iterable[str]) -> list[LayerShape]:
     """Return the different shapes of some layers; one is usual.
 
     Heads are those of this rank of a tensor-parallel group.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        A layer's values are narrower than its keys, of which its `impl` is not told.
     """
     layers = get_layers_from_vllm_config(config, Attention, layer_names)
+    for name, layer in layers.items():
+        if layer.head_size_v != layer.head_size:
+            raise UnsupportedConfigError(
+                f"model {model_of(config)!r}: {name} has head_size_v={layer.head_size_v} beside "
+                f"head_size={layer.head_size}; podrt's attention backend takes values as wide as "
+                "keys; choose another with --attention-backend"
+            )
     return list(dict.fromkeys(layer.impl.shape for layer in layers.values()))
 
 
@@ -63,32 +72,3 @@ def dtype_of(config: Any) -> str:
 def model_of(config: Any) -> str:
     """Return the name of the model, for messages."""
     return str(getattr(getattr(config, "model_config", None), "model", None))
-
-
-def policy_of(config: Any) -> str | Policy:
-    """Return podrt's policy, from vLLM's ``additional_config``; "auto" where it says none.
-
-    ``{"podrt": {"policy": "hopper"}}`` names one, ``{"podrt": {"policy": {"serial": true}}}`` has
-    the fields of a `podrt.Policy`.
-
-    Raises
-    ------
-    UnsupportedConfigError
-        There are other options than that, or no such policy.
-    """
-    additional = config.additional_config
-    options = additional.get("podrt", {}) if isinstance(additional, dict) else {}
-    if not isinstance(options, dict) or set(options) - set(_OPTIONS):
-        raise UnsupportedConfigError(
-            f"additional_config: got podrt={options!r}, allowed are the options {_OPTIONS}, as in "
-            '{"podrt": {"policy": "auto"}}'
-        )
-    policy = options.get("policy", "auto")
-    if isinstance(policy, dict):
-        try:
-            return Policy(**policy)
-        except TypeError as error:
-            raise UnsupportedConfigError(
-                f"additional_config: podrt's policy={policy!r}: {error}"
-            ) from error
-    return str(policy)

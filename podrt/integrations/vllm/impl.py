@@ -13,6 +13,7 @@ from podrt.cache_write import write_cache
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.vllm.attention import claim_scratch
 from podrt.integrations.vllm.group import LayerShape, model_of
+from podrt.integrations.vllm.options import require_invariant_chunks
 from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
 _CACHE_TYPES = ("auto", "float16", "bfloat16")
@@ -53,6 +54,7 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
         **others: Any,
     ) -> None:
         self._config = get_current_vllm_config_or_none()
+        require_invariant_chunks(self._config)
         for name, value in {"alibi_slopes": alibi_slopes, **others}.items():
             if value is not None:
                 raise self._refusal(name, value, "None")

@@ -26,9 +26,9 @@ def add(served: Served) -> None:
     for entry in served.describe():
         logger.info(
             "podrt serves %(layers)d layers: %(num_heads)d query and %(num_kv_heads)d KV heads of "
-            "%(head_size)d, %(dtype)s, pages of %(page_size)d, policy %(policy)s, "
+            "%(head_size)d, %(dtype)s, pages of %(page_size)d, policy %(policy)s%(mode)s, "
             "kernels of the family %(family)s",
-            entry,
+            entry | {"mode": " (deterministic)" if entry["deterministic"] else ""},
         )
 
 
@@ -43,8 +43,8 @@ def status(worker: Any = None) -> list[dict[str, Any]]:
     -------
     list of dict
         ``layers``, ``num_heads``, ``num_kv_heads``, ``head_size``, ``scale``, ``policy``,
-        ``page_size``, ``dtype``, ``family`` and ``kernels`` (those in graphs), ``limits``,
-        ``steps`` (planned so far) and ``runs`` (layers run outside of graphs, or captured into
-        one). Empty: podrt is not in use here.
+        ``deterministic``, ``page_size``, ``dtype``, ``family`` and ``kernels`` (those in graphs),
+        ``limits``, ``steps`` (planned so far) and ``runs`` (layers run outside of graphs, or
+        captured into one). Empty: podrt is not in use here.
     """
     return [entry for served in list(_served) for entry in served.describe()]

@@ -20,6 +20,7 @@ from transformers_support import (  # noqa: E402
 import podrt.integrations.transformers as integration  # noqa: E402
 from podrt.errors import UnsupportedConfigError  # noqa: E402
 from podrt.integrations.transformers.layers import Layer  # noqa: E402
+from podrt.policy.policies import Policy  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -96,4 +97,4 @@ def test_generate_takes_the_policy_of_enable(monkeypatch: pytest.MonkeyPatch) ->
     with integration.enable(model, policy="portable"):
         policies.clear()
         generate(model, make_prompts([12]), 2)
-        assert policies == ["portable"]
+        assert policies == [Policy(family="portable")]

@@ -36,6 +36,7 @@ from podrt.integrations.transformers import functions  # noqa: E402
 from podrt.integrations.transformers.engine import Engine  # noqa: E402
 from podrt.integrations.transformers.layers import Layer, layer_of_call, layers_of  # noqa: E402
 from podrt.integrations.transformers.tables import PageTables  # noqa: E402
+from podrt.policy.policies import Policy  # noqa: E402
 
 LENGTHS = [5, 40, 17, 70, 1]
 
@@ -236,7 +237,7 @@ def test_the_policy_serves_generate_too(llama: Any, monkeypatch: pytest.MonkeyPa
     ids = torch.tensor(make_prompts([12]))
     with integration.enable(llama, policy="portable"):
         llama.generate(ids, generation_config=greedy(2))
-    assert asked[-1] == "portable"
+    assert asked[-1] == Policy(family="portable")
     with pytest.raises(ValueError, match="policy"):
         integration.enable(llama, policy="fastest")
 

@@ -7,18 +7,21 @@ planned last.
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from typing import Any, ClassVar
 
 import numpy as np
 from fake_gpu import H100
 from recorded_graphs import record
+from schedule_support import work_of
 
 from podrt.plan import most_decode_tokens
-from podrt.policy.policies import parse_policy
+from podrt.policy.policies import policy_of
 from podrt.policy.schedule import Scheduler
 from podrt.reference import reference_attention
 from podrt.reference.pages import flat_page_table
 from podrt.runtime.reservation import Limits, room_for
+from podrt.runtime.scratch import scratch_bytes
 from podrt.spec.attention import make_spec
 from podrt.tensors.host import to_numpy
 from podrt.tensors.page_table import make_batch, read_page_table
@@ -31,6 +34,8 @@ class HostAttention:
 
     #: Set by tests: plans that are made are not put in place, as if they had not been copied.
     keep_first_plan = False
+    #: What ever computed a request of a layer, so many new tokens and so many keys.
+    work: ClassVar[dict[Any, list[Any]]] = defaultdict(list)
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class HostAttention:
         window_left: int | None,
         logits_soft_cap: float | None,
         policy: Any,
+        deterministic: bool,
         device: Any,
     ) -> None:
         self.layer = make_spec(
@@ -58,7 +64,7 @@ class HostAttention:
             window_left,
             logits_soft_cap,
         )
-        self._scheduler = Scheduler(self.layer, H100, parse_policy(policy))
+        self._scheduler = Scheduler(self.layer, H100, policy_of(policy, deterministic))
         self._limits: Limits | None = None
         self._planned: Any = None
 
@@ -85,8 +91,17 @@ class HostAttention:
         # On a GPU the table is not in host memory, where its size would be limited too.
         self._limits.require(batch, None)
         schedule = self._scheduler.schedule(batch, decode_rows=self._room.decode_rows)
+        self._require_room(schedule.plan)
+        for request, own in enumerate(zip(batch.q_lens, batch.kv_lens, strict=True)):
+            seen = self.work[(self.layer, *map(int, own))]
+            if (work := work_of(schedule, request)) not in seen:
+                seen.append(work)
         if self._planned is None or not self.keep_first_plan:
             self._planned = batch, schedule.plan, block_table, device_kv_lens
+
+    def _require_room(self, plan: Any) -> None:
+        rows = plan.partial_rows * self.layer.num_kv_heads
+        assert scratch_bytes(rows, self.layer.value_dim) <= self._room.scratch_bytes
 
     def run(
         self, q: Any, k_cache: Any, v_cache: Any, *, out: Any, sinks: Any, decodes_only: bool

@@ -203,6 +203,7 @@ def after_vllm() -> None:
     import vllm.v1.sample.ops.topk_topp_sampler as sampler
 
     sampler.apply_top_k_top_p = lambda logits, *args, **kwargs: logits
+    _leave_products_as_they_are()
     torch_utils.get_accelerator_view_from_cpu_tensor = lambda tensor: tensor
     import vllm.v1.worker.gpu_worker as worker
 
@@ -212,6 +213,16 @@ def after_vllm() -> None:
     worker.init_workspace_manager = lambda device, *args, **kwargs: init_workspaces(
         CPU, *args, **kwargs
     )
+
+
+def _leave_products_as_they_are() -> None:
+    """Let batch-invariant mode keep PyTorch's matrix products: Triton's interpreter is slow."""
+    import vllm.model_executor.determinism.batch_invariant as invariance
+    from vllm.model_executor.layers import linear, vocab_parallel_embedding
+
+    _replace(invariance, init_batch_invariance=None)
+    for module in (linear, vocab_parallel_embedding):
+        module.linear_batch_invariant = torch.nn.functional.linear
 
 
 def _replace(owner: Any, **results: Any) -> None:

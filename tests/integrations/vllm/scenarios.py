@@ -4,7 +4,8 @@
 
 A process each for model runner 1 and 2. A line of JSON for each scenario: its tokens, and what was
 counted on the way. A scenario is a mode of graphs and a workload, such as ``FULL:preempted``;
-``:stale`` leaves the first plan in place.
+``:stale`` leaves the first plan in place. The workload ``invariant`` sets VLLM_BATCH_INVARIANT,
+``deterministic`` podrt's own option.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ pretend_cuda.install()
 import recorded_graphs
 import torch
 import vllm
+import vllm.envs as envs
 
 pretend_cuda.after_vllm()
 
@@ -90,6 +92,11 @@ def make_engine(backend: str, mode: str, workload: str) -> Any:
             "prompt_lookup_max": 2,
             "prompt_lookup_min": 1,
         }
+    if workload == "deterministic":
+        options["additional_config"] = {"podrt": {"deterministic": True}}
+    is_invariant, longest = workload == "invariant", PROMPT + GENERATED + 16
+    os.environ["VLLM_BATCH_INVARIANT"] = str(int(is_invariant))
+    envs.disable_envs_cache()
     graphs = {"EAGER": "NONE", "BREAKABLE": "FULL_AND_PIECEWISE"}.get(mode, mode)
     engine = vllm.LLM(
         model=folder,
@@ -97,8 +104,9 @@ def make_engine(backend: str, mode: str, workload: str) -> Any:
         load_format="dummy",
         dtype="float16",
         enforce_eager=mode == "EAGER",
-        max_model_len=PROMPT + GENERATED + 16,
-        max_num_batched_tokens=BUDGET,
+        max_model_len=longest,
+        max_num_batched_tokens=2 * longest if is_invariant else BUDGET,
+        enable_chunked_prefill=not is_invariant,
         max_num_seqs=REQUESTS,
         block_size=BLOCK,
         # Too few blocks for all requests at once: some are preempted.
@@ -175,7 +183,11 @@ def run(scenario: str) -> dict[str, Any]:
         ignore_eos=True,
         detokenize=False,
     )
+    HostAttention.work.clear()
     outputs = engine.generate(prompts(), sampling, use_tqdm=False)
+    if workload in ("invariant", "deterministic"):
+        for prompt in prompts()[:2]:  # and alone
+            engine.generate([prompt], sampling, use_tqdm=False)
     HostAttention.keep_first_plan = False
     return {
         "scenario": scenario,
@@ -183,6 +195,7 @@ def run(scenario: str) -> dict[str, Any]:
         **counted,
         **recorded_graphs.counts,
         "served": status(),
+        "work": max(map(len, HostAttention.work.values()), default=0),
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("vllm.version", reason="needs vllm: make vllm-test")
 
 import torch
-from vllm.model_executor.layers.attention import Attention
+from backend_support import LIMITS, MODEL, common, impl_of
 from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionType
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -19,42 +19,12 @@ from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts
 from vllm.v1.worker.utils import select_common_block_size
 
 from podrt.errors import UnsupportedConfigError
-from podrt.integrations.vllm import attention as glue
-from podrt.integrations.vllm import builder as builders
-from podrt.integrations.vllm import impl as impls
 from podrt.integrations.vllm import plugin, status
 from podrt.integrations.vllm.backend import PodrtBackend, require_version
-from podrt.integrations.vllm.group import LayerShape, limits_of, policy_of
+from podrt.integrations.vllm.group import LayerShape, limits_of
 from podrt.integrations.vllm.impl import PodrtImpl
-from podrt.policy.policies import Policy
 
-MODEL = "some/model"
-LIMITS = (8, 256, 512, 1)
-
-
-@pytest.fixture(autouse=True)
-def config(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What podrt asks of vLLM's configuration."""
-    config = SimpleNamespace(
-        additional_config={},
-        cache_config=SimpleNamespace(block_size=16),
-        compilation_config=SimpleNamespace(static_forward_context={}),
-        model_config=SimpleNamespace(model=MODEL, max_model_len=512, dtype=torch.float16),
-        parallel_config=SimpleNamespace(use_ubatching=False),
-        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=256),
-        speculative_config=None,
-    )
-    for module in (impls, __import__("podrt.integrations.vllm.backend", fromlist=["x"])):
-        monkeypatch.setattr(module, "get_current_vllm_config_or_none", lambda: config)
-    return config
-
-
-def impl_of(**changes: Any) -> PodrtImpl:
-    given = {"num_heads": 8, "head_size": 64, "scale": 0.125, "num_kv_heads": 2} | changes
-    impl = object.__new__(PodrtImpl)  # its parent's asks for a distributed environment
-    impl.__init__(**given)  # type: ignore[misc]
-    return impl
-
+pytestmark = pytest.mark.usefixtures("config")
 
 # Registration.
 
@@ -109,6 +79,7 @@ def reasons(**changes: Any) -> str:
         {"device_capability": DeviceCapability(8, 0)},
         {"has_sliding_window": True},
         {"has_sink": True},
+        {"use_batch_invariant": True},
     ],
 )
 def test_what_podrt_serves(changes: dict[str, Any]) -> None:
@@ -179,22 +150,7 @@ def test_the_layout_of_vllm_by_default_is_the_first_choice() -> None:
     assert "LHBNC" not in layouts
 
 
-# Options.
-
-
-def test_the_policy_comes_from_vllms_additional_config(config: Any) -> None:
-    assert policy_of(config) == "auto"
-    config.additional_config = {"podrt": {"policy": "serial"}}
-    assert policy_of(config) == "serial"
-    config.additional_config = {"podrt": {"policy": {"family": "hopper", "serial": True}}}
-    assert policy_of(config) == Policy(family="hopper", serial=True)
-
-
-@pytest.mark.parametrize("options", [{"polcy": "auto"}, "serial", {"policy": {"colour": "red"}}])
-def test_options_that_there_are_not_are_refused(config: Any, options: Any) -> None:
-    config.additional_config = {"podrt": options}
-    with pytest.raises(UnsupportedConfigError, match="podrt"):
-        policy_of(config)
+# Limits.
 
 
 def test_limits_hold_every_step_of_the_scheduler(config: Any) -> None:
@@ -205,65 +161,6 @@ def test_limits_hold_every_step_of_the_scheduler(config: Any) -> None:
 
 
 # Plans.
-
-
-class Recording:
-    """Stands for `podrt.HybridAttention`, and keeps what it is told."""
-
-    def __init__(self, *shape: Any, **options: Any) -> None:
-        self.shape, self.options, self.plans, self.runs = shape, options, [], []
-        self.layer = SimpleNamespace(page_size=options["page_size"], dtype=options["dtype"])
-        self.reserved_variants = (SimpleNamespace(family="hopper", name="a_kernel"),)
-
-    def workspace_bytes(self, *limits: int) -> int:
-        return 1000
-
-    def reserve(self, *limits: int, workspace: Any) -> None:
-        self.limits, self.workspace = limits, workspace
-
-    def are_decodes(self, q_len: int) -> bool:
-        return q_len <= 2
-
-    def plan(self, *lengths: Any, **tables: Any) -> None:
-        self.plans.append((*lengths, tables))
-
-    def run(self, *tensors: Any, **options: Any) -> Any:
-        self.runs.append((tensors, options))
-        return options["out"]
-
-
-@pytest.fixture
-def make_builder(monkeypatch: pytest.MonkeyPatch, config: Any) -> Any:
-    monkeypatch.setattr(glue, "HybridAttention", Recording)
-
-    def make(*scales: float, windows: tuple[int | None, ...] = (None, None, None)) -> Any:
-        names = []
-        for number, scale in enumerate(scales or (0.125, 0.125)):
-            layer = Attention.__new__(Attention)
-            layer.__dict__["impl"] = impl_of(scale=scale, sliding_window=windows[number])
-            names.append(f"layers.{number}")
-            config.compilation_config.static_forward_context[names[-1]] = layer
-        spec = SimpleNamespace(block_size=32)
-        return builders.PodrtMetadataBuilder(spec, names, config, torch.device("cuda:3"))
-
-    return make
-
-
-def common(**changes: Any) -> Any:
-    """A prefill of 5 tokens, a decode, and a request of padding."""
-    given = {
-        "causal": True,
-        "num_reqs": 3,
-        "num_actual_tokens": 8,
-        "max_query_len": 5,
-        "max_seq_len": 40,
-        "query_start_loc_cpu": torch.tensor([0, 5, 6, 6, 6], dtype=torch.int32),
-        "seq_lens": torch.tensor([40, 30, 0, 0], dtype=torch.int32),
-        "seq_lens_cpu_upper_bound": torch.tensor([40, 600, 0, 0], dtype=torch.int32),
-        "block_table_tensor": torch.zeros((4, 16), dtype=torch.int32),
-        "slot_mapping": torch.zeros(8, dtype=torch.int64),
-    } | changes
-    return SimpleNamespace(**given)
 
 
 def test_one_object_is_reserved_for_layers_that_are_alike(make_builder: Any) -> None:
@@ -278,6 +175,7 @@ def test_one_object_is_reserved_for_layers_that_are_alike(make_builder: Any) -> 
         "window_left": None,
         "logits_soft_cap": None,
         "policy": "auto",
+        "deterministic": False,
         "device": 3,
     }
     assert builder.get_cudagraph_support(None, None) is AttentionCGSupport.ALWAYS
@@ -399,6 +297,11 @@ def test_sinks_stay_where_graphs_read_them_when_weights_are_loaded_again(
         assert (found == value).all()
         addresses.append(found.data_ptr())
     assert len(set(addresses)) == 1
+
+
+def test_values_narrower_than_keys_are_refused_before_the_first_step(make_builder: Any) -> None:
+    with pytest.raises(UnsupportedConfigError, match=rf"{MODEL}.*layers\.0.*head_size_v=32"):
+        make_builder(v_head_dim=32)
 
 
 def test_values_of_another_head_size_are_refused(make_builder: Any) -> None:

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.timeout(900)
 STALE = ("FULL:plain:stale", "FULL_DECODE_ONLY:plain:stale")
 
 
+DETERMINISTIC = ("FULL:deterministic", "EAGER:invariant")
 WINDOWS = ("EAGER:windows", "FULL:windows")
 
 
@@ -41,7 +42,7 @@ def scenarios(*modes: str) -> tuple[str, ...]:
 PROCESSES = (
     *((runner, (*scenarios(*MODES), *STALE)) for runner in RUNNERS),
     *((runner, scenarios("BREAKABLE")) for runner in RUNNERS),
-    (2, ("TRITON:plain", "TRITON:windows", *WINDOWS)),
+    (2, ("TRITON:plain", "TRITON:windows", *WINDOWS, *DETERMINISTIC)),
 )
 
 
@@ -125,6 +126,22 @@ def test_windows_of_some_layers(scenario: str) -> None:
     result = results()[2, scenario]
     assert result["tokens"] == results()[2, "TRITON:windows"]["tokens"]
     assert {each["window_left"] for each in result["served"]} == {16, None}
+
+
+@pytest.mark.parametrize("scenario", DETERMINISTIC)
+def test_a_request_has_the_same_work_alone_and_in_any_step(scenario: str) -> None:
+    """As podrt's option asks for, and VLLM_BATCH_INVARIANT, under which prompts are whole."""
+    result = results()[2, scenario]
+    assert result["tokens"] == expected_tokens()
+    assert result["mixed"] > 0
+    assert result["work"] == 1
+    assert [served["deterministic"] for served in result["served"]] == [True]
+
+
+def test_otherwise_the_rest_of_the_step_matters() -> None:
+    result = result_of(2, "FULL", "plain")
+    assert result["work"] > 1
+    assert not result["served"][0]["deterministic"]
 
 
 def test_drafts_count_as_decodes() -> None:
