@@ -22,7 +22,7 @@ class HostAttention:
     Parameters
     ----------
     num_qo_heads, num_kv_heads, head_dim, v_head_dim, page_size, kv_layout, dtype, causal, sm_scale,
-    window_left, logits_soft_cap
+    window_left, logits_soft_cap, tree_mask
         As `HybridAttention`.
 
     Raises

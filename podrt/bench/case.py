@@ -108,7 +108,7 @@ class Case:
     def is_plain(self) -> bool:
         """Whether scores are scaled products under a causal mask, of values as wide as keys."""
         plain = self.window_left is None and self.logits_soft_cap is None and not self.sinks
-        return plain and self.v_head_dim is None and self.causal and not self.trees
+        return plain and self.value_dim == self.head_dim and self.causal and not self.trees
 
     @property
     def value_dim(self) -> int:

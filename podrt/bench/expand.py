@@ -56,7 +56,7 @@ def expand(kind: str, entry: Entry, *, full: bool, trace_dir: Path | None) -> li
     Raises
     ------
     KeyError, TypeError, ValueError
-        Something is missing, unknown or malformed.
+        Something is missing, unknown or malformed, or podrt has no such layer.
     """
     unknown = entry.keys() - _COMMON_KEYS - _OWN_KEYS[kind]
     if unknown:
@@ -71,7 +71,10 @@ def expand(kind: str, entry: Entry, *, full: bool, trace_dir: Path | None) -> li
         "sweep": lambda: _sweep_points(entry),
         "trace": lambda: _trace_points(entry, trace_dir),
     }
-    return _cases(entry, list(points[kind]()))
+    cases = _cases(entry, list(points[kind]()))
+    for case in cases:
+        case.spec()  # which raises where no kernel could measure it
+    return cases
 
 
 def _cases(entry: Entry, points: list[_Point]) -> list[Case]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from podrt.bench.check import HEADS, Check, Subject, check_all
 from podrt.bench.sweep.axes import combinations, parse_axes
 from podrt.cli._building import build_all
-from podrt.cli._layer import LayerDtype, LayerHeadDim, LayerPageSize, layer_of
+from podrt.cli._layer import LayerDtype, LayerHeadDim, LayerPageSize, LayerVHeadDim, layer_of
 from podrt.cli._options import JsonOption, WordsArgument
 from podrt.cli._output import console, print_json, progress, table
 from podrt.errors import UnsupportedConfigError
@@ -19,6 +19,7 @@ from podrt.explore.names import alias_of
 from podrt.explore.select import select
 from podrt.gpu.device import DeviceInfo, current_device
 from podrt.policy.schedule import Scheduler
+from podrt.spec.attention import AttentionSpec
 
 #: Exit code where a variant is not right.
 _WRONG = 1
@@ -35,6 +36,7 @@ def check(
         ),
     ] = None,
     head_dim: LayerHeadDim = 128,
+    v_head_dim: LayerVHeadDim = None,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
     as_json: JsonOption = False,
@@ -54,7 +56,10 @@ def check(
     if axis:
         if words:
             raise ValueError("pass words or --axis, not both")
-        subjects = _of_axes(axis, head_dim, page_size, dtype, gpu)
+        layer = layer_of(
+            "{}/{}".format(*HEADS[1]), head_dim, page_size, dtype, v_head_dim=v_head_dim
+        )
+        subjects = _of_axes(axis, layer, gpu)
     else:
         found = select(words or [], archs=[gpu.arch.name])
         subjects = [Subject(alias_of(variant), variant) for variant in found]
@@ -68,12 +73,9 @@ def check(
     raise typer.Exit(0 if all(each.status == "right" for each in checks) else _WRONG)
 
 
-def _of_axes(
-    axes: list[str], head_dim: int, page_size: int, dtype: str, gpu: DeviceInfo
-) -> list[Subject]:
+def _of_axes(axes: list[str], layer: AttentionSpec, gpu: DeviceInfo) -> list[Subject]:
     """Return the fused kernel of each combination that can be; print why others cannot."""
     grid, skipped = combinations(parse_axes(axes))
-    layer = layer_of("{}/{}".format(*HEADS[1]), head_dim, page_size, dtype)
     lines = [f"{each.combination.name}: {each.reason}" for each in skipped]
     subjects = []
     for each in grid:

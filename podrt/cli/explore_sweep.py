@@ -37,6 +37,7 @@ from podrt.cli._layer import (
     LayerHeadDim,
     LayerHeads,
     LayerPageSize,
+    LayerVHeadDim,
     MaxKvTokensOption,
     batches_of_trace,
     gpu_of,
@@ -86,6 +87,7 @@ def sweep(
     max_kv_tokens: MaxKvTokensOption = 65536,
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
+    v_head_dim: LayerVHeadDim = None,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
     random: Annotated[
@@ -163,7 +165,7 @@ def sweep(
             raise ValueError("pass a definition, or --axis and batches, not both")
         wanted = read_definition(definition)
     elif axis and (batch or suite or trace):
-        layer = layer_of(heads, head_dim, page_size, dtype)
+        layer = layer_of(heads, head_dim, page_size, dtype, v_head_dim=v_head_dim)
         texts = list(batch or ())
         if trace is not None:
             found_batches = batches_of_trace(

@@ -17,6 +17,7 @@ from podrt.cli._layer import (
     LayerHeadDim,
     LayerHeads,
     LayerPageSize,
+    LayerVHeadDim,
     MaxKvTokensOption,
     batches_of_trace,
     layer_of,
@@ -55,6 +56,7 @@ def tune(
     max_kv_tokens: MaxKvTokensOption = 65536,
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
+    v_head_dim: LayerVHeadDim = None,
     page_size: LayerPageSize = 16,
     dtype: LayerDtype = "bfloat16",
     dry_run: Annotated[
@@ -82,7 +84,7 @@ def tune(
     if shapes is None and trace is None:
         _tune_costs(gpu, dry_run, as_json)
         return
-    layer = layer_of(heads, head_dim, page_size, dtype)
+    layer = layer_of(heads, head_dim, page_size, dtype, v_head_dim=v_head_dim)
     if shapes is not None:
         lengths = read_shapes(shapes)
     else:

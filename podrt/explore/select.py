@@ -12,6 +12,7 @@ from podrt.explore.names import alias_of, narrow, pages_named, parts_of, the_one
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
+from podrt.kernels.hopper.config import V_HEAD_DIMS
 from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES
 from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
 
@@ -65,16 +66,17 @@ def select(
         for variant in all_default_variants(
             arch,
             v_head_dim=v_head_dim,
-            head_dims=_head_dims(head_dims, asked),
+            head_dims=_head_dims(head_dims, asked, v_head_dim),
             page_sizes=_page_sizes(page_sizes, asked),
             soft_caps=soft_caps or (False, True),
             tree_masks=tree_masks or (False, True),
         )
     ]
-    if not found:
+    missing = set(v_head_dims or ()) - {variant.v_head_dim for variant in found}
+    if missing:
         raise ValueError(
-            f"v_head_dim={', '.join(map(str, v_head_dims or ()))}: no variant has it; values are "
-            "narrower than the keys of head_dim"
+            f"v_head_dim={', '.join(map(str, sorted(missing)))}: no variant has it; values are "
+            "narrower than the keys of head_dim; leave it out for values as wide as keys"
         )
     filters: dict[str, Sequence[Any] | None] = {
         "family": families,
@@ -148,12 +150,18 @@ def parse_page_size(text: str) -> int | None:
     return int(text)
 
 
-def _head_dims(filter_: Sequence[int] | None, asked: str) -> list[int]:
-    """Return those of a filter, else the default ones and those that words name."""
+def _head_dims(
+    filter_: Sequence[int] | None, asked: str, v_head_dim: int | None = None
+) -> list[int]:
+    """Return those of a filter, else the default ones and those that words name.
+
+    Beside them those whose Hopper variants have narrower values of `v_head_dim`.
+    """
     if filter_ is not None:
         return [_checked_head_dim(head_dim) for head_dim in filter_]
     named = {int(head_dim) for head_dim in _HEAD_DIM.findall(asked.lower())} & set(HEAD_DIMS)
-    return sorted(named.union(DEFAULT_HEAD_DIMS))
+    paired = {head_dim for head_dim, narrower in V_HEAD_DIMS.items() if v_head_dim in narrower}
+    return sorted(named.union(paired, DEFAULT_HEAD_DIMS))
 
 
 def _v_head_dims(filter_: Sequence[int] | None, asked: str) -> list[int | None]:

@@ -38,6 +38,7 @@ def test_narrower_values_are_less_of_everything() -> None:
         "group", {**entry, "points": [{"prefill": [[5, 30]]}]}, full=False, trace_dir=None
     )
     assert (found.v_head_dim, found.name) == (32, "e/8-2 d64v32 contiguous/5@30")
+    assert case_of(((5, 30),), (70,), v_head_dim=like.head_dim).is_plain
 
 
 def test_an_entry_says_what_it_asks_of_scores() -> None:

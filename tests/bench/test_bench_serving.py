@@ -19,6 +19,8 @@ from podrt.bench.serving.requests import (
     Rate,
     load_of,
     parse_batch,
+    parse_names,
+    parse_numbers,
     parse_rates,
     prompts_of,
     requests_of_traces,
@@ -57,9 +59,11 @@ def test_rates_are_requests_a_second_or_shares_of_the_capacity() -> None:
     assert [rate.of(2.0) for rate in parse_rates("0,70%,1.5")] == [0.0, 1.4, 1.5]
     with pytest.raises(ValueError, match="have the rate 0 before it"):
         Rate(0.7, True).of(None)
+    with pytest.raises(ValueError, match=r"rate of 70%: .* have the rate 0 before it"):
+        parse_rates("1.5,70%,0")
 
 
-@pytest.mark.parametrize("text", ["", "fast", "-1", "70%,", "nan", "inf"])
+@pytest.mark.parametrize("text", ["", "fast", "-1", "70%,", "nan", "inf", "0,0%"])
 def test_other_rates_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected requests a second, or a share such as 70%"):
         parse_rates(text)
@@ -69,6 +73,18 @@ def test_the_last_number_of_requests_counts_for_all_other_traces() -> None:
     assert requests_of_traces("16,48", ["a", "b", "c"]) == [16, 48, 48]
     with pytest.raises(ValueError, match="--requests 16,48: 2 numbers for 1 trace; give one"):
         requests_of_traces("16,48", [None])
+    with pytest.raises(ValueError, match="--requests -1: expected whole numbers of at least 0"):
+        requests_of_traces("-1", [None])
+
+
+def test_lists_of_options_name_what_is_wrong() -> None:
+    assert parse_numbers("--budgets", "512,1024") == [512, 1024]
+    for text in ("", "0", "512,", "1e3", "-5"):
+        with pytest.raises(ValueError, match=f"--budgets {text}: expected whole numbers of at lea"):
+            parse_numbers("--budgets", text)
+    assert parse_names("--modes", "graphs", ("eager", "graphs")) == ["graphs"]
+    with pytest.raises(ValueError, match="--modes eager,graph: 'graph' is not one of eager, grap"):
+        parse_names("--modes", "eager,graph", ("eager", "graphs"))
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -89,3 +89,30 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="expected results of podrt bench serving"):
         figures.plot_serving(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "expected results of podrt bench serving"),
+        ('{"environment": {}, "rows": []}', "expected results of podrt bench serving"),
+        ('{"environment": {"gpu": "X"}, "rows": [3]}', "expected results of podrt bench serving"),
+        ('{"environment": {"gpu": "X"}, "rows": [{"error": "no room"}]}', "has nothing to draw"),
+        (
+            '{"environment": {"gpu": "X"}, "rows": [{"backend": "PODRT", "ttft_p50_s": 1.0}]}',
+            "a row has no 'mode', which the figure of percentiles needs",
+        ),
+    ],
+)
+def test_files_that_cannot_be_drawn_are_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"broken.json: {said}"):
+        figures.main([str(path), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+def test_figures_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / name / "serving.json" for name in ("one", "two")]
+    with pytest.raises(ValueError, match="would have figures of the same names in --out"):
+        figures.main([*map(str, files), "--out", str(tmp_path)])

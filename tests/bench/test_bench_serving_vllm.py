@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from podrt.bench.serving import vllm_engine, vllm_measure
+from podrt.bench.serving import vllm, vllm_engine, vllm_measure
 from podrt.bench.serving.gpu_clock import _kind_of
 from podrt.bench.serving.run import Run
 from podrt.bench.serving.vllm_compare import comparisons
@@ -150,3 +150,30 @@ def test_traces_have_numbers_of_requests_of_their_own(tmp_path: Path) -> None:
     ]
     options.requests = "0"
     assert vllm_measure._loads(options) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--modes", "FULL,GRAPHS"], "--modes FULL,GRAPHS: 'GRAPHS' is not one of EAGER"),
+        (["--budgets", "512,x"], "--budgets 512,x: expected whole numbers"),
+        (["--tensor-parallel", "two"], "--tensor-parallel two: expected whole numbers"),
+        (["--decode", "8"], "'8': expected REQUESTSxPROMPT"),
+        (["--rates", "70%"], "have the rate 0 before it"),
+        (["--requests", "0"], "--requests 0: leaves nothing to measure"),
+        (["--trace", "missing.csv"], "missing.csv"),
+    ],
+)
+def test_options_are_read_before_an_engine_starts(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.setattr(vllm, "_in_a_process", lambda *_: pytest.fail("an engine starts"))
+    with pytest.raises((ValueError, OSError), match=said):
+        vllm.main(arguments)
+
+
+def test_shares_are_of_the_first_backend_that_ran() -> None:
+    failed = {"backend": "FLASH_ATTN", "mode": "FULL", "gpus": 1, "error": "no room"}
+    first, second = (row(name, gpus=1) for name in ("PODRT", "PODRT/serial"))
+    assert vllm._rows_of_the_first([failed, first, second], "FULL", 1) == [first]
+    assert vllm._rows_of_the_first([failed], "FULL", 1) == []

@@ -205,6 +205,22 @@ def test_malformed_suites_are_refused(data, reason):
         parse_suite("mine", data)
 
 
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        ({"v_head_dim": 200}, "group 'g': v_head_dim=200: values may be narrower"),
+        ({"v_head_dim": "x"}, "group 'g': v_head_dim='x': expected an int"),
+        ({"head_dims": [100]}, "group 'g': head_dim=100: allowed are multiples of 8"),
+        ({"heads": [[7, 2]]}, "group 'g': num_qo_heads=7: must be a multiple"),
+        ({"dtype": "float32"}, "group 'g': dtype='float32': allowed are"),
+    ],
+)
+def test_layers_that_podrt_has_not_are_refused_before_anything_is_measured(layer, reason):
+    entry = {"name": "g", "heads": [[8, 2]], "points": [{"prefill": [[5, 30]]}], **layer}
+    with pytest.raises(ValueError, match=reason):
+        parse_suite("s", {"group": [entry]})
+
+
 def test_unknown_suite_names_those_there_are():
     with pytest.raises(ValueError, match="balanced, features, paper, peers, solo, traces"):
         load_suite("nothing")

@@ -182,3 +182,10 @@ def test_other_tiles_run_under_their_policy(runs):
 def test_what_cannot_be_is_said(runs, options, reason):
     with pytest.raises(ValueError, match=reason):
         run("explore", "check", *options)
+
+
+def test_other_tiles_of_narrower_values_are_checked(runs):
+    axes = ["--axis", "family=hopper", "--axis", "prefill_tile_keys=64"]
+    (found,) = run_json("explore", "check", *axes, "--head-dim", 192, "--v-head-dim", 128)
+    assert found["status"] == "right"
+    assert {case.v_head_dim for case in runs.cases} == {128}

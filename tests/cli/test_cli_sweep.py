@@ -48,6 +48,13 @@ def test_a_list_says_what_would_be_measured_and_what_not():
     assert all("bytes of shared memory in a CTA" in line for line in skipped)
 
 
+def test_values_may_be_narrower_than_keys():
+    layer = ["--batch", "64@64 + 2x200", "--head-dim", "192", "--v-head-dim", "64"]
+    text = run("explore", "sweep", "--axis", "family=hopper,portable", *layer, "--list")
+    assert "\n64@64 + 2x200: portable\n" in text
+    assert "v_head_dim=64; with head_dim=192 allowed are 128, 192" in text
+
+
 def test_replay_shows_everything_without_a_gpu(tmp_path):
     pytest.importorskip("matplotlib")
     text = run(

@@ -86,6 +86,14 @@ def test_winners_of_shapes_are_kept_and_used(tmp_path):
     assert "used by Policy(autotuned=True)" in " ".join(text.split())
 
 
+def test_layers_of_narrower_values_have_winners_of_their_own(tmp_path):
+    shapes = tmp_path / "shapes.txt"
+    shapes.write_text("512@4096 + 64x4096\n")
+    layer = ("--heads", "16/16", "--head-dim", "192", "--v-head-dim", "128")
+    text = run("tune", "--shapes", shapes, *layer, "--dry-run")
+    assert "1 buckets of hopper 16/16 d192v128 bfloat16 page16" in text
+
+
 def test_winners_of_a_trace(tmp_path, empty_cache):
     trace = tmp_path / "busy.csv"
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "0,1500,40\n" * 40)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from podrt.explore.names import (
@@ -117,6 +119,15 @@ def test_values_are_as_wide_as_keys_unless_named() -> None:
     assert {variant.v_head_dim for variant in select(head_dims=[192], v_head_dims=[128])} == {128}
     with pytest.raises(ValueError, match="v_head_dim=100: allowed are multiples of 8"):
         select(v_head_dims=[100])
+    with pytest.raises(ValueError, match="v_head_dim=256: no variant has it; values are narrower"):
+        select(v_head_dims=[128, 256])
+
+
+@pytest.mark.parametrize("chosen", [{"v_head_dims": [128]}, {"words": ["v_head_dim=128"]}])
+def test_narrower_values_alone_name_the_heads_that_hopper_has_them_for(chosen: Any) -> None:
+    found = select(archs=["sm_90a"], **chosen)
+    assert {v.head_dim for v in found if v.family == "hopper"} == {192}
+    assert {v.head_dim for v in found if v.family == "portable"} == {192, 256}
 
 
 def test_groups_share_all_but_types_and_pages() -> None:

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from podrt.errors import UnsupportedConfigError
-from podrt.kernels.hopper.config import KV_TILES, HopperConfig
+from podrt.kernels.hopper import budgets
+from podrt.kernels.hopper.config import HEAD_DIMS, KV_TILES, V_HEAD_DIMS, HopperConfig
 from podrt.kernels.hopper.presets import default_hopper_variants, hopper_variant
 
 FUSED = hopper_variant("pod", "bfloat16", 128, page_size=16)
@@ -182,3 +183,20 @@ def test_narrower_values_are_in_the_name_and_take_less_of_shared_memory() -> Non
     assert unlike.name == like.name.replace("_d192_", "_d192v128_")
     assert like.smem_bytes - unlike.smem_bytes == like.stages * like.kv_tile * 64 * 2
     assert (unlike.value_dim, unlike.value_columns, unlike.decode_columns) == (128, 128, 64)
+
+
+def test_every_depth_of_a_decode_ring_is_that_of_some_variant() -> None:
+    wide = default_hopper_variants(
+        head_dims=HEAD_DIMS, page_sizes=(1, 16), soft_caps=(False, True), tree_masks=(False, True)
+    )
+    narrow = [
+        variant
+        for head_dim, narrower in V_HEAD_DIMS.items()
+        for v_head_dim in narrower
+        for variant in default_hopper_variants(head_dims=[head_dim], v_head_dim=v_head_dim)
+    ]
+    used = {
+        (v.form, v.head_dim if v.v_head_dim is None else (v.head_dim, v.v_head_dim), v.kv_tile)
+        for v in (*wide, *narrow)
+    }
+    assert set(budgets._DECODE_SLOTS) <= used

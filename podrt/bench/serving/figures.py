@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", type=Path, help="JSON files of serving results")
     parser.add_argument("--out", type=Path, help="folder for PNG files; figures/ beside each file")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    if options.out:
+        _require_other_names(options.files)
     for file in options.files:
         for path in plot_serving(file, options.out or file.parent / "figures"):
             print(path)
@@ -64,24 +66,54 @@ def plot_serving(file: Path, folder: Path) -> list[Path]:
     Raises
     ------
     ValueError
-        The file holds something else.
+        The file holds something else, or nothing to draw.
     PodrtError
         There is no matplotlib; names the extra to install.
     """
     new_figure = figure_class()
-    found = json.loads(file.read_text())
-    if not isinstance(found, dict) or not {"environment", "rows"} <= found.keys():
-        raise ValueError(f"{file}: expected results of podrt bench serving, with rows")
-    rows = [row for row in found["rows"] if "error" not in row]
-    folder.mkdir(parents=True, exist_ok=True)
+    gpu, rows = _read(file)
     paths = []
     for name, draw in FIGURES.items():
         figure = new_figure(figsize=(9, 4), layout="constrained")
-        if draw(figure, rows):
-            figure.suptitle(f"{file.stem}, {found['environment']['gpu']}", fontsize=10)
+        try:
+            is_drawn = draw(figure, rows)
+        except KeyError as missing:
+            raise ValueError(
+                f"{file}: a row has no {missing}, which the figure of {name} needs; "
+                "measure it again"
+            ) from missing
+        if is_drawn:
+            figure.suptitle(f"{file.stem}, {gpu}", fontsize=10)
+            folder.mkdir(parents=True, exist_ok=True)
             paths.append(folder / f"{file.stem}-{name}.png")
             figure.savefig(paths[-1], dpi=150)
+    if not paths:
+        raise ValueError(f"{file}: has nothing to draw, in {len(rows)} rows that did not fail")
     return paths
+
+
+def _require_other_names(files: Sequence[Path]) -> None:
+    """Raise ValueError if figures of two files would be one in the same folder."""
+    named: dict[str, Path] = {}
+    for file in files:
+        other = named.setdefault(file.stem, file)
+        if other is not file:
+            raise ValueError(
+                f"{other} and {file}: would have figures of the same names in --out; leave --out "
+                "away, or draw one after the other"
+            )
+
+
+def _read(file: Path) -> tuple[str, list[Row]]:
+    """Return the GPU of a file of results, and the rows that did not fail."""
+    try:
+        found = json.loads(file.read_text())
+        gpu, rows = found["environment"]["gpu"], list(map(dict, found["rows"]))
+        return str(gpu), [row for row in rows if "error" not in row]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: expected results of podrt bench serving, with rows ({error!r})"
+        ) from error
 
 
 def draw_throughput(figure: Any, rows: Sequence[Row]) -> bool:

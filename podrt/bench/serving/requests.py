@@ -28,12 +28,32 @@ def parse_batch(text: str) -> Batch:
     Raises
     ------
     ValueError
-        It is something else.
+        It is something else, or one of the numbers is 0.
     """
     found = re.fullmatch(r"(\d+)x(\d+)\+(\d+)", text)
-    if found is None:
+    batch = Batch(*map(int, found.groups())) if found else None
+    if batch is None or not all(batch):
         raise ValueError(f"{text!r}: expected {BATCH_FORMAT}, such as 32x4096+128")
-    return Batch(*map(int, found.groups()))
+    return batch
+
+
+def parse_numbers(option: str, text: str, *, least: int = 1) -> list[int]:
+    """Read whole numbers such as ``"512,1024"``; ValueError names the option of others."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise ValueError(
+            f"{option} {text}: expected whole numbers of at least {least}, with commas between them"
+        )
+    return list(map(int, parts))
+
+
+def parse_names(option: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """Read names such as ``"eager,graphs"``; ValueError names the option of others."""
+    names = text.split(",")
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{option} {text}: {name!r} is not one of {', '.join(allowed)}")
+    return names
 
 
 class Load(NamedTuple):
@@ -85,9 +105,9 @@ def requests_of_traces(counts: str, traces: Sequence[str | None]) -> list[int]:
     Raises
     ------
     ValueError
-        There are more numbers than traces.
+        There are more numbers than traces, or one is no number of requests.
     """
-    numbers = [int(count) for count in counts.split(",")]
+    numbers = parse_numbers("--requests", counts, least=0)
     if len(numbers) > len(traces):
         raise ValueError(
             f"--requests {counts}: {len(numbers)} numbers for {len(traces)} trace"
@@ -128,7 +148,8 @@ def parse_rates(text: str) -> list[Rate]:
     Raises
     ------
     ValueError
-        One is no number, or negative.
+        One is no number, or negative; or a share has no rate 0 before it, which measures what it is
+        a share of.
     """
     rates = []
     for part in text.split(","):
@@ -137,9 +158,11 @@ def parse_rates(text: str) -> list[Rate]:
             value = float(part.removesuffix("%")) / (100 if is_share else 1)
         except ValueError:
             value = -1.0
-        if not 0 <= value < float("inf"):
+        if not 0 <= value < float("inf") or (is_share and not value):
             raise ValueError(f"rate {part!r}: expected requests a second, or a share such as 70%")
         rates.append(Rate(value, is_share))
+    for number, rate in enumerate(rates):
+        rate.of(1.0 if Rate(0.0) in rates[:number] else None)
     return rates
 
 

@@ -32,12 +32,20 @@ from podrt.bench.serving.clock import timing
 from podrt.bench.serving.document import save, without_tokens
 from podrt.bench.serving.gpu_clock import gpu_times
 from podrt.bench.serving.progress import rows_bar
-from podrt.bench.serving.requests import BATCH_FORMAT, load_of, parse_batch, prompts_of
+from podrt.bench.serving.requests import (
+    BATCH_FORMAT,
+    load_of,
+    parse_batch,
+    parse_names,
+    parse_numbers,
+    prompts_of,
+)
 from podrt.bench.serving.run import Run, agreement
 from podrt.integrations.transformers import enable
 from podrt.integrations.transformers.engine import Engine
 
 CONTENDERS = ("sdpa", "fa3", "podrt-serial", "podrt")
+MODES = ("eager", "graphs")
 _BEHIND_GATHER = "behind_gather_flash"
 
 
@@ -53,10 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what a command line asks for, this process's by default, and print the results."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
-    model, requests = _model(options), _requests(options)
+    # All is read before the model is made, which takes a while.
+    runs, requests = list(_runs(options)), _requests(options)
+    model = _model(options)
     AttentionInterface.register(_BEHIND_GATHER, _fa3)
     rows: list[dict[str, Any]] = []
-    runs = list(_runs(options))
     with rows_bar(len(runs)) as bar:
         for budget, contender, mode in runs:
             bar.show(f"{contender}, {mode}, {budget} tokens a step")
@@ -82,9 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _runs(options: argparse.Namespace) -> Iterator[tuple[int, str, str]]:
     """Return budgets, contenders and modes in the order in which they are measured."""
-    for budget in map(int, options.budgets.split(",")):
-        for contender in options.contenders.split(","):
-            for mode in ("eager",) if contender == "sdpa" else options.modes.split(","):
+    contenders = parse_names("--contenders", options.contenders, CONTENDERS)
+    modes = parse_names("--modes", options.modes, MODES)
+    for budget in parse_numbers("--budgets", options.budgets):
+        for contender in contenders:
+            for mode in ("eager",) if contender == "sdpa" else modes:
                 yield budget, contender, mode
 
 
@@ -293,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("podrt bench serving transformers", description=about)
     add = parser.add_argument
     add("--contenders", default=",".join(CONTENDERS), help="in this order")
-    add("--modes", default="eager,graphs")
+    add("--modes", default=",".join(MODES))
     add("--budgets", default="2048", help="tokens of a step, such as 512,1024,2048")
     add("--batch", default="", help=f"{BATCH_FORMAT}; without it a trace is served")
     add("--trace", help="CSV file of request lengths; podrt's sample without it")

@@ -28,7 +28,15 @@ from pathlib import Path
 
 from podrt.bench.serving.document import save, without_tokens
 from podrt.bench.serving.progress import rows_bar
-from podrt.bench.serving.requests import BATCH_FORMAT, parse_rates, requests_of_traces
+from podrt.bench.serving.requests import (
+    BATCH_FORMAT,
+    parse_batch,
+    parse_names,
+    parse_numbers,
+    parse_rates,
+    requests_of,
+    requests_of_traces,
+)
 from podrt.bench.serving.vllm_compare import Row, comparisons
 from podrt.bench.serving.vllm_engine import MODES
 from podrt.bench.serving.vllm_measure import RESULT, capacity_key, measure, name_of
@@ -43,15 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.child:
         measure(options)
         return
-    parse_rates(options.rates)  # or a wrong one is found when an engine is ready
-    results: list[Row] = []
-    modes, gpus = options.modes.split(","), options.tensor_parallel.split(",")
-    engines = list(product(modes, gpus, options.backends.split(",")))
+    # All is read before any engine starts, which takes minutes.
     rows_each = _rows_of_an_engine(options)
+    modes = parse_names("--modes", options.modes, MODES)
+    gpus = parse_numbers("--tensor-parallel", options.tensor_parallel)
+    engines = list(product(modes, gpus, options.backends.split(",")))
+    results: list[Row] = []
     with rows_bar(len(engines) * rows_each) as bar:
         for number, (mode, count, backend) in enumerate(engines):
-            bar.show(f"{backend}, {mode}, {count} GPU{'s' * (count != '1')}")
-            first = _rows_of_the_first(results, mode, int(count))
+            bar.show(f"{backend}, {mode}, {count} GPU{'s' * (count != 1)}")
+            first = _rows_of_the_first(results, mode, count)
             rows = _in_a_process(arguments, options, f"{backend}:{mode}:{count}", first)
             for done, row in enumerate(rows, start=1):
                 results.append(row)
@@ -111,15 +120,33 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _rows_of_an_engine(options: argparse.Namespace) -> int:
-    """Return how many rows a backend in a mode has, if it does not fail."""
-    budgets, rates = len(options.budgets.split(",")), len(parse_rates(options.rates))
-    traces = sum(map(bool, requests_of_traces(options.requests, options.trace or [None])))
-    return budgets * traces * rates + bool(options.decode)
+    """Return how many rows a backend in a mode has, if it does not fail.
+
+    Raises
+    ------
+    ValueError, OSError
+        An option makes no sense, a trace cannot be read, or there is nothing to measure.
+    """
+    traces = options.trace or [None]
+    counts = requests_of_traces(options.requests, traces)
+    for trace in traces:
+        requests_of(trace, 0)
+    if options.decode:
+        parse_batch(options.decode)
+    budgets, rates = parse_numbers("--budgets", options.budgets), parse_rates(options.rates)
+    found = len(budgets) * sum(map(bool, counts)) * len(rates) + bool(options.decode)
+    if not found:
+        raise ValueError(
+            f"--requests {options.requests}: leaves nothing to measure; serve some, or pass "
+            "--decode"
+        )
+    return found
 
 
 def _rows_of_the_first(results: Sequence[Row], mode: str, gpus: int) -> list[Row]:
-    """Return what the first backend did in a mode, on so many GPUs."""
-    alike = [row for row in results if (row["mode"], row.get("gpus")) == (mode, gpus)]
+    """Return what the first backend that ran in a mode did, on so many GPUs."""
+    ran = [row for row in results if "error" not in row]
+    alike = [row for row in ran if (row["mode"], row.get("gpus")) == (mode, gpus)]
     return [row for row in alike if row["backend"] == alike[0]["backend"]]
 
 

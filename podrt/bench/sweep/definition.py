@@ -1,9 +1,10 @@
 """What a sweep measures: combinations of axes on cases, from a TOML file or the command line.
 
 A file has ``batches``, a list of texts such as ``"2048@16384 + 64x16384"`` of one layer (``heads``,
-``head_dim``, ``page_size``, ``dtype``), or the ``suite`` whose cases it takes (``only`` those with
-a text in their name), and tables ``[[variants]]``: axes with a value or a list of values each, of
-which all combinations are taken. ``samples`` and ``description`` may be there too.
+``head_dim``, ``v_head_dim``, ``page_size``, ``dtype``), or the ``suite`` whose cases it takes
+(``only`` those with a text in their name), and tables ``[[variants]]``: axes with a value or a list
+of values each, of which all combinations are taken. ``samples`` and ``description`` may be there
+too.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _KEYS = {
     "samples",
     "heads",
     "head_dim",
+    "v_head_dim",
     "page_size",
     "dtype",
     "batches",
@@ -165,6 +167,7 @@ def _cases(data: Mapping[str, Any]) -> tuple[Case, ...]:
         data.get("page_size", 16) or None,
         "NHD",
         data.get("dtype", "bfloat16"),
+        v_head_dim=data.get("v_head_dim"),
     )
     return cases_of(data["batches"], layer)
 

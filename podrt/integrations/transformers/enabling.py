@@ -65,15 +65,14 @@ class Enabled:
         self._model, self._layers, self._policy, self._reason = model, layers, policy, reason
         self._record = Record()
         self._managers: weakref.WeakSet[Any] = weakref.WeakSet()
-        configs = {id(c): c for c in (model.config, model.config.get_text_config())}
-        self._configs = list(configs.values())
+        self._configs = _configs_of(model)
         self._names = [config._attn_implementation for config in self._configs]
         if layers is None:
             model.set_attn_implementation(FALLBACK)
         else:
             self._init = model.init_continuous_batching
             model.init_continuous_batching = self._init_continuous_batching
-            for config in self._configs:
+            for config in (model.config, model.config.get_text_config()):
                 config._attn_implementation_internal = PAGED
                 policies.keep(config, policy)
         setattr(model, _ENABLED, self)
@@ -170,6 +169,14 @@ class Enabled:
                 f"{type(self._model).__name__}: does not run on podrt, it is disabled or sdpa "
                 "serves it; call enable(model) and make a new manager"
             )
+
+
+def _configs_of(model: Any) -> list[Any]:
+    """Return the configs of a model and its parts, all of which the fallback may change."""
+    found = [model.config, model.config.get_text_config()]
+    found += [part.config for part in model.modules() if hasattr(part, "config")]
+    named = {id(each): each for each in found if hasattr(each, "_attn_implementation_internal")}
+    return list(named.values())
 
 
 def enable(

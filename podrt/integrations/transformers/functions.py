@@ -16,7 +16,12 @@ from podrt.integrations.transformers.dense import dense_attention
 from podrt.integrations.transformers.engine import Engine
 from podrt.integrations.transformers.failures import StepError
 from podrt.integrations.transformers.hooks import ENGINE
-from podrt.integrations.transformers.layers import layer_of_call, sinks_of, what_is_asked
+from podrt.integrations.transformers.layers import (
+    layer_of_call,
+    require_same_dims,
+    sinks_of,
+    what_is_asked,
+)
 from podrt.integrations.transformers.masks import seen_keys
 from podrt.integrations.transformers.policies import policy_of
 
@@ -81,12 +86,7 @@ def attention(
             "podrt.integrations.transformers.enable(model), or give one that was made by hand to "
             "attach() of what enable returned"
         )
-    if value.shape[-1] != key.shape[-1]:
-        raise UnsupportedConfigError(
-            f"{type(module).__name__}: has values of {value.shape[-1]} elements beside keys of "
-            f"{key.shape[-1]}, which podrt.HybridAttention serves, but not this integration; use "
-            'another attn_implementation, or fallback="sdpa"'
-        )
+    require_same_dims(type(module).__name__, key.shape[-1], value.shape[-1])
     layer = layer_of_call(module, query, key, scaling, arguments)
     policy, sinks = policy_of(getattr(module, "config", None)), sinks_of(arguments)
     return dense_attention(layer, query, key, value, attention_mask, sinks, policy), None

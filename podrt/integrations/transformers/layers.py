@@ -92,6 +92,10 @@ def layers_of(model: Any) -> dict[int, Layer]:
             raise UnsupportedConfigError(
                 f"{name}: layer {module.layer_idx} is not causal; podrt serves decoders"
             )
+        values = getattr(module, "v_head_dim", None)
+        keys = getattr(module, "qk_head_dim", getattr(module, "head_dim", None))
+        if keys is not None and values is not None:
+            require_same_dims(name, keys, values)
     scales = sorted({float(module.scaling) for module in modules})
     if len(scales) > 1:
         raise UnsupportedConfigError(f"{name}: its layers scale by {scales}; one scale is served")
@@ -156,6 +160,16 @@ def layer_of_call(
         None if window is None else window - 1,
         arguments.get("softcap"),
     )
+
+
+def require_same_dims(name: str, key_dim: int, value_dim: int) -> None:
+    """Raise UnsupportedConfigError if heads of values are not as wide as those of keys."""
+    if value_dim != key_dim:
+        raise UnsupportedConfigError(
+            f"{name}: has values of {value_dim} elements beside keys of {key_dim}, which "
+            "podrt.HybridAttention serves, but not this integration; use another "
+            'attn_implementation, or fallback="sdpa"'
+        )
 
 
 def what_is_asked(

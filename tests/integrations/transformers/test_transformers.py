@@ -11,7 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
-from transformers import AttentionInterface, LlamaConfig  # noqa: E402
+from transformers import (  # noqa: E402
+    AttentionInterface,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 from transformers.generation.continuous_batching import ContinuousBatchingManager  # noqa: E402
 from transformers_support import (  # noqa: E402
     CONFIGS,
@@ -327,6 +333,42 @@ def test_values_narrower_than_keys_are_refused_by_name() -> None:
     q, k, v = torch.zeros(1, 4, 1, 64), torch.zeros(1, 2, 1, 64), torch.zeros(1, 2, 1, 32)
     with pytest.raises(UnsupportedConfigError, match="values of 32 elements beside keys of 64"):
         functions.attention(layer, q, k, v)
+
+
+def test_a_model_of_values_narrower_than_keys_takes_the_fallback() -> None:
+    model = make_model(CONFIGS["llama"])
+    for layer in model.model.layers:
+        layer.self_attn.qk_head_dim, layer.self_attn.v_head_dim = 96, 64
+    with pytest.raises(UnsupportedConfigError, match="values of 64 elements beside keys of 96"):
+        integration.enable(model)
+    with integration.enable(model, fallback="sdpa") as enabled:
+        assert not enabled.status().enabled
+
+
+def test_every_part_of_a_model_gets_its_own_attention_back() -> None:
+    model = LlavaForConditionalGeneration._from_config(
+        LlavaConfig(
+            text_config=CONFIGS["llama"],
+            vision_config=CLIPVisionConfig(hidden_size=48, num_hidden_layers=1, image_size=32),
+            image_token_index=9,
+        ),
+        attn_implementation="eager",
+        dtype=torch.bfloat16,
+    )
+
+    def names() -> list[str]:
+        return [
+            part.config._attn_implementation for part in model.modules() if hasattr(part, "config")
+        ]
+
+    before = names()
+    with integration.enable(model):
+        assert {"podrt_flash", "eager"} == set(names())
+    assert names() == before
+    model.model.language_model.layers[0].self_attn.is_causal = False
+    with integration.enable(model, fallback="sdpa"):
+        assert set(names()) == {"sdpa"}
+    assert names() == before
 
 
 def test_a_layer_that_was_checked_is_checked_again_when_it_calls_otherwise() -> None:
