@@ -39,6 +39,7 @@ from podrt.cli._options import (
 )
 from podrt.cli._output import console, print_json, table
 from podrt.cli._stats import print_mixes, print_phases, print_smem, print_stats
+from podrt.cli._unused import refuse_given
 from podrt.cli.explore_check import check
 from podrt.cli.explore_report import report
 from podrt.cli.explore_repro import repro
@@ -283,18 +284,15 @@ def alias_table(configs: list[Variant]) -> Table:
 
 def _require_used(context: typer.Context, *, has_batch: bool, has_diff: bool) -> None:
     """Refuse options of `show` that would be ignored."""
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in (*_OF_A_BATCH, "arch")
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    ]
-    if not has_batch and (layer := [name for name in given if name != "--arch"]):
-        raise ValueError(
-            f"{', '.join(layer)}: of the layer that runs --batch; without it words say what the "
-            "variant is, such as d64 page16 f16"
+    if not has_batch:
+        refuse_given(
+            context,
+            _OF_A_BATCH,
+            "of the layer that runs --batch; without it words say what the variant is, such as d64 "
+            "page16 f16",
         )
-    if has_batch and not has_diff and "--arch" in given:
-        raise ValueError("--arch: --batch is run on a GPU; say which with --gpu")
+    elif not has_diff:
+        refuse_given(context, ("arch",), "--batch is run on a GPU; say which with --gpu")
 
 
 def _described(config: Variant) -> dict[str, Any]:

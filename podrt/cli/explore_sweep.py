@@ -45,6 +45,7 @@ from podrt.cli._layer import (
 )
 from podrt.cli._output import console, progress
 from podrt.cli._sweep_display import draw, show, sweep_progress
+from podrt.cli._unused import BATCHES, LAYER, refuse_given
 from podrt.errors import CompileError
 from podrt.gpu.device import DeviceInfo, current_device, load_cupy
 from podrt.jit import build_many
@@ -57,6 +58,7 @@ _INCOMPLETE = 3
 
 
 def sweep(
+    context: typer.Context,
     definition: Annotated[
         str | None,
         typer.Argument(help="A sweep that podrt ships, or a TOML file. Default: --axis, --batch."),
@@ -152,6 +154,8 @@ def sweep(
             raise ValueError(
                 "--replay: shows a file as it is; give only --export, --figures and --map"
             )
+        measured = (*LAYER, *BATCHES, "only", "random", "seed", "samples", "gpu")
+        refuse_given(context, measured, "for what is measured; leave them out with --replay")
         found = load(replay)
         if not (found.results or found.skips):
             raise ValueError(f"--replay {replay}: has no records; measure some with --out {replay}")
@@ -163,11 +167,24 @@ def sweep(
     if definition is not None:
         if axis or batch or suite or trace:
             raise ValueError("pass a definition, or --axis and batches, not both")
+        refuse_given(
+            context,
+            (*LAYER, *BATCHES, "only"),
+            "a definition says its batches and layers itself; leave them out, or edit a copy of it",
+        )
         wanted = read_definition(definition)
     elif axis and (batch or suite or trace):
         layer = layer_of(heads, head_dim, page_size, dtype, v_head_dim=v_head_dim)
         texts = list(batch or ())
-        if trace is not None:
+        if not (batch or trace):
+            refuse_given(
+                context, LAYER, "for the layer of --batch or --trace; a suite says its own"
+            )
+        if suite is None:
+            refuse_given(context, ("only",), "for cases of --suite; pass it, or leave it out")
+        if trace is None:
+            refuse_given(context, BATCHES, "for batches of --trace; pass it, or leave them out")
+        else:
             found_batches = batches_of_trace(
                 trace, budget=budget, batches=batches, max_kv_tokens=max_kv_tokens
             )
@@ -180,7 +197,9 @@ def sweep(
             f"pass a definition ({', '.join(definition_names())}, or a TOML file), or --axis and "
             f"--batch, --suite or --trace; axes are {', '.join(AXES)}"
         )
-    if random is not None:
+    if random is None:
+        refuse_given(context, ("seed",), "for --random; pass it, or leave it out")
+    else:
         wanted = wanted.sampled(random, seed)
     if samples is not None:
         wanted = wanted.with_samples(samples)

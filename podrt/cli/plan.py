@@ -25,11 +25,13 @@ from podrt.cli._layer import (
 )
 from podrt.cli._options import JsonOption
 from podrt.cli._output import print_json
+from podrt.cli._unused import BATCHES, refuse_given
 from podrt.policy.explain import Explanation, explain
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
 
 def plan(
+    context: typer.Context,
     batch: Annotated[
         str | None, typer.Argument(help='Such as "2048@16384 + 64x16384": a chunk, and decodes.')
     ] = None,
@@ -60,6 +62,7 @@ def plan(
     if (batch is None) == (trace is None):
         raise ValueError('pass a batch, such as "2048@16384 + 64x16384", or --trace FILE')
     if trace is None:
+        refuse_given(context, BATCHES, "for batches of --trace; pass it, or leave them out")
         named = [(batch or "", parse_lengths(batch or ""))]
     else:
         found = batches_of_trace(trace, budget=budget, batches=batches, max_kv_tokens=max_kv_tokens)

@@ -24,6 +24,7 @@ from podrt.cli._layer import (
 )
 from podrt.cli._options import JsonOption
 from podrt.cli._output import console, print_json, progress, table
+from podrt.cli._unused import BATCHES, LAYER, refuse_given
 from podrt.gpu.device import DeviceInfo, current_device
 from podrt.policy.store import require_path
 from podrt.policy.tuned_costs import save_costs
@@ -39,6 +40,7 @@ _HOW = "Policy(autotuned=True) in processes that start from now on."
 
 
 def tune(
+    context: typer.Context,
     shapes: Annotated[
         Path | None,
         typer.Option(
@@ -80,6 +82,12 @@ def tune(
     """
     if shapes is not None and trace is not None:
         raise ValueError("pass --shapes or --trace, not both")
+    if trace is None:
+        refuse_given(context, BATCHES, "for batches of --trace; pass it, or leave them out")
+    if shapes is None and trace is None:
+        refuse_given(
+            context, LAYER, "for the layer of --shapes or --trace; pass one, or leave them out"
+        )
     gpu = current_device()
     if shapes is None and trace is None:
         _tune_costs(gpu, dry_run, as_json)
