@@ -12,9 +12,9 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from podrt.bench.progress import progress_bars
 from podrt.bench.tables import empty_table
 
 #: Wide enough that no variant name is folded where nobody reads by eye.
@@ -58,13 +58,6 @@ def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a progress bar on a terminal's stderr; call what it yields once per step."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    out = console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+    with progress_bars(console(stderr=True)) as bars:
         task = bars.add_task(description, total=total)
         yield lambda: bars.advance(task)

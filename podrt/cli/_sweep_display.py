@@ -6,15 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from podrt.bench.progress import progress_bars
 from podrt.bench.roofline import plot_roofline
 from podrt.bench.sweep.heatmap import heat_maps
 from podrt.bench.sweep.heatmap_figure import draw_heat_map
@@ -46,16 +38,8 @@ def sweep_progress(total: int, kept: int) -> Iterator[OnResult]:
     kept : int
         Of those, what is there already and comes first.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     out = console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+    with progress_bars(out, time_left=True) as bars:
         task = bars.add_task("sweep", total=total, completed=kept)
         left_out = kept
 

@@ -6,14 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
+
+from podrt.bench.progress import progress_bars
 
 
 class RowsBar:
@@ -43,13 +38,5 @@ def rows_bar(total: int, out: Console | None = None) -> Iterator[RowsBar]:
     out : rich.console.Console, optional
         By default this process's stderr, so that rows on stdout may go to a file.
     """
-    out = out or Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+    with progress_bars(out or Console(stderr=True), time_left=True) as bars:
         yield RowsBar(bars, total)
