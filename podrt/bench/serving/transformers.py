@@ -14,8 +14,6 @@ gathers in every layer, as its own flash path calls it; ``podrt-serial`` and ``p
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +27,7 @@ from transformers import AttentionInterface, GenerationConfig, LlamaConfig, Llam
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from podrt.bench.serving.clock import timing
-from podrt.bench.serving.document import save, without_tokens
+from podrt.bench.serving.document import Journal
 from podrt.bench.serving.gpu_clock import gpu_times
 from podrt.bench.serving.progress import rows_bar
 from podrt.bench.serving.requests import (
@@ -65,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs, requests = list(_runs(options)), _requests(options)
     model = _model(options)
     AttentionInterface.register(_BEHIND_GATHER, _fa3)
-    rows: list[dict[str, Any]] = []
+    packages = ("transformers", "torch", "numpy", "fa3_fwd")
+    journal = Journal(
+        "transformers", arguments, options.out, packages=packages, compare=comparisons
+    )
     with rows_bar(len(runs)) as bar:
         for budget, contender, mode in runs:
             bar.show(f"{contender}, {mode}, {budget} tokens a step")
@@ -74,19 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row |= measure(model, requests, options, budget, contender, mode)
             except Exception as error:  # one that fails is a result too
                 row["error"] = repr(error)
-            rows.append(row)
-            bar.reach(len(rows))
-            print(json.dumps(without_tokens(row)), flush=True)
-            if options.out:
-                save(
-                    rows,
-                    options.out,
-                    command=shlex.join(["podrt", "bench", "serving", "transformers", *arguments]),
-                    packages=("transformers", "torch", "numpy", "fa3_fwd"),
-                    comparisons=comparisons(rows),
-                )
-    for line in comparisons(rows):
-        print(line)
+            journal.add(row)
+            bar.reach(len(journal.rows))
+    journal.close()
 
 
 def _runs(options: argparse.Namespace) -> Iterator[tuple[int, str, str]]:

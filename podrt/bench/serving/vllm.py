@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections import deque
@@ -26,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-from podrt.bench.serving.document import save, without_tokens
+from podrt.bench.serving.document import Journal
 from podrt.bench.serving.progress import rows_bar
 from podrt.bench.serving.requests import (
     BATCH_FORMAT,
@@ -56,27 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     modes = parse_names("--modes", options.modes, MODES)
     gpus = parse_numbers("--tensor-parallel", options.tensor_parallel)
     engines = list(product(modes, gpus, options.backends.split(",")))
-    results: list[Row] = []
+    packages = ("vllm", "torch", "numpy")
+    journal = Journal("vllm", arguments, options.out, packages=packages, compare=comparisons)
     with rows_bar(len(engines) * rows_each) as bar:
         for number, (mode, count, backend) in enumerate(engines):
             bar.show(f"{backend}, {mode}, {count} GPU{'s' * (count != 1)}")
-            first = _rows_of_the_first(results, mode, count)
+            first = _rows_of_the_first(journal.rows, mode, count)
             rows = _in_a_process(arguments, options, f"{backend}:{mode}:{count}", first)
             for done, row in enumerate(rows, start=1):
-                results.append(row)
+                journal.add(row)
                 bar.reach(number * rows_each + done)
-                print(json.dumps(without_tokens(row)), flush=True)
-                if options.out:
-                    save(
-                        results,
-                        options.out,
-                        command=shlex.join(["podrt", "bench", "serving", "vllm", *arguments]),
-                        packages=("vllm", "torch", "numpy"),
-                        comparisons=comparisons(results),
-                    )
             bar.reach((number + 1) * rows_each)
-    for line in comparisons(results):
-        print(line)
+    journal.close()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from podrt.bench.serving.requests import (
     Load,
     load_of,
     parse_batch,
+    parse_numbers,
     parse_rates,
     prompts_of,
     requests_of_traces,
@@ -29,7 +30,7 @@ Capacities = dict[str, float]
 def measure(options: argparse.Namespace) -> None:
     """Measure what `options.child` names; print a line for each budget, trace and rate."""
     backend, mode, gpus = options.child.split(":")
-    budgets = [int(budget) for budget in options.budgets.split(",")]
+    budgets = parse_numbers("--budgets", options.budgets)
     loads = _loads(options)
     longest = max((load.longest for load in loads), default=1)
     if options.decode:
