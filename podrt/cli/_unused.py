@@ -11,16 +11,15 @@ LAYER = ("heads", "head_dim", "v_head_dim", "page_size", "dtype")
 BATCHES = ("budget", "batches", "max_kv_tokens")
 
 
-def given(context: typer.Context, parameters: Iterable[str]) -> list[str]:
-    """Return those options, of parameters of the running command, that the command line has."""
-    return [
+def refuse_given(context: typer.Context, parameters: Iterable[str], reason: str) -> None:
+    """Raise ValueError if the command line has options of some parameters.
+
+    `reason` says what they are for, and what to do.
+    """
+    given = [
         f"--{name.replace('_', '-')}"
         for name in parameters
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     ]
-
-
-def refuse_given(context: typer.Context, parameters: Iterable[str], reason: str) -> None:
-    """Raise ValueError if any of some options was given; `reason` says what to do."""
-    if options := given(context, parameters):
-        raise ValueError(f"{', '.join(options)}: {reason}")
+    if given:
+        raise ValueError(f"{', '.join(given)}: {reason}")

@@ -39,7 +39,7 @@ from podrt.cli._options import (
 )
 from podrt.cli._output import console, print_json, table
 from podrt.cli._stats import print_mixes, print_phases, print_smem, print_stats
-from podrt.cli._unused import refuse_given
+from podrt.cli._unused import LAYER, refuse_given
 from podrt.cli.explore_check import check
 from podrt.cli.explore_report import report
 from podrt.cli.explore_repro import repro
@@ -57,10 +57,7 @@ from podrt.kernels.variant import DTYPE_TAGS
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
 #: Options of `show` that say which layer runs a batch, where, and under which policy.
-_OF_A_BATCH = (
-    *("heads", "head_dim", "v_head_dim", "page_size", "dtype"),
-    *("window_left", "soft_cap", "policy", "gpu"),
-)
+_OF_A_BATCH = (*LAYER, "window_left", "soft_cap", "policy", "gpu")
 
 app = typer.Typer(
     help="The kernel variants: list them, read their code, see their resources. Needs no GPU.",

@@ -14,6 +14,7 @@ from podrt.cli._building import build_all
 from podrt.cli._layer import LayerDtype, LayerHeadDim, LayerPageSize, LayerVHeadDim, layer_of
 from podrt.cli._options import JsonOption, WordsArgument
 from podrt.cli._output import console, print_json, progress, table
+from podrt.cli._unused import LAYER, refuse_given
 from podrt.errors import UnsupportedConfigError
 from podrt.explore.names import alias_of
 from podrt.explore.select import select
@@ -27,6 +28,7 @@ _STYLES = {"right": "green", "wrong": "bold red", "failed": "red"}
 
 
 def check(
+    context: typer.Context,
     words: WordsArgument = None,
     axis: Annotated[
         list[str] | None,
@@ -52,6 +54,10 @@ def check(
 
     Exit code: 0 if all are right, 1 if not.
     """
+    if not axis:
+        refuse_given(
+            context, LAYER, "for the layer of --axis; without it words say what is checked"
+        )
     gpu = current_device()
     if axis:
         if words:

@@ -156,14 +156,10 @@ def sweep(
             )
         measured = (*LAYER, *BATCHES, "only", "random", "seed", "samples", "gpu")
         refuse_given(context, measured, "for what is measured; leave them out with --replay")
-        found = load(replay)
-        if not (found.results or found.skips):
-            raise ValueError(f"--replay {replay}: has no records; measure some with --out {replay}")
-        with sweep_progress(len(found.results), 0) as on_result:
-            for result in found.results:
-                on_result(result)
-        _finish(found, exports, figures, maps)
+        _finish(_replayed(replay), exports, figures, maps)
         return
+    if random is None:
+        refuse_given(context, ("seed",), "for --random; pass it, or leave it out")
     if definition is not None:
         if axis or batch or suite or trace:
             raise ValueError("pass a definition, or --axis and batches, not both")
@@ -174,17 +170,10 @@ def sweep(
         )
         wanted = read_definition(definition)
     elif axis and (batch or suite or trace):
+        _require_used(context, batch=batch, suite=suite, trace=trace)
         layer = layer_of(heads, head_dim, page_size, dtype, v_head_dim=v_head_dim)
         texts = list(batch or ())
-        if not (batch or trace):
-            refuse_given(
-                context, LAYER, "for the layer of --batch or --trace; a suite says its own"
-            )
-        if suite is None:
-            refuse_given(context, ("only",), "for cases of --suite; pass it, or leave it out")
-        if trace is None:
-            refuse_given(context, BATCHES, "for batches of --trace; pass it, or leave them out")
-        else:
+        if trace is not None:
             found_batches = batches_of_trace(
                 trace, budget=budget, batches=batches, max_kv_tokens=max_kv_tokens
             )
@@ -197,9 +186,7 @@ def sweep(
             f"pass a definition ({', '.join(definition_names())}, or a TOML file), or --axis and "
             f"--batch, --suite or --trace; axes are {', '.join(AXES)}"
         )
-    if random is None:
-        refuse_given(context, ("seed",), "for --random; pass it, or leave it out")
-    else:
+    if random is not None:
         wanted = wanted.sampled(random, seed)
     if samples is not None:
         wanted = wanted.with_samples(samples)
@@ -218,6 +205,29 @@ def sweep(
     for line in lines:
         console(stderr=True).print(line, markup=False)
     raise typer.Exit(_INCOMPLETE if outcome.interrupted else 0)
+
+
+def _require_used(
+    context: typer.Context, *, batch: list[str] | None, suite: str | None, trace: Path | None
+) -> None:
+    """Refuse options of batches that would be ignored."""
+    if not (batch or trace):
+        refuse_given(context, LAYER, "for the layer of --batch or --trace; a suite says its own")
+    if suite is None:
+        refuse_given(context, ("only",), "for cases of --suite; pass it, or leave it out")
+    if trace is None:
+        refuse_given(context, BATCHES, "for batches of --trace; pass it, or leave them out")
+
+
+def _replayed(path: Path) -> Sweep:
+    """Show the results of a file as if they were measured now."""
+    found = load(path)
+    if not (found.results or found.skips):
+        raise ValueError(f"--replay {path}: has no records; measure some with --out {path}")
+    with sweep_progress(len(found.results), 0) as on_result:
+        for result in found.results:
+            on_result(result)
+    return found
 
 
 def _measure(definition: Definition, device: DeviceInfo, path: Path) -> Outcome:

@@ -14,6 +14,7 @@ AXIS = ["--axis", "family=portable"]
     [
         (["plan", "64@64", "--budget", "64"], "--budget: for batches of --trace"),
         (["tune", "--heads", "8/2", "--dtype", "float16"], "--heads, --dtype: for the layer of"),
+        (["explore", "check", "pod", "--head-dim", "64"], "--head-dim: for the layer of --axis"),
         (["tune", "--batches", "8"], "--batches: for batches of --trace"),
         (["explore", "sweep", *AXIS, *BATCH, "--only", "64"], "--only: for cases of --suite"),
         (["explore", "sweep", *AXIS, *BATCH, "--max-kv-tokens", "9"], "--max-kv-tokens: for batch"),
