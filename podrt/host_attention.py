@@ -12,6 +12,8 @@ from podrt.tensors.page_table import PageTable, make_batch, read_page_table, req
 from podrt.tensors.run_tensors import view_tensors
 from podrt.tensors.tree_mask import TreeMask, read_tree_mask
 
+_Prepared = tuple[HybridBatch, PageTable | None, TreeMask | None]
+
 
 class HostAttention:
     """Exact attention of planned batches on tensors in host memory, computed in NumPy.
@@ -61,7 +63,7 @@ class HostAttention:
             tree_mask,
             v_head_dim,
         )
-        self._planned: tuple[HybridBatch, PageTable | None, TreeMask | None] | None = None
+        self._planned: _Prepared | None = None
 
     def plan(
         self,
@@ -91,7 +93,32 @@ class HostAttention:
             table.flat()  # page numbers on a GPU are refused
         lengths = host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens")
         batch = make_batch(*lengths, table, page_size)
-        self._planned = batch, table, read_tree_mask(tree_mask, batch, self.layer.mask, None)
+        self.adopt(self.prepare(batch, table, tree_mask=tree_mask))
+
+    def prepare(
+        self,
+        batch: HybridBatch,
+        table: PageTable | None,
+        *,
+        tree_mask: Any = None,
+        stream: Any = None,
+    ) -> _Prepared:
+        """Take a batch that others have read; the one planned before stays in place until `adopt`.
+
+        As `HybridAttention.prepare`, without a `stream`: nothing here runs on one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `plan`, or there is a `stream`.
+        """
+        if stream is not None:
+            raise ValueError(f"stream={stream!r}: this computes in host memory; leave it out")
+        return batch, table, read_tree_mask(tree_mask, batch, self.layer.mask, None)
+
+    def adopt(self, prepared: _Prepared) -> None:
+        """Make a batch of `prepare` the one that runs compute."""
+        self._planned = prepared
 
     def run(
         self,

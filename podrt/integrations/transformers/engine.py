@@ -130,15 +130,10 @@ class Engine:
 
     def _plan_all(self, batch: HybridBatch, table: PageTable, stream: Any) -> None:
         """Plan a batch for all attentions, and leave them as they were if one refuses it."""
-        prepared = []
-        for attention in self.attentions.values():
-            if isinstance(attention, HybridAttention):
-                prepared.append((attention, attention.prepare(batch, table, stream=stream)))
-            else:
-                pages = {"kv_indptr": table.kv_indptr, "kv_indices": table.flat()}
-                attention.plan(batch.qo_indptr, batch.kv_lens, **pages)
-        for on_gpu, plan in prepared:
-            on_gpu.adopt(plan)
+        attentions: list[Any] = list(self.attentions.values())  # each adopts what it prepared
+        prepared = [each.prepare(batch, table, stream=stream) for each in attentions]
+        for attention, plan in zip(attentions, prepared, strict=True):
+            attention.adopt(plan)
 
     def write(self, layer_idx: int, k: Any, v: Any, slots: Any) -> None:
         """Write a layer's new keys and values to the cache, both in one launch.

@@ -50,10 +50,9 @@ class Planned(HostAttention):
         self._scheduler, self._work = Scheduler(self.layer, GPU, policy), work
         self.schedule: Any = None
 
-    def plan(self, *lengths: Any, **pages: Any) -> None:
-        super().plan(*lengths, **pages)
-        assert self._planned is not None
-        batch = self._planned[0]
+    def adopt(self, prepared: Any) -> None:
+        super().adopt(prepared)
+        batch = prepared[0]
         self.schedule = self._scheduler.schedule(batch)
         for request, own in enumerate(zip(batch.q_lens, batch.kv_lens, strict=True)):
             seen = self._work[(self.layer, *map(int, own))]
