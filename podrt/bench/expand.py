@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from podrt.bench.case import Case
+from podrt.spec.attention import heads_tag
 from podrt.workloads.chunked_prefill import Request, hybrid_steps, read_trace, sample_trace
 
 Entry = Mapping[str, Any]
@@ -101,8 +102,8 @@ def _cases(entry: Entry, points: list[_Point]) -> list[Case]:
 
 def _layer_name(heads: list[int], head_dim: int, page_size: int | str, entry: Entry) -> str:
     pages = "contiguous" if page_size == "contiguous" else f"page{page_size}"
-    values = f"v{entry['v_head_dim']}" if "v_head_dim" in entry else ""
-    return f"{heads[0]}-{heads[1]} d{head_dim}{values} {pages}{_scores_name(entry)}"
+    tag = heads_tag(head_dim, entry.get("v_head_dim"))
+    return f"{heads[0]}-{heads[1]} {tag} {pages}{_scores_name(entry)}"
 
 
 def _scores_name(entry: Entry) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from podrt.jit import KernelSource, render
 from podrt.kernels.argument_block import ArgumentBlock
 from podrt.kernels.structs import Field, render_struct, struct_dtype
+from podrt.spec.attention import heads_tag
 from podrt.tensors.cache_write import WriteTensors
 
 #: Elements that a thread copies, 16 bytes.
@@ -68,8 +69,8 @@ class CacheWriteConfig(NamedTuple):
     @property
     def name(self) -> str:
         """Readable name, different for different variants."""
-        values = "" if self.v_head_dim is None else f"v{self.v_head_dim}"
-        return f"cache_write_{self.arch}_d{self.head_dim}{values}_page{self.page_size}"
+        heads = heads_tag(self.head_dim, self.v_head_dim)
+        return f"cache_write_{self.arch}_{heads}_page{self.page_size}"
 
 
 def source_of(config: CacheWriteConfig) -> KernelSource:

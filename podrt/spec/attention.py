@@ -59,8 +59,8 @@ class KernelSpec:
 
     @property
     def heads_tag(self) -> str:
-        """The word for the size of heads in names: ``"d192"``, or ``"d192v128"``."""
-        return f"d{self.head_dim}" + ("" if self.v_head_dim is None else f"v{self.v_head_dim}")
+        """The word for the size of heads in names."""
+        return heads_tag(self.head_dim, self.v_head_dim)
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,11 @@ class AttentionSpec:
             self.mask.tree,
             self.v_head_dim,
         )
+
+
+def heads_tag(head_dim: int, v_head_dim: int | None) -> str:
+    """Return the word for the size of heads in names: ``"d192"``, or ``"d192v128"``."""
+    return f"d{head_dim}" + ("" if v_head_dim is None else f"v{v_head_dim}")
 
 
 def make_spec(
