@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from attention_case import to_gpu
+from attention_case import poisoned, to_gpu
 
+from podrt import HybridAttention
 from podrt.gpu.device import current_device
 from podrt.kernels.hopper.config import HOPPER_ARCH
 
@@ -36,6 +37,20 @@ def skip_with_one_gpu():
 def inputs_on_gpu(case):
     """Return q, k_cache and v_cache of a case as CuPy arrays."""
     return [to_gpu(array) for array in (case.q, case.k_cache, case.v_cache)]
+
+
+def check_stays_within_heads(case, policy, *, allowed_steps):
+    """Run a paged case into every second head of a tensor; those between must stay as they were."""
+    import cupy
+
+    rows, heads, width = case.out_shape
+    larger = poisoned((rows, 2 * heads, width), case.q.dtype)
+    before = bits(larger).copy()
+    attention = HybridAttention(**case.layer_arguments, policy=policy)
+    attention.plan(*case.lengths, block_table=cupy.asarray(case.block_table))
+    attention.run(*inputs_on_gpu(case), out=larger[:, ::2])
+    case.check(larger[:, ::2].get(), allowed_steps=allowed_steps)
+    assert (bits(larger)[:, 1::2] == before[:, 1::2]).all()
 
 
 def to_torch(array, device="cuda"):
