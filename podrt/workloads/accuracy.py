@@ -160,21 +160,20 @@ def expected_of(
             "window_left": layer.mask.window_left,
             "logits_soft_cap": layer.logits_soft_cap,
         }
+    may_see_later = tree_mask is not None or not (layer is None or layer.mask.causal)
     starts = np.concatenate(([0], np.cumsum([q_len for q_len, _ in source.lengths])))
     outs, lses, rows, requests = [], [], [], []
     for request, begin, end in windows:
         first = int(starts[request])
-        window = Window(request, begin, end)
-        if tree_mask is not None or not scores.get("causal", True):  # tokens may see later ones
-            q_len = source.lengths[request][0]
-            words = None if tree_mask is None else tree_mask[first : first + q_len]
-            whole = Window(request, 0, q_len)
-            out, lse = _of_window(source, first, whole, scores | {"tree_mask": words})
-            out, lse = out[begin:end], lse[begin:end]
-        else:
-            out, lse = _of_window(source, first, window, scores)
-        outs.append(out)
-        lses.append(lse)
+        computed = Window(request, begin, end)
+        if may_see_later:
+            computed = Window(request, 0, source.lengths[request][0])
+            if tree_mask is not None:
+                scores["tree_mask"] = tree_mask[first : first + computed.end]
+        out, lse = _of_window(source, first, computed, scores)
+        wanted = slice(begin - computed.begin, end - computed.begin)
+        outs.append(out[wanted])
+        lses.append(lse[wanted])
         rows.append(first + np.arange(begin, end))
         requests.append(np.full(end - begin, request))
     return Expected(*(np.concatenate(parts) for parts in (rows, requests, outs, lses)))

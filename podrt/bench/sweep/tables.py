@@ -103,14 +103,13 @@ def export(sweep: Sweep, path: Path) -> None:
         It is another ending.
     """
     require_exportable(path)
-    writers: dict[str, Callable[[Sweep], str]] = {".json": to_json, ".csv": to_csv, ".md": to_md}
-    write_whole(writers[path.suffix](sweep), path)
+    write_whole(_WRITERS[path.suffix](sweep), path)
 
 
 def require_exportable(path: Path) -> None:
     """Raise ValueError unless a file's name ends as `export` can write it."""
-    if path.suffix not in (".json", ".csv", ".md"):
-        raise ValueError(f"export={str(path)!r}: must end with one of .json, .csv, .md")
+    if path.suffix not in _WRITERS:
+        raise ValueError(f"export={str(path)!r}: must end with one of {', '.join(_WRITERS)}")
 
 
 def to_json(sweep: Sweep) -> str:
@@ -166,6 +165,9 @@ def to_md(sweep: Sweep) -> str:
     if sweep.skips:
         parts += ["## Skipped", "\n".join(f"- {line}" for line in skip_lines(sweep.skips))]
     return "\n\n".join(parts) + "\n"
+
+
+_WRITERS: dict[str, Callable[[Sweep], str]] = {".json": to_json, ".csv": to_csv, ".md": to_md}
 
 
 Row = dict[str, Any]
