@@ -61,12 +61,14 @@ def test_graphs_serve_requests_that_come_and_go(
 @pytest.mark.parametrize("graphs", [False, True])
 def test_deterministic_plans(llama: Any, graphs: bool) -> None:
     prompts, options = make_prompts(LENGTHS), {"max_batch_tokens": 256, "num_blocks": 128}
-    kernels = set()
+    kernels, served = set(), []
     with integration.enable(llama, deterministic=True):
         for some in (prompts, prompts[:1]):
             found = generate_batch(llama, some, 24, use_cuda_graph=graphs, **options)
             kernels.add(integration.status(llama).kernels)
-            require_greedy(llama, some, found)
+            served.append((some, found))
+    for some, found in served:  # of a model that is enabled no copy can be made
+        require_greedy(llama, some, found)
     assert len(kernels) == 1  # that of mixed steps, whatever the step
 
 

@@ -17,7 +17,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 
 from podrt.bench.serving.clock import timing
 from podrt.bench.serving.document import Journal
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # All is read before the model is made, which takes a while.
     runs, requests = list(_runs(options)), _requests(options)
     model = _model(options)
-    AttentionInterface.register(_BEHIND_GATHER, _fa3)
+    AttentionInterface.register(_BEHIND_GATHER, lambda *args, **kwargs: Fa3.run(*args, **kwargs))
     packages = ("transformers", "torch", "numpy", "fa3_fwd")
     journal = Journal(
         "transformers", arguments, options.out, packages=packages, compare=comparisons
@@ -99,11 +101,11 @@ def measure(
     mode: str,
 ) -> dict[str, Any]:
     """Return how fast a contender serves the requests."""
-    with _running(model, contender) as engine:
+    with _running(model, contender):
         try:
             serve = _server(model, requests, options, budget, graphs=mode == "graphs")
             serve()
-            times = HostTimes()
+            times = HostTimes(contender)
             with times.taken():
                 began_s, results = serve()
             kernels: dict[str, Any] = {}
@@ -114,9 +116,8 @@ def measure(
             model.destroy_cached_continuous_batching_manager()
     run = _run_of(results, began_s)
     run.prompt_tokens = sum(map(len, requests.prompts))
-    run.steps = len(times.plans_us)
-    host = times.summary() if engine is not None else {}
-    return run.summary() | host | kernels | {"tokens": run.tokens}
+    run.steps = len(times.us["lists"])
+    return run.summary() | times.summary() | kernels | {"tokens": run.tokens}
 
 
 def _run_of(results: Sequence[Any], began_s: float) -> Run:
@@ -162,52 +163,59 @@ def _server(
 
 
 @contextmanager
-def _running(model: Any, contender: str) -> Iterator[Any]:
-    """Have the model run on a contender; gives what `enable` does, None of others."""
+def _running(model: Any, contender: str) -> Iterator[None]:
+    """Have the model run on a contender."""
     if contender.startswith("podrt"):
         policy = "serial" if contender == "podrt-serial" else "auto"
-        with enable(model, policy=policy) as enabled:
-            yield enabled
+        with enable(model, policy=policy):
+            yield
         return
     before = model.config._attn_implementation
     model.config._attn_implementation_internal = _BEHIND_GATHER if contender == "fa3" else contender
     try:
-        yield None
+        yield
     finally:
         model.config._attn_implementation_internal = before
 
 
 class HostTimes:
-    """What podrt's own calls take of the engine's thread."""
+    """What attention takes of the engine's thread, by call.
 
-    def __init__(self) -> None:
-        self.plans_us: list[float] = []
-        self.runs_us: list[float] = []
-        self.writes_us: list[float] = []
+    Lists: of the step's tokens, and for an engine that gathers of all their keys. Plans: podrt's.
+    Writes: of new keys and values, in the engine's own update with what it gathers. Runs: the
+    attention function's. Graphs skip writes and runs.
+
+    Parameters
+    ----------
+    contender : str
+    """
+
+    def __init__(self, contender: str) -> None:
+        self._calls = {"lists": (ContinuousBatchingIOs, "prepare_batch_tensors")}
+        if contender.startswith("podrt"):
+            self._calls |= {name + "s": (Engine, name) for name in ("plan", "write", "run")}
+        elif contender == "fa3":
+            self._calls |= {"writes": (PagedAttentionCache, "update"), "runs": (Fa3, "run")}
+        self.us: dict[str, list[float]] = {name: [] for name in self._calls}
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Time all calls of engines in the block."""
-        with (
-            timing(Engine, "plan", self.plans_us),
-            timing(Engine, "run", self.runs_us),
-            timing(Engine, "write", self.writes_us),
-        ):
+        """Time all calls in the block."""
+        with ExitStack() as stack:
+            for name, (owner, method) in self._calls.items():
+                stack.enter_context(timing(owner, method, self.us[name]))
             yield
 
     def summary(self) -> dict[str, Any]:
-        """Return medians; a step is a plan and, where graphs do not skip them, runs and writes.
-
-        One of each for every layer. Writes take the place of the engine's own.
-        """
-        found = {"plan_us": float(np.median(self.plans_us))}
-        found["host_us_a_step"] = found["plan_us"]
-        for name, times_us in (("run", self.runs_us), ("write", self.writes_us)):
-            calls = len(times_us) / len(self.plans_us)
-            found[f"{name}s_a_step"] = calls
+        """Return calls a step and their medians, and what they come to; nothing of ``sdpa``."""
+        if len(self.us) == 1:  # its function is timed by nobody
+            return {}
+        steps, found = len(self.us["lists"]), {"host_us_a_step": 0.0}
+        for name, times_us in self.us.items():
             if times_us:
+                found[f"{name}_a_step"] = len(times_us) / steps
                 found[f"{name}_us"] = float(np.median(times_us))
-                found["host_us_a_step"] += calls * found[f"{name}_us"]
+                found["host_us_a_step"] += found[f"{name}_a_step"] * found[f"{name}_us"]
         return found
 
 
@@ -230,36 +238,40 @@ def comparisons(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _fa3(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any = None,
-    *,
-    scaling: float,
-    cu_seq_lens_q: Any,
-    cu_seq_lens_k: Any,
-    max_length_q: int,
-    max_length_k: int,
-    **_: Any,
-) -> tuple[Any, None]:
-    """FlashAttention-3 over gathered keys; the wheel's function, as transformers calls its own."""
-    import fa3_fwd_interface as fa3
+class Fa3:
+    """FlashAttention-3 over gathered keys; its wheel's function, as transformers calls its own."""
 
-    q, k, v = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
-    out = fa3.flash_attn_varlen_func(
-        q,
-        k,
-        v,
-        cu_seq_lens_q,
-        cu_seq_lens_k,
-        max_length_q,
-        max_length_k,
-        softmax_scale=scaling,
-        causal=True,
-    )
-    return (out[0] if isinstance(out, tuple) else out).unsqueeze(0), None
+    @staticmethod
+    def run(
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any = None,
+        *,
+        scaling: float,
+        cu_seq_lens_q: Any,
+        cu_seq_lens_k: Any,
+        max_length_q: int,
+        max_length_k: int,
+        **_: Any,
+    ) -> tuple[Any, None]:
+        """Attend, as transformers' attention interface has it."""
+        import fa3_fwd_interface as fa3
+
+        q, k, v = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
+        out = fa3.flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            cu_seq_lens_q,
+            cu_seq_lens_k,
+            max_length_q,
+            max_length_k,
+            softmax_scale=scaling,
+            causal=True,
+        )
+        return (out[0] if isinstance(out, tuple) else out).unsqueeze(0), None
 
 
 def _model(options: argparse.Namespace) -> Any:
