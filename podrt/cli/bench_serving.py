@@ -11,18 +11,19 @@ ENGINES = {
     "transformers": "podrt.bench.serving.transformers",
     "vllm": "podrt.bench.serving.vllm",
 }
-#: What draws results in place of an engine that is measured.
-FIGURES = {"figures": "podrt.bench.serving.figures"}
+#: What stands in the place of an engine that is measured, and needs none: draws results; predicts.
+OTHERS = {"figures": "podrt.bench.serving.figures", "predict": "podrt.bench.serving.predict"}
 
 
 def serving(context: typer.Context, engine: str) -> None:
     """Serve requests with an engine, podrt beside other attention: transformers or vllm.
 
-    Or draw results: `podrt bench serving figures FILE.json ...`. Everything behind that word is the
-    benchmark's own; `podrt bench serving vllm --help` lists it. Models have random weights, so that
-    nothing needs to be fetched.
+    Or draw results, `podrt bench serving figures FILE.json ...`, or predict what attention of a
+    trace takes, `podrt bench serving predict`. Everything behind that word is the benchmark's own;
+    `podrt bench serving vllm --help` lists it. Models have random weights, so that nothing needs to
+    be fetched.
     """
-    modules = ENGINES | FIGURES
+    modules = ENGINES | OTHERS
     if engine not in modules:
         raise ValueError(f"engine={engine!r}: allowed are {', '.join(modules)}")
     try:
