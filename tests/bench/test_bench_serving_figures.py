@@ -42,15 +42,15 @@ def heights(panel: Any) -> list[float]:
 @pytest.mark.parametrize(
     ("name", "drawn"),
     [
-        ("serving-vllm", ["throughput", "percentiles", "time"]),
-        ("serving-transformers", ["percentiles"]),
+        ("serving/vllm-arxiv", ["throughput", "percentiles", "time"]),
+        ("serving/transformers-batch", ["throughput", "percentiles"]),
     ],
 )
 def test_committed_results_are_drawn_without_a_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, drawn: list[str]
 ) -> None:
     figures.main([str(RESULTS / f"{name}.json"), "--out", str(tmp_path / "new")])
-    paths = [tmp_path / "new" / f"{name}-{each}.png" for each in drawn]
+    paths = [tmp_path / "new" / f"{Path(name).name}-{each}.png" for each in drawn]
     assert capsys.readouterr().out.split() == list(map(str, paths))
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
