@@ -42,3 +42,14 @@ def test_one_request_has_nothing_to_fuse(tmp_path: Path) -> None:
 def test_policies_without_predictions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--policies portable: .* have no predictions"):
         rows_of(tmp_path, "--budgets", "512", "--policies", "portable")
+
+
+@pytest.mark.parametrize("option", ["--layers", "--requests", "--budgets"])
+def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} 0: expected whole numbers of at least 1"):
+        rows_of(tmp_path, option, "0")
+
+
+def test_one_number_of_layers(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--layers 2,3: expected one number"):
+        rows_of(tmp_path, "--layers", "2,3")

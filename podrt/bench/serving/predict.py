@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from podrt.bench.results import write_whole
-from podrt.bench.serving.requests import parse_numbers, requests_of
+from podrt.bench.serving.requests import parse_number, parse_numbers, requests_of
 from podrt.gpu.nominal import GPUS
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
@@ -57,7 +57,8 @@ def predict(options: argparse.Namespace) -> Iterator[Row]:
         name: Scheduler(spec, GPUS[options.gpu], parse_policy(name))
         for name in options.policies.split(",")
     }
-    (count,) = parse_numbers("--requests", options.requests)
+    count = parse_number("--requests", options.requests)
+    layers = parse_number("--layers", options.layers)
     requests = _all_at_once(requests_of(options.trace, count), options.most_output)
     for budget in parse_numbers("--budgets", options.budgets):
         steps = list(
@@ -76,7 +77,7 @@ def predict(options: argparse.Namespace) -> Iterator[Row]:
             "steps": len(steps),
             "hybrid_steps": sum(map(_is_hybrid, steps)),
             "attention_ms": {
-                name: options.layers * _attention_us(scheduler, name, batches) / 1e3
+                name: layers * _attention_us(scheduler, name, batches) / 1e3
                 for name, scheduler in schedulers.items()
             },
         }
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--budgets", default="512,1024,2048", help="tokens of a step")
     add("--policies", default="auto,serial", help="as of podrt.HybridAttention")
     add("--gpu", default="h100", choices=tuple(GPUS))
-    add("--layers", type=int, default=32)
+    add("--layers", default="32")
     add("--heads", default="32/8", help="query and KV heads")
     add("--head-dim", type=int, default=128)
     add("--page-size", type=int, default=16)

@@ -47,6 +47,14 @@ def parse_numbers(option: str, text: str, *, least: int = 1) -> list[int]:
     return list(map(int, parts))
 
 
+def parse_number(option: str, text: str) -> int:
+    """Read one whole number of at least 1; ValueError names the option of others."""
+    numbers = parse_numbers(option, text)
+    if len(numbers) > 1:
+        raise ValueError(f"{option} {text}: expected one number")
+    return numbers[0]
+
+
 def parse_names(option: str, text: str, allowed: Sequence[str]) -> list[str]:
     """Read names such as ``"eager,graphs"``; ValueError names the option of others."""
     names = text.split(",")
