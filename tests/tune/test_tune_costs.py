@@ -25,6 +25,7 @@ UNSEEN = (
     make_case("32/8", 64, "1500@9000 + 40x5000", ("auto", "serial")),
     make_case("16/4", 128, "3000@3000", ("auto",)),
     make_case("28/4", 128, "70x5000", ("auto",)),
+    make_case("32/8", 128, "2000@18000 + 5x8000", ("decode-only=0", "serial")),
 )
 
 
@@ -46,8 +47,18 @@ def test_predictions_are_those_of_the_gpu_whatever_it_was_fitted_to(fit: CostFit
 
 def test_constants_that_launches_tell_apart_are_found(fit: CostFit) -> None:
     for each in constants():
-        if each.name in ("launch_us", "read_gbs"):
+        if each.name in ("launch_us", "read_gbs", "fused_factor"):
             assert each.of(fit.tuned.costs) == pytest.approx(each.of(OTHER), rel=0.05)
+
+
+@pytest.mark.parametrize(("fused_factor", "us_per_decoded_mb"), [(1.0, 16.0), (1.15, 8.0)])
+def test_slower_prefill_and_hold_ups_by_decode_are_told_apart(
+    fused_factor: float, us_per_decoded_mb: float
+) -> None:
+    other = replace(OTHER, fused_factor=fused_factor, us_per_decoded_mb=us_per_decoded_mb)
+    found = fit_costs(H100, fake_measure(other)).tuned.costs
+    assert found.fused_factor == pytest.approx(fused_factor, rel=0.03)
+    assert found.us_per_decoded_mb == pytest.approx(us_per_decoded_mb, rel=0.2)
 
 
 def test_it_says_what_was_fitted_on_what(fit: CostFit) -> None:
