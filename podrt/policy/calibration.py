@@ -135,10 +135,10 @@ H100 = replace(
         decode_merge_us=2.4,
         prefill_tflops_per_sm=(4.24, 6.05),
         large_tile_factor=0.975,
-        fused_factor=1.165,
+        fused_factor=1.05,
         read_gbs=(2919.0, 3072.0),
         fused_read_share=0.972,
-        us_per_decoded_mb=9.6,
+        us_per_decoded_mb=15.3,
         drift=23.4,
     ),
 )
