@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
 import typer
 
@@ -26,10 +27,17 @@ def serving(context: typer.Context, engine: str) -> None:
     modules = ENGINES | OTHERS
     if engine not in modules:
         raise ValueError(f"engine={engine!r}: allowed are {', '.join(modules)}")
+    asks_for_help = bool({"-h", "--help"} & set(context.args))
+    if engine in ENGINES and find_spec(engine) is None and not asks_for_help:
+        raise _not_installed(engine, engine)
     try:
         module = import_module(modules[engine])
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"podrt bench serving {engine}: {error.name} is not installed; see docs/{engine}.md"
-        ) from error
+        raise _not_installed(engine, error.name) from error
     module.main(context.args)
+
+
+def _not_installed(engine: str, package: str | None) -> ValueError:
+    return ValueError(
+        f"podrt bench serving {engine}: {package} is not installed; see docs/{engine}.md"
+    )

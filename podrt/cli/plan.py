@@ -59,7 +59,9 @@ def plan(
     of a trace are those that `podrt demo` would run. Example:
     podrt plan "2048@16384 + 64x16384" --heads 32/8 --gpu h100
     """
-    if (batch is None) == (trace is None):
+    if batch is not None and trace is not None:
+        raise ValueError(f"batch={batch!r} and --trace {trace}: pass one of them, not both")
+    if batch is None and trace is None:
         raise ValueError('pass a batch, such as "2048@16384 + 64x16384", or --trace FILE')
     if trace is None:
         refuse_given(context, BATCHES, "for batches of --trace; pass it, or leave them out")

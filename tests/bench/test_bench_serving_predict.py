@@ -44,7 +44,10 @@ def test_policies_without_predictions_are_refused(tmp_path: Path) -> None:
         rows_of(tmp_path, "--budgets", "512", "--policies", "portable")
 
 
-@pytest.mark.parametrize("option", ["--layers", "--requests", "--budgets"])
+@pytest.mark.parametrize(
+    "option",
+    ["--layers", "--requests", "--budgets", "--most-output", "--sequences", "--cache-tokens"],
+)
 def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} 0: expected whole numbers of at least 1"):
         rows_of(tmp_path, option, "0")
@@ -53,3 +56,10 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, option: str) -> 
 def test_one_number_of_layers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--layers 2,3: expected one number"):
         rows_of(tmp_path, "--layers", "2,3")
+
+
+def test_a_trace_without_requests_is_refused(tmp_path: Path) -> None:
+    trace = tmp_path / "none.csv"
+    trace.write_text("num_prefill_tokens,num_decode_tokens\n")
+    with pytest.raises(ValueError, match=r"--trace .*none.csv: has no requests"):
+        rows_of(tmp_path, "--trace", str(trace))

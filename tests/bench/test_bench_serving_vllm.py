@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from podrt.bench.serving import vllm, vllm_engine, vllm_measure
+from podrt.bench.serving.document import Journal
 from podrt.bench.serving.gpu_clock import _kind_of
 from podrt.bench.serving.run import Run
 from podrt.bench.serving.vllm_compare import comparisons
@@ -177,3 +178,14 @@ def test_shares_are_of_the_first_backend_that_ran() -> None:
     first, second = (row(name, gpus=1) for name in ("PODRT", "PODRT/serial"))
     assert vllm._rows_of_the_first([failed, first, second], "FULL", 1) == [first]
     assert vllm._rows_of_the_first([failed], "FULL", 1) == []
+
+
+@pytest.mark.parametrize("rows", [[row("PODRT", error="exit code 1")], []])
+def test_where_nothing_was_measured_the_command_fails(rows: list[dict[str, Any]]) -> None:
+    journal = Journal("vllm", [], None, packages=(), compare=comparisons)
+    for each in rows:
+        journal.add(each)
+    with pytest.raises(SystemExit, match="1"):
+        journal.close()
+    journal.add(row("FLASH_ATTN"))
+    journal.close()

@@ -86,8 +86,17 @@ def test_an_unknown_engine_and_one_that_is_not_there_are_named(monkeypatch):
         raise invoke("serving", "sglang").exception
 
     def absent(name):
-        raise ModuleNotFoundError(name="vllm")
+        raise ModuleNotFoundError(name="flash_attn")
 
     monkeypatch.setattr(bench_serving, "import_module", absent)
-    with pytest.raises(ValueError, match=r"vllm is not installed; see docs/vllm\.md"):
-        raise invoke("serving", "vllm").exception
+    for found, missing in ((None, "vllm"), (object(), "flash_attn")):
+        monkeypatch.setattr(bench_serving, "find_spec", lambda name, found=found: found)
+        with pytest.raises(ValueError, match=rf"{missing} is not installed; see docs/vllm\.md"):
+            raise invoke("serving", "vllm").exception
+
+
+def test_help_of_an_engine_that_is_not_there_is_shown(monkeypatch):
+    monkeypatch.setattr(bench_serving, "find_spec", lambda name: None)
+    result = invoke("serving", "vllm", "--help")
+    assert result.exit_code == 0
+    assert "--budgets" in result.stdout

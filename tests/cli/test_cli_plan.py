@@ -95,5 +95,5 @@ def test_refuses_what_makes_no_sense(arguments, message):
 
 
 def test_batch_and_trace_exclude_each_other(trace):
-    with pytest.raises(ValueError, match="pass a batch"):
+    with pytest.raises(ValueError, match=r"--trace .*: pass one of them, not both"):
         run("plan", BATCH, "--trace", trace)

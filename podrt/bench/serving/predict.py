@@ -59,14 +59,19 @@ def predict(options: argparse.Namespace) -> Iterator[Row]:
     }
     count = parse_number("--requests", options.requests)
     layers = parse_number("--layers", options.layers)
-    requests = _all_at_once(requests_of(options.trace, count), options.most_output)
+    most_output = parse_number("--most-output", options.most_output)
+    requests = _all_at_once(requests_of(options.trace, count), most_output)
+    if not requests:
+        raise ValueError(f"--trace {options.trace}: has no requests; pass one that has")
+    sequences = parse_number("--sequences", options.sequences)
+    cache_tokens = parse_number("--cache-tokens", options.cache_tokens)
     for budget in parse_numbers("--budgets", options.budgets):
         steps = list(
             schedule(
                 requests,
                 budget,
-                max_batch_size=options.sequences,
-                max_kv_tokens=options.cache_tokens,
+                max_batch_size=sequences,
+                max_kv_tokens=cache_tokens,
             )
         )
         batches = [batch_of_lengths(step.lengths, options.page_size) for step in steps]
@@ -138,9 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--head-dim", type=int, default=128)
     add("--page-size", type=int, default=16)
     add("--dtype", default="bfloat16")
-    add("--most-output", type=int, default=256, help="tokens generated for a request")
-    add("--sequences", type=int, default=64, help="most requests at once")
-    add("--cache-tokens", type=int, default=344_064, help="room of the KV cache")
+    add("--most-output", default="256", help="tokens generated for a request")
+    add("--sequences", default="64", help="most requests at once")
+    add("--cache-tokens", default="344064", help="room of the KV cache")
     add("--out", type=Path, help="JSON file for the results")
     return parser
 

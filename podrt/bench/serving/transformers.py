@@ -41,6 +41,7 @@ from podrt.bench.serving.requests import (
     prompts_of,
 )
 from podrt.bench.serving.run import Run, agreement
+from podrt.gpu.device import current_device
 from podrt.integrations.transformers import enable
 from podrt.integrations.transformers.engine import Engine
 
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     # All is read before the model is made, which takes a while.
     runs, requests = list(_runs(options)), _requests(options)
+    current_device()  # raises without one
     model = _model(options)
     AttentionInterface.register(_BEHIND_GATHER, lambda *args, **kwargs: Fa3.run(*args, **kwargs))
     packages = ("transformers", "torch", "numpy", "fa3_fwd")
