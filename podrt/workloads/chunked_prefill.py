@@ -62,6 +62,11 @@ class HybridStep:
         return len(self.request_ids) - self.num_decodes
 
     @property
+    def is_hybrid(self) -> bool:
+        """Whether it has both."""
+        return bool(self.num_decodes and self.num_prefills)
+
+    @property
     def total_tokens(self) -> int:
         """Query tokens of the step."""
         return int(self.q_lens.sum())
@@ -166,7 +171,7 @@ def hybrid_steps(
     """
     waiting = [replace(request, arrival_s=0.0) for request in requests]
     steps = islice(schedule(waiting, budget, max_kv_tokens=max_kv_tokens), _MAX_STEPS)
-    hybrid = [step for step in steps if step.num_decodes and step.num_prefills]
+    hybrid = [step for step in steps if step.is_hybrid]
     if len(hybrid) < count:
         raise ValueError(
             f"batches={count}: the trace gives {len(hybrid)} steps with prefill and decode; "

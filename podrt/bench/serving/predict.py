@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from podrt.bench.results import write_whole
-from podrt.bench.serving.requests import parse_number, parse_numbers, requests_of
+from podrt.bench.serving.requests import (
+    name_of_trace,
+    new_tokens,
+    parse_number,
+    parse_numbers,
+    requests_of,
+)
 from podrt.gpu.nominal import GPUS
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.spec.attention import make_spec
 from podrt.spec.batch import HybridBatch
-from podrt.workloads.chunked_prefill import HybridStep, schedule
+from podrt.workloads.chunked_prefill import schedule
 from podrt.workloads.lengths import batch_of_lengths, parse_heads
 from podrt.workloads.traces import Request
 
@@ -48,11 +54,8 @@ def predict(options: argparse.Namespace) -> Iterator[Row]:
     ValueError
         An option makes no sense, or a policy has no predictions.
     """
-    heads, kv_heads = parse_heads(options.heads)
-    spec = make_spec(
-        *(heads, kv_heads, options.head_dim, options.page_size, "NHD", options.dtype, True),
-        *(None, None, None),
-    )
+    heads = parse_heads(options.heads)
+    spec = make_spec(*heads, options.head_dim, options.page_size, "NHD", options.dtype)
     schedulers = {
         name: Scheduler(spec, GPUS[options.gpu], parse_policy(name))
         for name in options.policies.split(",")
@@ -66,21 +69,15 @@ def predict(options: argparse.Namespace) -> Iterator[Row]:
     sequences = parse_number("--sequences", options.sequences)
     cache_tokens = parse_number("--cache-tokens", options.cache_tokens)
     for budget in parse_numbers("--budgets", options.budgets):
-        steps = list(
-            schedule(
-                requests,
-                budget,
-                max_batch_size=sequences,
-                max_kv_tokens=cache_tokens,
-            )
-        )
+        limits = {"max_batch_size": sequences, "max_kv_tokens": cache_tokens}
+        steps = list(schedule(requests, budget, **limits))
         batches = [batch_of_lengths(step.lengths, options.page_size) for step in steps]
         yield {
-            "trace": Path(options.trace).stem if options.trace else "sample",
+            "trace": name_of_trace(options.trace),
             "requests": len(requests),
             "budget": budget,
             "steps": len(steps),
-            "hybrid_steps": sum(map(_is_hybrid, steps)),
+            "hybrid_steps": sum(step.is_hybrid for step in steps),
             "attention_ms": {
                 name: layers * _attention_us(scheduler, name, batches) / 1e3
                 for name, scheduler in schedulers.items()
@@ -93,26 +90,17 @@ def line_of(row: Row) -> str:
     times_ms = row["attention_ms"]
     first, *others = times_ms
     parts = [f"{first} {times_ms[first]:.0f} ms"]
-    parts += [f"{name} {times_ms[name]:.0f} ({_ratio(times_ms, name):.3f}x)" for name in others]
+    parts += [
+        f"{name} {times_ms[name]:.0f} ({times_ms[name] / times_ms[first]:.3f}x)" for name in others
+    ]
     return (
         f"{row['trace']}, {row['requests']} requests, {row['budget']} tokens a step: "
         f"{row['steps']} steps, {row['hybrid_steps']} of them hybrid; attention " + ", ".join(parts)
     )
 
 
-def _ratio(times_ms: dict[str, float], name: str) -> float:
-    return times_ms[name] / next(iter(times_ms.values()))
-
-
 def _all_at_once(requests: Sequence[Request], most_output: int) -> list[Request]:
-    return [
-        Request(0.0, each.prompt_tokens, max(1, min(each.output_tokens, most_output)))
-        for each in requests
-    ]
-
-
-def _is_hybrid(step: HybridStep) -> bool:
-    return bool(step.num_decodes and step.num_prefills)
+    return [Request(0.0, each.prompt_tokens, new_tokens(each, most_output)) for each in requests]
 
 
 def _attention_us(scheduler: Scheduler, policy: str, batches: Sequence[HybridBatch]) -> float:

@@ -95,10 +95,20 @@ def load_of(trace: str | None, count: int, most_output: int, vocabulary: int) ->
     """Return the first requests of a trace (podrt's sample if None), none of long outputs."""
     requests = requests_of(trace, count)
     return Load(
-        Path(trace).stem if trace else "sample",
+        name_of_trace(trace),
         prompts_of([request.prompt_tokens for request in requests], vocabulary),
-        [max(1, min(request.output_tokens, most_output)) for request in requests],
+        [new_tokens(request, most_output) for request in requests],
     )
+
+
+def name_of_trace(trace: str | None) -> str:
+    """Return what a trace is called in results: its file's name, without the ending."""
+    return Path(trace).stem if trace else "sample"
+
+
+def new_tokens(request: Request, most_output: int) -> int:
+    """Return how many tokens a request generates where none generates more than so many."""
+    return max(1, min(request.output_tokens, most_output))
 
 
 def requests_of_traces(counts: str, traces: Sequence[str | None]) -> list[int]:
