@@ -206,7 +206,7 @@ class HybridAttention:
         tree_mask : uint64 or int64 [at least total_tokens], optional
             For layers made with ``tree_mask=True``: bit j of the word of a token is whether it sees
             the j-th new token of its request, whatever the window; older keys it sees as without a
-            tree. A word of 0 is no tree: the token sees the new ones up to itself. Words of
+            tree. A word of 0 is no tree: the token sees what it does in a layer without. Words of
             requests of more than 64 tokens must be 0. In host memory they are copied now; on a GPU
             they are read at every run, so they may change in place, and words of longer requests
             are not looked at. All words are 0 if None.

@@ -27,7 +27,8 @@ class Mask:
         Keys before its own that a token sees; 0 leaves its own alone. None: from the first on.
     tree : bool
         Which of its request's new keys (the last ``q_len``) a token sees is for a word of bits to
-        say, whatever the window; for requests of at most `MOST_TREE_TOKENS` tokens.
+        say, whatever the window, where it has a word that is not 0; for requests of at most
+        `MOST_TREE_TOKENS` tokens.
     """
 
     causal: bool = True
@@ -91,25 +92,28 @@ class Mask:
         """Tell which of some keys which of some tokens of a request see, ``[tokens, keys]``.
 
         `words` ``[q_len]`` are the request's rows of a tree mask: bit j is whether a token sees the
-        j-th new key. One that is 0, or None for all, is that of a causal mask.
+        j-th new key. A token whose word is 0, or all with None, are as without a tree: they see
+        those up to their own that no window hides.
         """
         tokens, keys = np.asarray(tokens, np.int64), np.asarray(keys, np.int64)
         begin, end = self.key_range(tokens, q_len, kv_len)
         seen: npt.NDArray[np.bool_] = (keys >= begin[:, None]) & (keys < end[:, None])
         if self.tree and self.may_have_tree(q_len):
             new = keys - (kv_len - q_len)
-            seen &= (new < 0) | _bits(_words_of(tokens, words), new)
+            seen &= (new < 0) | _bits(self._words_of(tokens, words), new)
         return seen
 
-
-def _words_of(
-    tokens: npt.NDArray[np.int64], words: npt.NDArray[np.uint64] | None
-) -> npt.NDArray[np.uint64]:
-    """Return the words of tokens of a request; in place of 0, that of a causal mask."""
-    causal = np.uint64(2**64 - 1) >> (np.uint64(MOST_TREE_TOKENS - 1) - tokens.astype(np.uint64))
-    if words is None:
-        return causal
-    return np.where(words[tokens] == 0, causal, words[tokens])
+    def _words_of(
+        self, tokens: npt.NDArray[np.int64], words: npt.NDArray[np.uint64] | None
+    ) -> npt.NDArray[np.uint64]:
+        """Return the words of tokens of a request; in place of 0, what those without a tree see."""
+        number, most = tokens.astype(np.uint64), np.uint64(2**64 - 1)
+        plain = most >> (np.uint64(MOST_TREE_TOKENS - 1) - number)
+        if self.window_left is not None:
+            plain &= most << np.maximum(tokens - self.window_left, 0).astype(np.uint64)
+        if words is None:
+            return plain
+        return np.where(words[tokens] == 0, plain, words[tokens])
 
 
 def _bits(words: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

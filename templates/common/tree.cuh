@@ -10,7 +10,7 @@ __device__ __forceinline__ int first_new_key(const WorkItem& item) {
   return item.kv_len - item.q_len;
 }
 
-// First key that a token may see: no window hides new keys of a tree.
+// First key that a token may see: no window hides new keys of a tree. Of tokens without one words do.
 template <bool kTree>
 __device__ __forceinline__ int first_seen_key(const Params& p, const WorkItem& item, int token) {
   const int first = first_visible(p, item, token);
@@ -35,13 +35,14 @@ struct TreeRow {
   u64 word = 0;
   int first = 0;  // new key, counted from `origin` as are keys asked for
 
-  __device__ __forceinline__ TreeRow(const PlanHeader& plan, const WorkItem& item, int token,
-                                     int origin) {
+  __device__ __forceinline__ TreeRow(const Params& p, const PlanHeader& plan, const WorkItem& item,
+                                     int token, int origin) {
     if constexpr (kTree) {
       first = first_new_key(item) - origin;
       token = min(token, item.q_len - 1);  // rows behind the last are like it
       if (plan.tree_mask) word = __ldg(plan.tree_mask + item.q_begin + token);
-      if (word == 0) word = ~u64(0) >> (63 - token);  // no tree: keys up to its own
+      if (word == 0)  // no tree: keys up to its own, from its window on
+        word = (~u64(0) >> (63 - token)) & (~u64(0) << max(0, token - p.window_left));
     }
   }
 

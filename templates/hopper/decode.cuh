@@ -246,7 +246,7 @@ struct DecodeConsumer {
       const int first = first_key + warp * 16 + lane / 4;
       const int begin = first_seen_key<kTree>(p, item, token) - first;
       const int end = end_of_seen_keys<Config, kTree>(item, token) - first;
-      const TreeRow<kTree> tree(smem.plan(), item, token, first);
+      const TreeRow<kTree> tree(p, smem.plan(), item, token, first);
 #pragma unroll
       for (int t = 0; t < kTiles; t++)
 #pragma unroll

@@ -252,7 +252,7 @@ struct AttentionTile {
         const int token = (item.row_begin + tile_row(block, half)) / p.group;
         const int limit = end_of_seen_keys<Config, kTree>(item, token) - first_column;
         const int begin = first_seen_key<kTree>(p, item, token) - first_column;
-        const TreeRow<kTree> tree(plan, item, token, first_column);
+        const TreeRow<kTree> tree(p, plan, item, token, first_column);
 #pragma unroll
         for (int n = 0; n < kColumns; n++)
 #pragma unroll

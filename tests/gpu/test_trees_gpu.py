@@ -122,6 +122,19 @@ def test_a_chain_has_the_bits_of_no_tree(family):
     plain.check(*results[0])
 
 
+@pytest.mark.parametrize("window", [0, 1, 15, 40, 63])
+def test_windows_of_tokens_without_a_word(family, window):
+    """Are those of a layer without trees, beside requests that have one."""
+    case = Case([1, 30, 64, 9, 64], [400, 333, 64, 5, 500], window_left=window, **PAGES)
+    with_trees = replace(case, has_trees=True)
+    with_trees.tree_mask[: sum(case.q_lens[:-1])] = 0
+    checked(with_trees, family)
+    for words in (np.zeros_like(with_trees.tree_mask), None):
+        with_trees.tree_mask = words
+        attention = HybridAttention(**with_trees.layer_arguments, policy=family)
+        case.check(*run(with_trees, attention), allowed_steps=ALLOWED_STEPS)
+
+
 def test_words_are_read_where_they_are_at_every_run(family):
     """On the GPU in place, in the order of the stream; those in host memory are copied."""
     case = Case([40, 1, 64], [600, 90, 64], has_trees=True, **PAGES)

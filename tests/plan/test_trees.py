@@ -115,11 +115,12 @@ def test_a_token_sees_what_its_word_says(
     sees = mask.sees(np.arange(q_len), np.arange(kv_len), q_len, kv_len, words)
     begin, end = mask.key_range(np.arange(q_len), q_len, kv_len)
     for token in range(q_len):
-        word = int(words[token]) or 2 ** (token + 1) - 1
+        word = int(words[token])
         for key in range(kv_len):
             new = key - (kv_len - q_len)
             near = window is None or new >= token - window
-            assert sees[token, key] == (word >> new & 1 == 1 if new >= 0 else near)
+            of_tree = word >> new & 1 == 1 if new >= 0 else near
+            assert sees[token, key] == (of_tree if word else near and new <= token)
             assert begin[token] <= key < end[token] or not sees[token, key]
 
 
@@ -134,6 +135,25 @@ def test_a_chain_is_a_causal_mask() -> None:
         out, lse = reference_attention(*inputs, batch, tree_mask=words)
         np.testing.assert_array_equal(out, causal[0])
         np.testing.assert_array_equal(lse, causal[1])
+
+
+@pytest.mark.parametrize("window", [0, 1, 7, 62, 63, 64])
+@pytest.mark.parametrize("words", ["zeros", "none"])
+def test_tokens_without_a_word_are_as_in_a_layer_without_trees(window: int, words: str) -> None:
+    """Whatever their window: no tree lifts it."""
+    rng, batch = np.random.default_rng(0), batch_of([(64, 100), (5, 5), (33, 130), (9, 4), (1, 70)])
+    inputs = tensors(rng, batch, 2, 2)
+    plain = reference_attention(*inputs, batch, window_left=window)
+    plan = make_plan(
+        batch, tiling_of(VARIANTS[0], 3, 2), spec_of(2, 2, window_left=window, tree_mask=True)
+    )
+    given = np.zeros(batch.total_tokens, np.uint64) if words == "zeros" else None
+    results = [execute_plan(plan, *inputs, tree_mask=given)]
+    if given is not None:
+        results.append(reference_attention(*inputs, batch, window_left=window, tree_mask=given))
+    for got in results:
+        for ours, expected in zip(got, plain, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)
 
 
 def test_each_path_of_a_tree_is_a_request_of_its_own() -> None:
