@@ -19,10 +19,12 @@ from podrt.runtime.reservation import Limits, Reservation, room_for
 from podrt.runtime.session import Session
 from podrt.spec.attention import AttentionSpec, make_spec, positive_int
 from podrt.spec.batch import HybridBatch
+from podrt.spec.shared_prefix import SharedPrefix
 from podrt.tensors.device_lengths import view_device_lengths
 from podrt.tensors.frameworks import Framework
 from podrt.tensors.host import host_array
 from podrt.tensors.page_table import PageTable, make_batch, read_page_table, require_on_device
+from podrt.tensors.shared_prefixes import SharedPrefixes, with_prefixes
 from podrt.tensors.streams import resolve_stream
 from podrt.tensors.tree_mask import read_tree_mask
 from podrt.tensors.view import view
@@ -173,6 +175,7 @@ class HybridAttention:
         kv_indices: Any = None,
         device_kv_lens: Any = None,
         tree_mask: Any = None,
+        shared_prefixes: SharedPrefixes = None,
         stream: Any = None,
     ) -> None:
         """Prepare for a batch; requests may be in any order, prefill and decode mixed.
@@ -210,6 +213,13 @@ class HybridAttention:
             requests of more than 64 tokens must be 0. In host memory they are copied now; on a GPU
             they are read at every run, so they may change in place, and words of longer requests
             are not looked at. All words are 0 if None.
+        shared_prefixes : iterable of (begin, end, num_keys) or "find", optional
+            Requests ``begin`` to ``end - 1``, one after another, have their first `num_keys` keys,
+            whole pages without new tokens, in the same pages: those of the first of them are read,
+            once for the tokens of all, in the same launch as everything else; a second, short one
+            merges both parts of those rows. In the order of the batch. ``"find"`` compares the
+            page numbers of neighbours, in host memory, and takes what saves more than the second
+            launch costs. Not for layers with a window or trees, nor beside `device_kv_lens`.
         stream : int, CuPy or torch stream, or anything with __cuda_stream__, optional
             The stream of the runs, or of the replays, to come. If None, the current stream of the
             framework of the page table, `device_kv_lens` or `tree_mask`, where they lie on the GPU,
@@ -229,10 +239,19 @@ class HybridAttention:
             session = self._session_ready()
             lengths, pages = (qo_indptr, kv_lens), (block_table, kv_indptr, kv_indices)
             batch, table = self._read_batch(session, lengths, pages)
+            if shared_prefixes is not None:
+                batch = self._sharing(session, batch, table, shared_prefixes)
             with session.driver.current():
                 session.adopt(
                     *self._prepare(session, batch, table, device_kv_lens, tree_mask, stream)
                 )
+
+    @property
+    def shared_prefixes(self) -> tuple[SharedPrefix, ...]:
+        """The prefixes of the planned batch, as `plan` takes them; none before it."""
+        with self._lock:
+            planned = self._session.planned if self._session else None
+            return planned.batch.prefixes if planned else ()
 
     def read_batch(
         self,
@@ -349,13 +368,19 @@ class HybridAttention:
                 return tensors.results(return_lse=return_lse, stream=handle)
 
     def workspace_bytes(
-        self, max_requests: int, max_tokens: int, max_kv_len: int, max_decode_tokens: int = 1
+        self,
+        max_requests: int,
+        max_tokens: int,
+        max_kv_len: int,
+        max_decode_tokens: int = 1,
+        *,
+        max_prefixes: int = 0,
     ) -> int:
         """Return the bytes that `reserve`, whose limits these are, takes as `workspace`.
 
         Allocates and compiles nothing.
         """
-        limits = Limits(max_requests, max_tokens, max_kv_len, max_decode_tokens)
+        limits = Limits(max_requests, max_tokens, max_kv_len, max_decode_tokens, max_prefixes)
         with self._lock:
             return room_for(limits, self._scheduler()).scratch_bytes
 
@@ -366,6 +391,7 @@ class HybridAttention:
         max_kv_len: int,
         max_decode_tokens: int = 1,
         *,
+        max_prefixes: int = 0,
         workspace: Any = None,
         stream: Any = None,
     ) -> None:
@@ -385,6 +411,9 @@ class HybridAttention:
             Query tokens of a request that shall count as a decode, as far as the largest decode
             tile holds them (`are_decodes`): 1, or more for speculative decoding. Where the policy
             fixes `decode_rows`, no more than those hold.
+        max_prefixes : int
+            Most prefixes that decodes of a batch share (`plan`); if not 0, graphs hold a second,
+            short launch, also where nothing is shared.
         workspace : uint8 [at least workspace_bytes(...)], optional
             Memory on the GPU for counters and partial results, allocated if None; kept alive by
             this object, and to be written by nobody else. Objects whose launches follow one another
@@ -403,7 +432,7 @@ class HybridAttention:
         DeviceError, CompileError
             There is no usable GPU, or a kernel did not compile.
         """
-        limits = Limits(max_requests, max_tokens, max_kv_len, max_decode_tokens)
+        limits = Limits(max_requests, max_tokens, max_kv_len, max_decode_tokens, max_prefixes)
         with self._lock:
             session = self._session_ready()
             given = None if workspace is None else view(workspace, "workspace")
@@ -436,6 +465,31 @@ class HybridAttention:
         on_host = host_array(qo_indptr, "qo_indptr"), host_array(kv_lens, "kv_lens")
         return make_batch(*on_host, table, self.layer.page_size), table
 
+    def _sharing(
+        self,
+        session: Session,
+        batch: HybridBatch,
+        table: PageTable | None,
+        asked: SharedPrefixes,
+    ) -> HybridBatch:
+        """Return a batch with the prefixes that its requests share."""
+        if self.policy.deterministic:
+            raise ValueError(
+                "shared_prefixes: with deterministic=True results do not depend on what else is in "
+                "the batch, and so not on who shares keys; leave one of them out"
+            )
+        reserved = session.reservation
+        if reserved is None:
+            return with_prefixes(batch, table, asked, self.layer)
+        return with_prefixes(
+            batch,
+            table,
+            asked,
+            self.layer,
+            most_tokens=reserved.limits.max_decode_tokens,
+            most_prefixes=reserved.limits.max_prefixes,
+        )
+
     def _prepare(
         self,
         session: Session,
@@ -448,6 +502,11 @@ class HybridAttention:
         """Do what `prepare` says, under the lock, with the GPU current."""
         device = session.driver.ordinal
         lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
+        if lengths is not None and batch.prefixes:
+            raise ValueError(
+                "shared_prefixes: requests with device_kv_lens have keys that are known on the GPU "
+                "alone; leave one of them out"
+            )
         tree = read_tree_mask(tree_mask, batch, self.layer.mask, device)
         tensors = table.tensor if table else None, lengths, tree.tensor if tree else None
         on = stream_of_plan(session, stream, self._framework, *tensors)

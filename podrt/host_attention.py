@@ -114,6 +114,8 @@ class HostAttention:
         """
         if stream is not None:
             raise ValueError(f"stream={stream!r}: this computes in host memory; leave it out")
+        if batch.prefixes:
+            raise ValueError("shared prefixes: the reference reads every request's keys itself")
         return batch, table, read_tree_mask(tree_mask, batch, self.layer.mask, None)
 
     def adopt(self, prepared: _Prepared) -> None:

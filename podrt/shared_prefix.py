@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from podrt.attention import HybridAttention
 from podrt.errors import UnsupportedConfigError
 from podrt.policy.policies import Policy
-from podrt.spec.prefixes import SharedPrefix, checked_prefixes, find_prefixes, in_parts
-from podrt.state_merge import merge_states
-
-#: Reading so many keys again takes as long as the further launches, for the usual layer on an H100.
-_LEAST_SAVED_KEYS = 8192
+from podrt.spec.shared_prefix import SharedPrefix
 
 
 class SharedPrefixAttention:
     """`HybridAttention` of paged batches in which requests begin with the same pages.
 
     Where requests share a prefix (a system prompt, the branches of a search, parallel samples), its
-    keys are attended once for the tokens of all of them, each request's own keys beside other
-    requests' as ever, and both are merged: three launches in place of one, which read shared keys
-    once. Batches that share nothing take the one launch. Prefill chunks may share too: a prefix
-    holds no new tokens.
-
-    Both parts are rounded to `dtype` before they are merged.
+    keys are attended once for the tokens of all of them, as packed rows of one tile after another,
+    beside each request's own keys and all other requests, in the same launch; a second, short one
+    merges both parts of their rows, in float32. Batches that share nothing take the one launch, as
+    of a `HybridAttention`. Prefill chunks may share too: a prefix holds no new tokens.
 
     Parameters
     ----------
@@ -59,30 +52,24 @@ class SharedPrefixAttention:
                 "page_size=None: requests share keys in pages; give the size of a page"
             )
 
-        def attention(*, causal: bool) -> HybridAttention:
-            return HybridAttention(
-                num_qo_heads,
-                num_kv_heads,
-                head_dim,
-                v_head_dim=v_head_dim,
-                page_size=page_size,
-                kv_layout=kv_layout,
-                dtype=dtype,
-                causal=causal,
-                sm_scale=sm_scale,
-                logits_soft_cap=logits_soft_cap,
-                policy=policy,
-                device=device,
-            )
-
-        self._own, self._shared = attention(causal=True), attention(causal=False)
-        self._lock = threading.RLock()
-        self._prefixes: tuple[SharedPrefix, ...] = ()
+        self._attention = HybridAttention(
+            num_qo_heads,
+            num_kv_heads,
+            head_dim,
+            v_head_dim=v_head_dim,
+            page_size=page_size,
+            kv_layout=kv_layout,
+            dtype=dtype,
+            sm_scale=sm_scale,
+            logits_soft_cap=logits_soft_cap,
+            policy=policy,
+            device=device,
+        )
 
     @property
     def shared_prefixes(self) -> tuple[SharedPrefix, ...]:
         """The prefixes of the planned batch: requests ``begin`` to ``end - 1``, and keys."""
-        return self._prefixes
+        return self._attention.shared_prefixes
 
     def plan(
         self,
@@ -115,32 +102,16 @@ class SharedPrefixAttention:
         DeviceError, CompileError
             There is no usable GPU, or a kernel did not compile.
         """
-        with self._lock:
-            batch, table = self._own.read_batch(
-                qo_indptr,
-                kv_lens,
-                block_table=block_table,
-                kv_indptr=kv_indptr,
-                kv_indices=kv_indices,
-            )
-            assert table is not None  # pages are needed
-            if shared_prefixes is not None:
-                prefixes = checked_prefixes(batch, shared_prefixes)
-            elif table.host_values is None:
-                raise ValueError(
-                    f"shared_prefixes=None: page numbers are compared in host memory, but "
-                    f"{table.tensor.name} lies on {table.tensor.place}; say which requests share"
-                )
-            else:
-                prefixes = find_prefixes(batch, table.flat(), least_saved_keys=_LEAST_SAVED_KEYS)
-            parts = in_parts(batch, prefixes)
-            batches = [(self._own, parts.own)]
-            if prefixes:
-                batches.append((self._shared, parts.shared))
-            prepared = [(each, each.prepare(part, table, stream=stream)) for each, part in batches]
-            for each, plan in prepared:
-                each.adopt(plan)
-            self._prefixes = tuple(prefixes)
+        asked = "find" if shared_prefixes is None else shared_prefixes
+        self._attention.plan(
+            qo_indptr,
+            kv_lens,
+            block_table=block_table,
+            kv_indptr=kv_indptr,
+            kv_indices=kv_indices,
+            shared_prefixes=asked,
+            stream=stream,
+        )
 
     def run(
         self,
@@ -149,6 +120,7 @@ class SharedPrefixAttention:
         v_cache: Any,
         *,
         out: Any = None,
+        sinks: Any = None,
         lse: Any = None,
         return_lse: bool = False,
         stream: Any = None,
@@ -157,9 +129,8 @@ class SharedPrefixAttention:
 
         Parameters
         ----------
-        q, k_cache, v_cache, out, lse, return_lse, stream
-            As `HybridAttention.run`. Where a prefix is shared, results of both parts are allocated
-            in the framework of `q`, so that under capture PyTorch alone can be captured.
+        q, k_cache, v_cache, out, sinks, lse, return_lse, stream
+            As `HybridAttention.run`.
 
         Returns
         -------
@@ -171,14 +142,13 @@ class SharedPrefixAttention:
         ValueError, TypeError, RuntimeError
             As `HybridAttention.run`.
         """
-        with self._lock:
-            tensors = q, k_cache, v_cache
-            if not self._prefixes:
-                return self._own.run(
-                    *tensors, out=out, lse=lse, return_lse=return_lse, stream=stream
-                )
-            shared = self._shared.run(*tensors, return_lse=True, stream=stream)
-            own = self._own.run(*tensors, out=out, lse=lse, return_lse=True, stream=stream)
-            outs, lses = zip(own, shared, strict=True)
-            merged = merge_states(list(outs), list(lses), out=own[0], lse=own[1], stream=stream)
-            return merged if return_lse else merged[0]
+        return self._attention.run(
+            q,
+            k_cache,
+            v_cache,
+            out=out,
+            sinks=sinks,
+            lse=lse,
+            return_lse=return_lse,
+            stream=stream,
+        )

@@ -26,6 +26,9 @@ from podrt.gpu.arch import get_arch
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.arguments import PLAN_HEADER_BYTES, PLAN_HEADER_DTYPE
 from podrt.kernels.families import Variant, params_dtype
+from podrt.kernels.joins import PARAMS as JOIN_PARAMS
+from podrt.kernels.joins import JoinConfig
+from podrt.kernels.structs import struct_dtype
 from podrt.plan import WORK_ITEM
 from podrt.runtime.driver import Memory, Pinned
 
@@ -152,7 +155,8 @@ class FakeGpu:
     ) -> None:
         self._require_context()
         variant = self.functions[function]
-        dtype = params_dtype(variant)
+        is_join = isinstance(variant, JoinConfig)
+        dtype = struct_dtype(JOIN_PARAMS) if is_join else params_dtype(variant)
         block = ctypes.c_uint64.from_address(arguments).value
         values = np.frombuffer(ctypes.string_at(block, dtype.itemsize), dtype)[0]
 
@@ -282,7 +286,7 @@ def install(monkeypatch: pytest.MonkeyPatch, info: DeviceInfo = H100) -> FakeGpu
     """Let podrt find a GPU that is not there, with PyTorch's current stream at ``gpu.stream``."""
     from podrt import attention
     from podrt.kernels import tensor_map
-    from podrt.runtime import launcher, session, workspaces
+    from podrt.runtime import joiner, launcher, session, workspaces
     from podrt.tensors import streams
 
     def encode(*arguments: Any) -> int:
@@ -298,6 +302,8 @@ def install(monkeypatch: pytest.MonkeyPatch, info: DeviceInfo = H100) -> FakeGpu
     monkeypatch.setattr(attention, "Driver", lambda ordinal: gpu)
     monkeypatch.setattr(launcher, "load_kernel", gpu.load_kernel)
     monkeypatch.setattr(session, "load_kernel", gpu.load_kernel)
+    for module in (joiner, session):
+        monkeypatch.setattr(module, "load_joiner", gpu.load_kernel)
     monkeypatch.setattr(workspaces, "uncaptured", nullcontext)
     monkeypatch.setattr(streams, "_torch_stream_of", lambda: lambda device: gpu.stream)
     return gpu  # type: ignore[no-any-return]

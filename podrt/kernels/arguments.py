@@ -38,6 +38,8 @@ PLAN_HEADER = (
         _RUNS,
     ),
     Field("const u64*", "tree_mask", "[tokens] bits of new keys, or null: common/tree.cuh"),
+    Field("const int*", "joins", "JoinedToken[num_joined_tokens], then JoinedTile[]"),
+    Field("int", "num_joined_tokens", "read by templates/merge/joins.cu.jinja alone"),
 )
 _HEADER_ALIGN = 64
 _MAX_STRIDE = 2**31 - 1
@@ -90,7 +92,12 @@ NO_WINDOW = 2**30
 
 
 def write_plan_header(
-    to: npt.NDArray[np.uint8], plan: Plan, page_table: int, kv_lens: int, tree_mask: int = 0
+    to: npt.NDArray[np.uint8],
+    plan: Plan,
+    page_table: int,
+    kv_lens: int,
+    tree_mask: int = 0,
+    joins: int = 0,
 ) -> None:
     """Write the header of a plan on the device to the first `PLAN_HEADER_BYTES` of an array.
 
@@ -107,6 +114,8 @@ def write_plan_header(
         and the planned number of keys. 0 where the planned ones are exact.
     tree_mask : int
         Address of the tree mask, a 64-bit word for each row of q, on the device; 0 for none.
+    joins : int
+        Address of the plan's joins on the device; 0 for none.
     """
     _pack_header(
         to.data,
@@ -121,6 +130,8 @@ def write_plan_header(
         plan.decode_share,
         _packed_runs(plan.prefill_runs),
         tree_mask,
+        joins,
+        0 if plan.joins is None else len(plan.joins.tokens),
     )
 
 

@@ -1,6 +1,6 @@
 """From a batch to work items; pure NumPy."""
 
-from podrt.plan.bounds import PlanBounds, plan_bounds
+from podrt.plan.bounds import PlanBounds, PrefixLimits, plan_bounds
 from podrt.plan.order import MAX_RUNS, prefill_unit
 from podrt.plan.planner import is_decode, make_plan, most_decode_tokens
 from podrt.plan.tiling import (
@@ -21,6 +21,7 @@ __all__ = [
     "KeySharing",
     "Plan",
     "PlanBounds",
+    "PrefixLimits",
     "RequestCuts",
     "SplitCosts",
     "Tiling",

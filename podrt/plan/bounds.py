@@ -22,6 +22,13 @@ class PlanBounds(NamedTuple):
     merges: int
 
 
+class PrefixLimits(NamedTuple):
+    """Most prefixes of a batch, and tokens of the requests that share them, which are decodes."""
+
+    max_prefixes: int
+    max_tokens: int
+
+
 class _SideBounds(NamedTuple):
     """Most tiles of a side, the rows of each, and its pieces that leave partial results."""
 
@@ -39,6 +46,7 @@ def plan_bounds(
     max_tokens: int,
     max_kv_len: int,
     mask: Mask = _NO_WINDOW,
+    prefixes: PrefixLimits | None = None,
 ) -> PlanBounds:
     """Return what no plan of a batch within the limits exceeds.
 
@@ -56,7 +64,10 @@ def plan_bounds(
         Most keys of a request.
     mask : Mask
         Which of them a token sees.
+    prefixes : PrefixLimits or None
+        How requests may share prefixes, where they may.
     """
+    more_requests = prefixes.max_prefixes if prefixes else 0  # one for each
     decode_tokens = most_decode_tokens(group, tiling.decode_rows, mask)
     prefill_tokens = tiling.prefill_rows // group + 2 if mask.causal else max_tokens
     prefill_keys, decode_keys = (
@@ -72,7 +83,9 @@ def plan_bounds(
             prefill_keys,
         ),
         _decode_bounds(
-            tiling, _most_decode_tiles(tiling, group, max_requests, max_tokens, mask), decode_keys
+            tiling,
+            _most_decode_tiles(tiling, group, max_requests, max_tokens, mask) + more_requests,
+            decode_keys,
         ),
     )
     split = [side for side in sides if side.partials]
@@ -82,10 +95,33 @@ def plan_bounds(
     fewest_rows = min((side.tile_rows for side in split), default=1)
     partials = min(sum(side.partials for side in split), partial_rows // fewest_rows)
     # A split tile has at least two pieces, one of which it would have anyway.
-    return PlanBounds(
+    bounds = PlanBounds(
         items=sum(side.tiles for side in sides) + max(partials - 1, 0),
         partial_rows=partial_rows,
         merges=min(sum(side.tiles for side in split), partials // 2),
+    )
+    return (
+        bounds
+        if prefixes is None
+        else _with_prefixes(bounds, prefixes, tiling, num_kv_heads, group)
+    )
+
+
+def _with_prefixes(
+    bounds: PlanBounds, prefixes: PrefixLimits, tiling: Tiling, num_kv_heads: int, group: int
+) -> PlanBounds:
+    """Add what prefixes in tiles of prefill need; whole tiles leave partial results too."""
+    rows, tokens = tiling.prefill_rows, prefixes.max_tokens
+    tiles = -(-tokens * group // rows) + prefixes.max_prefixes
+    # `split_prefixes` makes a piece for each tile, and as many as slots have shares.
+    pieces = 2 * tiles + tiling.prefill_slots // num_kv_heads
+    whole_rows = tiling.decode_rows * (
+        prefixes.max_prefixes + tokens * -(-group // tiling.decode_rows)
+    )
+    return PlanBounds(
+        items=bounds.items + pieces,
+        partial_rows=bounds.partial_rows + pieces * rows + whole_rows,
+        merges=bounds.merges + tiles,
     )
 
 

@@ -133,7 +133,7 @@ def _items_of_requests(batch: HybridBatch) -> Rows:
     many = requests > _FEW_REQUESTS
     items = _blank_items(requests) if many else _few_blank_items()[:requests].copy()
     items[:, _PAGE_BEGIN] = page_begin
-    items[:, _Q_BEGIN] = queries.qo_indptr[:-1]
+    items[:, _Q_BEGIN] = queries.q_begin
     items[:, _Q_LEN] = queries.q_lens
     queries.derived[_items_of_requests] = page_begin, items
     return items

@@ -11,8 +11,15 @@ from podrt.plan.by_request import cut_decode_by_request, cut_prefill_by_request
 from podrt.plan.cut import Cut, Side, num_partials
 from podrt.plan.end_together import split_to_end_together
 from podrt.plan.items import SideItems, TileItems, lay_out
+from podrt.plan.joins import SideWork, leave_to_join
 from podrt.plan.order import NO_RUNS, order_to_share_keys
-from podrt.plan.split import split_for_waves, split_keys, split_to_fill_waves, taper
+from podrt.plan.split import (
+    split_for_waves,
+    split_keys,
+    split_prefixes,
+    split_to_fill_waves,
+    taper,
+)
 from podrt.plan.tile_rows import TileRows
 from podrt.plan.tiles import Indices, Tiles, tiles_of
 from podrt.plan.tiling import Tiling
@@ -45,6 +52,13 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     if decode_side is not None:
         decode = _tiles(decode_side, batch, tiling.decode_kv_tile, spec)
     prefill_cut, decode_cut = _cuts_within(prefill, decode, tiling, spec.num_kv_heads)
+    if batch.first_prefix is not None and prefill is not None and tiling.request_cuts is None:
+        of_prefixes = len(prefill) - int(prefill.request.searchsorted(batch.first_prefix))
+        if of_prefixes:
+            side = Side(
+                tiling.min_prefill_keys, spec.num_kv_heads, tiling.prefill_slots, tiling.costs
+            )
+            prefill_cut = split_prefixes(prefill, side, of_prefixes)
     prefill_items = decode_items = _NO_ITEMS
     in_order, runs = _NO_ITEMS.items, NO_RUNS
     if prefill is not None and prefill_side is not None:
@@ -55,6 +69,13 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     if decode is not None and decode_side is not None:
         _, merges, partial_rows = prefill_items
         decode_items = lay_out(decode_side, batch, decode, decode_cut, merges, partial_rows)
+    partial_rows, joins = prefill_items.partial_rows + decode_items.partial_rows, None
+    if batch.prefixes:
+        sides = (
+            SideWork(in_order, tiling.prefill_rows),
+            SideWork(decode_items.items, tiling.decode_rows),
+        )
+        partial_rows, joins = leave_to_join(sides, partial_rows, batch, spec.group)
     return Plan(
         in_order,
         decode_items.items,
@@ -62,10 +83,11 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
         tiling.prefill_rows,
         tiling.decode_rows,
         num_merges=prefill_items.num_merges + decode_items.num_merges,
-        partial_rows=prefill_items.partial_rows + decode_items.partial_rows,
+        partial_rows=partial_rows,
         prefill_keys=0 if prefill is None else prefill.total,
         decode_keys=0 if decode is None else decode.total,
         prefill_runs=runs,
+        joins=joins,
     )
 
 
@@ -136,7 +158,8 @@ def _counting_to(count: int) -> Indices:
 
 
 def _tiles(side: TileItems, batch: HybridBatch, kv_tile: int, spec: AttentionSpec) -> Tiles:
-    return tiles_of(side.rows, batch.kv_lens, kv_tile, spec.mask, batch.page_size)
+    lengths = batch.kv_lens, kv_tile, spec.mask, batch.page_size
+    return tiles_of(side.rows, *lengths, batch.first_prefix)
 
 
 def _cuts_within(

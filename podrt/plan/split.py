@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from podrt.plan.cut import (
@@ -109,6 +111,29 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
         if end < best_end:
             best, best_end = cut, end
     return best if best_end <= latest else None
+
+
+def split_prefixes(tiles: Tiles, side: Side, of_prefixes: int) -> Cut:
+    """Cut tiles of shared prefixes so that none takes longer than a slot's share of the work.
+
+    They are few and long, and joined in any case, so that cutting them costs no merge. Others stay
+    whole.
+
+    Parameters
+    ----------
+    tiles : Tiles
+        The tiles; those of prefixes are the last `of_prefixes`.
+    side : Side
+        What they are cut for.
+    """
+    if of_prefixes == len(tiles):
+        limit = limit_for(tiles, side, side.slots // side.units_per_tile)
+    else:
+        share = tiles.total * side.units_per_tile / side.slots
+        limit = math.ceil(max(share, side.min_keys) / tiles.kv_tile)
+    counts, lengths = np.ones(len(tiles)), tiles.steps.copy()
+    counts[-of_prefixes:], lengths[-of_prefixes:] = cut_steps(tiles.steps[-of_prefixes:], limit)
+    return Cut(counts, lengths, tiles.longest)
 
 
 def taper(tiles: Tiles, side: Side, cut: Cut | None) -> Cut | None:

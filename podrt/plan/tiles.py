@@ -161,6 +161,7 @@ def tiles_of(
     kv_tile: int,
     mask: Mask,
     page_size: int | None = None,
+    first_prefix: int | None = None,
 ) -> Tiles:
     """Say which keys tiles see.
 
@@ -176,6 +177,8 @@ def tiles_of(
         Which keys a token sees.
     page_size : int or None
         Tokens of a page.
+    first_prefix : int or None
+        Tokens of requests from this one on see all keys.
     """
     # Tokens are counted from the end of their requests, as if those had no others.
     picked = rows.picked
@@ -184,7 +187,11 @@ def tiles_of(
         kv_len = float(kv_lens.item(picked))
     else:
         kv_len = kv_lens[picked].astype(np.float64)
-    if rows.rising is not None and mask.causal and mask.window_left is None and not mask.tree:
+    of_prefixes = 0
+    if first_prefix is not None:
+        of_prefixes = len(rows.request) - int(rows.request.searchsorted(first_prefix))
+    is_plain = mask.causal and mask.window_left is None and not (mask.tree or of_prefixes)
+    if rows.rising is not None and is_plain:
         ends, sum_of_ends = rows.rising
         if kv_len + ends.item(0) >= 0:  # then each tile sees more keys than the one before
             total = int(sum_of_ends + len(ends) * kv_len)
@@ -195,6 +202,8 @@ def tiles_of(
     last_token = rows.last_token()
     if last_token is not None:
         keys = mask.key_end(last_token + q_len, q_len, kv_len)
+        if of_prefixes:
+            keys[-of_prefixes:] = kv_len if isinstance(picked, int) else kv_len[-of_prefixes:]
     begin = None
     if mask.window_left is not None:
         begin = np.minimum(mask.key_begin(rows.first_token() + q_len, q_len, kv_len), keys)

@@ -6,7 +6,8 @@ share its keys. A *work item* is one tile over one range of keys, for every KV h
 item for one KV head, which is what a CTA or warp takes. Units of decode are numbered item by item
 (``unit = item * num_kv_heads + kv_head``), those of prefill as `podrt.plan.order` says.
 A tile whose keys are split over several items is merged by the last of them to finish, or by those
-that find no other work to do meanwhile.
+that find no other work to do meanwhile. Tiles of requests that share a prefix are left to a kernel
+that merges them with those of the prefix (`podrt.plan.joins`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from podrt.plan.joins import Joins
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.mask import Mask
 
 #: Fields of a work item, all int32, in memory order; rendered into the kernels as a struct.
 WORK_ITEM_FIELDS = (
-    ("request", "row of the contiguous cache that holds the request's keys"),
+    ("request", "row of a contiguous cache; of a prefix, all of whose keys are seen, ~request"),
     ("page_begin", "index of the request's first entry in the page table"),
     ("q_begin", "first row of the request in q"),
     ("q_len", "query tokens of the request"),
@@ -30,7 +32,7 @@ WORK_ITEM_FIELDS = (
     ("kv_begin", "first key of the item"),
     ("kv_end", "one past the last key of the item"),
     ("split", "which of the tile's splits this is"),
-    ("num_splits", "how many items share the tile; 1 = no merge"),
+    ("num_splits", "how many items share the tile; 1 = no merge, 0 = joins do it"),
     ("partial_row", "first row of the tile's first split in the partial buffers, in units of rows"),
     ("merge", "index of the tile among the split tiles of the plan"),
 )
@@ -81,6 +83,8 @@ class Plan(NamedTuple):
     prefill_runs : tuple of int
         Where runs of prefill items end, ascending, at most `podrt.plan.order.MAX_RUNS`. The units
         of a run are handed out head by head, those of items behind the last run item by item.
+    joins : Joins or None
+        What is left to merge when all items are done, where requests share prefixes.
     """
 
     prefill: WorkList
@@ -97,6 +101,7 @@ class Plan(NamedTuple):
     prefill_share: int = 1
     decode_share: int = 1
     prefill_runs: tuple[int, ...] = ()
+    joins: Joins | None = None
 
     @property
     def num_kv_heads(self) -> int:

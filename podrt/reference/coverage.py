@@ -47,19 +47,31 @@ def coverage(plan: Plan, batch: HybridBatch) -> list[Counts]:
             _require_inside(f"{side}[{number}]", item, batch, plan.group)
             rows = _rows(item, tile_rows, plan.group)
             keys = np.arange(item["kv_begin"], item["kv_end"])
-            seen = _sees(rows, keys, item["q_len"], item["kv_len"], plan)
-            counts[item["request"]][rows[:, None], keys] += seen
+            lengths = item["q_len"], item["kv_len"] + item["q_len"] * (item["request"] < 0)
+            counts[_number_of(item)][rows[:, None], keys] += _sees(rows, keys, *lengths, plan)
     return counts
 
 
 def expected_coverage(plan: Plan, batch: HybridBatch) -> list[Counts]:
     """Return what `coverage` must be: 1 for every visible pair and 0 for every other one."""
     return [
-        _sees(np.arange(q_len * plan.group), np.arange(kv_len), q_len, kv_len, plan).astype(
+        _sees(np.arange(q_len * plan.group), np.arange(kv_len), q_len, seen_len, plan).astype(
             np.int32
         )
-        for q_len, kv_len in zip(batch.q_lens.tolist(), batch.kv_lens.tolist(), strict=True)
+        for q_len, kv_len, seen_len in zip(
+            batch.q_lens.tolist(),
+            batch.kv_lens.tolist(),
+            _seen_lens(batch).tolist(),
+            strict=True,
+        )
     ]
+
+
+def _seen_lens(batch: HybridBatch) -> npt.NDArray[np.int32]:
+    """Return keys of each request with which masks show what is seen: of a prefix all it has."""
+    lengths = batch.kv_lens.copy()
+    lengths[batch.first_prefix :] += batch.q_lens[batch.first_prefix :] * bool(batch.prefixes)
+    return lengths
 
 
 def check_plan(plan: Plan, batch: HybridBatch) -> None:
@@ -69,7 +81,8 @@ def check_plan(plan: Plan, batch: HybridBatch) -> None:
     written by exactly one tile, rows that see no key included; items repeat the batch's lengths,
     and have no keys that windows hide but for those that share a `window_step` with one that they
     do not; the splits of a tile agree, are complete, and have partial rows that nobody else has;
-    every unit of prefill is handed out once.
+    every unit of prefill is handed out once; each token that shares a prefix is joined once, from
+    the tiles of its request and of its prefix.
 
     Raises
     ------
@@ -86,6 +99,7 @@ def check_plan(plan: Plan, batch: HybridBatch) -> None:
     _require_own_partial_rows(plan)
     _require_written_once(plan, batch)
     _require_pairs_once(plan, batch)
+    _require_joined(plan, batch)
 
 
 def _sides(plan: Plan) -> tuple[tuple[str, WorkList, int], ...]:
@@ -107,8 +121,14 @@ def _sees(
     return plan.mask.sees(rows // plan.group, keys, q_len, kv_len)
 
 
-def _request(where: str, item: Any, batch: HybridBatch) -> int:
+def _number_of(item: Any) -> int:
+    """Return the number of an item's request."""
     request = int(item["request"])
+    return request if request >= 0 else ~request
+
+
+def _request(where: str, item: Any, batch: HybridBatch) -> int:
+    request = _number_of(item)
     if not 0 <= request < batch.num_requests:
         raise ValueError(f"{where}: request={request} of {batch.num_requests}")
     return request
@@ -131,7 +151,7 @@ def _require_same_lengths(where: str, item: Any, batch: HybridBatch) -> None:
     request = _request(where, item, batch)
     for field, of_batch in (
         ("page_begin", batch.page_begin),
-        ("q_begin", batch.qo_indptr),
+        ("q_begin", batch.queries.q_begin),
         ("q_len", batch.q_lens),
         ("kv_len", batch.kv_lens),
     ):
@@ -139,6 +159,9 @@ def _require_same_lengths(where: str, item: Any, batch: HybridBatch) -> None:
             raise ValueError(
                 f"{where}: {field}={item[field]}; request {request} has {of_batch[request]}"
             )
+    is_prefix = request >= batch.num_requests - len(batch.prefixes)
+    if is_prefix != (item["request"] < 0):
+        raise ValueError(f"{where}: request={item['request']}; {request} is a prefix: {is_prefix}")
 
 
 def _require_no_hidden_keys(where: str, item: Any, plan: Plan) -> None:
@@ -178,12 +201,14 @@ def _require_complete_splits(plan: Plan) -> None:
     splits: dict[int, list[int]] = {}
     fields = ["request", "row_begin", "partial_row", "num_splits"]
     for side, items, _ in _sides(plan):
-        for item in items[items["num_splits"] != 1]:
+        for item in items[items["num_splits"] > 1]:
             merge, tile = int(item["merge"]), (side, *(int(item[field]) for field in fields))
             if tiles.setdefault(merge, tile) != tile:
                 raise ValueError(f"merge {merge} is used by tiles {tiles[merge]} and {tile}")
             splits.setdefault(merge, []).append(int(item["split"]))
-    if sorted(tiles) != list(range(plan.num_merges)):
+    # Tiles that are joined have counters too, which nobody uses.
+    there_are = {*range(plan.num_merges)}
+    if not (there_are >= {*tiles} if plan.joins else there_are == {*tiles}):
         raise ValueError(f"merges {sorted(tiles)} are used; expected 0 to {plan.num_merges - 1}")
     for merge, got in splits.items():
         if sorted(got) != list(range(tiles[merge][-1])):
@@ -214,17 +239,25 @@ def _require_pairs_once(plan: Plan, batch: HybridBatch) -> None:
         for item in items:
             row_begin, q_rows = int(item["row_begin"]), int(item["q_len"]) * plan.group
             rows = row_begin, min(row_begin + tile_rows, q_rows)
-            requests[item["request"]].append((*rows, int(item["kv_begin"]), int(item["kv_end"])))
+            requests[_number_of(item)].append((*rows, int(item["kv_begin"]), int(item["kv_end"])))
     for request, rectangles in enumerate(requests):
         if rectangles:
             q_len, kv_len = int(batch.q_lens[request]), int(batch.kv_lens[request])
-            _require_cut_once(request, np.array(rectangles), q_len, kv_len, plan)
+            lengths = q_len, int(_seen_lens(batch)[request]), kv_len
+            _require_cut_once(request, np.array(rectangles), *lengths, plan)
 
 
 def _require_cut_once(
-    request: int, rectangles: npt.NDArray[np.int64], q_len: int, kv_len: int, plan: Plan
+    request: int,
+    rectangles: npt.NDArray[np.int64],
+    q_len: int,
+    seen_len: int,
+    kv_len: int,
+    plan: Plan,
 ) -> None:
     """Check that rectangles ``[row_begin, row_end, kv_begin, kv_end]`` cut what the rows see.
+
+    Of what they would see of `seen_len` keys there are `kv_len`.
 
     Between two ends of tiles all rows have the same rectangles. The first of them sees from the
     lowest key on and the last to the highest; what cuts all between these once does so for each.
@@ -234,8 +267,9 @@ def _require_cut_once(
     owner = np.repeat(np.arange(len(rectangles)), last - first)
     block = np.concatenate([np.arange(*span) for span in zip(first, last, strict=True)])
     last_rows = edges[1:] - 1
-    low, _ = plan.mask.key_range(edges[:-1] // plan.group, q_len, kv_len)
-    _, seen = plan.mask.key_range(last_rows // plan.group, q_len, kv_len)
+    low, _ = plan.mask.key_range(edges[:-1] // plan.group, q_len, seen_len)
+    _, seen = plan.mask.key_range(last_rows // plan.group, q_len, seen_len)
+    low, seen = np.minimum(low, kv_len), np.minimum(seen, kv_len)
     begin, end = np.clip(rectangles[owner, 2:].T, low[block], seen[block])
     some = begin < end
     # Pieces by block and first key, with an empty one at the end of what the block sees.
@@ -256,9 +290,58 @@ def _require_written_once(plan: Plan, batch: HybridBatch) -> None:
     writes = [np.zeros(int(q_len) * plan.group, np.int32) for q_len in batch.q_lens]
     for _, items, tile_rows in _sides(plan):
         for item in items[items["split"] == 0]:
-            writes[item["request"]][_rows(item, tile_rows, plan.group)] += 1
+            writes[_number_of(item)][_rows(item, tile_rows, plan.group)] += 1
     for request, of_rows in enumerate(writes):
         for row in np.flatnonzero(of_rows != 1):
             raise ValueError(
                 f"request {request}: packed row {row} is written {of_rows[row]} times; expected 1"
             )
+
+
+def _require_joined(plan: Plan, batch: HybridBatch) -> None:
+    """Check that what items leave to be joined is joined, each token's own and its prefix's."""
+    tiles: dict[tuple[int, int], tuple[int, int, list[int]]] = {}
+    tile_rows: dict[int, int] = {}
+    for _, items, rows in _sides(plan):
+        for item in items[items["num_splits"] == 0]:
+            request = _number_of(item)
+            tile_rows[request] = rows
+            tile = request, int(item["row_begin"]) // rows
+            partial_row, count, splits = tiles.get(tile, (int(item["partial_row"]), 0, []))
+            if partial_row != item["partial_row"]:
+                raise ValueError(f"tile {tile}: its splits have partial rows of two tiles")
+            tiles[tile] = partial_row, count + 1, [*splits, int(item["split"])]
+    for tile, (_, count, splits) in tiles.items():
+        if sorted(splits) != list(range(count)):
+            raise ValueError(f"tile {tile} has splits {sorted(splits)}; joins expect all of them")
+    if (plan.joins is None) != (not batch.prefixes):
+        raise ValueError(f"the plan has joins: {plan.joins is not None}; expected otherwise")
+    if plan.joins is None:
+        if tiles:
+            raise ValueError(f"tile {min(tiles)} is left to joins, and there are none")
+        return
+    numbers = {tile: number for number, tile in enumerate(sorted(tiles))}
+    table = [tiles[tile][:2] for tile in sorted(tiles)]
+    if plan.joins.tiles.tolist() != [list(each) for each in table]:
+        raise ValueError(f"joined tiles are {plan.joins.tiles.tolist()}; items say {table}")
+    first_row, group, expected = batch.queries.q_begin, plan.group, []
+    for prefix, (begin, end, _) in enumerate(
+        batch.prefixes, batch.num_requests - len(batch.prefixes)
+    ):
+        for request in range(begin, end):
+            for token in range(int(batch.q_lens[request])):
+                row = int(first_row[request]) + token
+                expected.append(
+                    [
+                        row,
+                        token * group,
+                        numbers[request, 0],
+                        tile_rows[request],
+                        (row - int(first_row[prefix])) * group,
+                        numbers[prefix, 0],
+                        tile_rows[prefix],
+                        0,
+                    ]
+                )
+    if plan.joins.tokens.tolist() != expected:
+        raise ValueError("joined tokens are not those that share a prefix, or name other tiles")

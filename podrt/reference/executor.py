@@ -89,6 +89,7 @@ def execute_plan(
     for unit in _finish_order(plan, order):
         run.do(unit)
     run.require_merged()
+    run.join()
     return run.out, run.lse
 
 
@@ -176,15 +177,38 @@ class _Run:
         item = items[number]
         token, head = self._packed_rows(item, kv_head, tile_rows)
         out, lse2 = self._attend(item, kv_head, token, head)
-        if item["num_splits"] > 1:
+        if item["num_splits"] != 1:
             self._store_partial(item, kv_head, tile_rows, out, lse2)
-            if not self._is_last(item, kv_head):
+            if not item["num_splits"] or not self._is_last(item, kv_head):
                 return
-            out, lse2 = self._merge(item, kv_head, tile_rows, len(token))
+            splits = _partial_begins(item, tile_rows, plan.num_kv_heads)
+            begins = splits + kv_head * tile_rows
+            out, lse2 = self._merged(np.add.outer(begins, np.arange(len(token))))
+        self._write(item["q_begin"] + token, head, out, lse2)
+
+    def join(self) -> None:
+        """Merge what items have left, as the kernel does that follows them."""
+        joins, plan = self.plan.joins, self.plan
+        if joins is None:
+            return
+        heads = np.arange(plan.num_kv_heads * plan.group)
+        kv_head, in_group = heads // plan.group, heads % plan.group
+        for token, *parts, _ in joins.tokens.tolist():
+            begins = []  # of each split, of every head
+            for row, tile, tile_rows in (parts[:3], parts[3:]):
+                of_tile, in_tile = np.divmod(row + in_group, tile_rows)
+                partial_row, num_splits = joins.tiles[tile + of_tile].T
+                for split in range(num_splits.max()):
+                    block = (partial_row + split * tile_rows) * plan.num_kv_heads
+                    at = block + kv_head * tile_rows + in_tile
+                    begins.append(np.where(split < num_splits, at, -1))
+            self._write(np.full(len(heads), token), heads, *self._merged(np.array(begins)))
+
+    def _write(self, token: Any, head: Any, out: Any, lse2: Any) -> None:
         if self.sinks2 is not None:
             out = out * _share_beside(self.sinks2[head], lse2)[:, None]
-        self.out[item["q_begin"] + token, head] = out
-        self.lse[item["q_begin"] + token, head] = lse2 / _LOG2_E
+        self.out[token, head] = out
+        self.lse[token, head] = lse2 / _LOG2_E
 
     def require_merged(self) -> None:
         """Check that every split tile was merged, which leaves its counters at 0."""
@@ -206,9 +230,10 @@ class _Run:
     ) -> tuple[Float64Array, Float64Array]:
         """Online softmax over the item's keys, from the high end down, in the exp2 domain."""
         q = self.scaled_q[item["q_begin"] + token, head]
-        lengths = int(item["q_len"]), int(item["kv_len"])
+        q_len, kv_len = int(item["q_len"]), int(item["kv_len"])
+        lengths = q_len, kv_len + q_len * (item["request"] < 0)  # of a prefix all see all
         first = item["q_begin"]
-        words = None if self.words is None else self.words[first : first + lengths[0]]
+        words = None if self.words is None else self.words[first : first + q_len]
         cap = self.plan.spec.logits_soft_cap
         top = np.full(len(token), -np.inf)
         total = np.zeros(len(token))
@@ -229,7 +254,8 @@ class _Run:
         return _normalise(acc, total, top)
 
     def _store_partial(self, item: Any, kv_head: int, tile_rows: int, out: Any, lse2: Any) -> None:
-        at = self._partial_begin(item, kv_head, tile_rows, item["split"])
+        block = (int(item["partial_row"]) + int(item["split"]) * tile_rows) * self.plan.num_kv_heads
+        at = block + kv_head * tile_rows
         self.partial_out[at : at + len(out)] = out
         self.partial_lse2[at : at + len(out)] = lse2
 
@@ -242,23 +268,21 @@ class _Run:
         self.arrived[at] = 0
         return True
 
-    def _merge(
-        self, item: Any, kv_head: int, tile_rows: int, rows: int
-    ) -> tuple[Float64Array, Float64Array]:
-        begins = [
-            self._partial_begin(item, kv_head, tile_rows, split)
-            for split in range(item["num_splits"])
-        ]
-        at = np.add.outer(begins, np.arange(rows))  # [splits, rows]
-        lse2 = self.partial_lse2[at]
+    def _merged(self, at: npt.NDArray[np.int64]) -> tuple[Float64Array, Float64Array]:
+        """Merge partial results ``[splits, rows]``; none where that is -1."""
+        lse2 = np.where(at < 0, -np.inf, self.partial_lse2[at])
         top = lse2.max(axis=0)
         weights = np.exp2(lse2 - _finite_or_zero(top))
-        acc = (weights[:, :, None] * self.partial_out[at]).sum(axis=0)
+        partial_out = np.where(at[:, :, None] < 0, 0.0, self.partial_out[at])
+        acc = (weights[:, :, None] * partial_out).sum(axis=0)
         return _normalise(acc, weights.sum(axis=0), top)
 
-    def _partial_begin(self, item: Any, kv_head: int, tile_rows: int, split: int) -> int:
-        block = (int(item["partial_row"]) + int(split) * tile_rows) * self.plan.num_kv_heads
-        return block + kv_head * tile_rows
+
+def _partial_begins(item: Any, tile_rows: int, num_kv_heads: int) -> npt.NDArray[np.int64]:
+    """Return where partial results of the first KV head begin, of each split of a tile."""
+    splits = np.arange(item["num_splits"], dtype=np.int64)
+    begins: npt.NDArray[np.int64] = (item["partial_row"] + splits * tile_rows) * num_kv_heads
+    return begins
 
 
 def _finite_or_zero(top: Float64Array) -> Float64Array:

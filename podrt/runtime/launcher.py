@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from podrt.kernels.arguments import Buffers
 from podrt.kernels.families import Variant, argument_block
+from podrt.kernels.joins import JoinConfig
 from podrt.runtime.driver import Driver
+from podrt.runtime.joiner import Joiner
 from podrt.runtime.kernels import load_kernel
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
@@ -88,18 +90,22 @@ class Launcher:
         self._launch(self._function, grid, self._threads, self._smem_bytes, stream, arguments)
 
 
+#: Prepared launches by kernel.
+Prepared = dict[Variant | JoinConfig, Launcher | Joiner]
+
+
 class Launchers:
     """The prepared launches of one workspace."""
 
     def __init__(self) -> None:
-        self._by_layout: dict[Layout, dict[Variant, Launcher]] = {}
+        self._by_layout: dict[Layout, Prepared] = {}
 
     def clear(self) -> None:
         """Forget all of them, for whoever holds some too."""
         for launchers in self._by_layout.values():
             launchers.clear()
 
-    def of(self, layout: Layout) -> dict[Variant, Launcher]:
+    def of(self, layout: Layout) -> Prepared:
         """Return those for tensors of a layout, to be added to."""
         if layout not in self._by_layout:
             if len(self._by_layout) == _MOST_LAYOUTS:

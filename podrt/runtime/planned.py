@@ -58,8 +58,10 @@ class Planned:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of header, items, copied tree mask and page numbers together."""
+        """Bytes of header, items, joins, copied tree mask and page numbers together."""
         nbytes = plan_bytes(len(self.plan.prefill) + len(self.plan.decode), 0)
+        if self.plan.joins is not None:
+            nbytes += sum(table.nbytes for table in self.plan.joins)
         for copied in (self.page_table, self.tree_mask):
             if copied is not None and copied.host_values is not None:
                 nbytes += copied.host_values.nbytes
@@ -73,7 +75,12 @@ class Planned:
             if items.size:
                 begin, end = end, end + items.nbytes
                 to[begin:end] = np.frombuffer(items, np.uint8)
-        page_table = tree_mask = 0
+        page_table = tree_mask = joins = 0
+        if plan.joins is not None:
+            joins = address + end
+            for rows in plan.joins:
+                begin, end = end, end + rows.nbytes
+                to[begin:end] = rows.reshape(-1).view(np.uint8)
         if tree is not None:
             tree_mask = tree.tensor.pointer
             if tree.host_values is not None:  # first, as words of 64 bits are aligned like items
@@ -86,7 +93,7 @@ class Planned:
                 page_table = address + end
                 to[end : end + table.host_values.nbytes] = table.host_values.view(np.uint8)
         kv_lens = 0 if lengths is None else lengths.pointer
-        write_plan_header(to, plan, page_table, kv_lens, tree_mask)
+        write_plan_header(to, plan, page_table, kv_lens, tree_mask, joins)
 
     @property
     def variants(self) -> tuple[Variant, ...]:

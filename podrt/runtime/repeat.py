@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from podrt.kernels.families import Variant
 from podrt.runtime.driver import Driver
-from podrt.runtime.launcher import Launcher
+from podrt.runtime.joiner import Joiner
+from podrt.runtime.launcher import Launcher, Prepared
 from podrt.runtime.planned import Planned
 from podrt.runtime.workspace import Workspace
 from podrt.tensors.frameworks import Framework
@@ -22,7 +22,7 @@ from podrt.tensors.streams import LEGACY_STREAMS, current_stream_getter, resolve
 _ALIGNMENT_BYTES = 16
 
 #: The launches of a batch, in order, with their grids.
-Steps = tuple[tuple[Launcher, int], ...]
+Steps = tuple[tuple[Launcher | Joiner, int], ...]
 
 
 class Repeat:
@@ -34,7 +34,7 @@ class Repeat:
         What the launches use.
     tensors : RunTensors
         How the tensors lie; none of them is kept alive.
-    prepared : dict of Variant to Launcher
+    prepared : Prepared
         The workspace's launchers for tensors that lie so.
     """
 
@@ -44,7 +44,7 @@ class Repeat:
         workspace: Workspace,
         stream: int,
         tensors: RunTensors,
-        prepared: dict[Variant, Launcher],
+        prepared: Prepared,
         addresses: Addresses,
         sinks_address: Address | None,
     ) -> None:
@@ -68,7 +68,7 @@ class Repeat:
         workspace: Workspace,
         stream: int,
         tensors: RunTensors,
-        prepared: dict[Variant, Launcher],
+        prepared: Prepared,
     ) -> Repeat | None:
         """Return what repeats a run; None for frameworks that have no short way."""
         views = tensors.q, tensors.k_cache, tensors.v_cache, tensors.out

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from podrt.kernels.families import Variant
-from podrt.plan.bounds import plan_bounds
+from podrt.plan.bounds import PrefixLimits, plan_bounds
+from podrt.plan.joins import joins_bytes
 from podrt.policy.schedule import Scheduler
 from podrt.runtime.planned import Launches, plan_bytes
 from podrt.runtime.scratch import scratch_bytes
@@ -25,16 +26,25 @@ class Limits:
         Requests, query tokens of all together, and keys of one.
     max_decode_tokens : int
         Query tokens of a request that shall count as a decode: 1, or more for speculative decoding.
+    max_prefixes : int
+        Prefixes that decodes of a batch share; 0 for none.
     """
 
     max_requests: int
     max_tokens: int
     max_kv_len: int
     max_decode_tokens: int = 1
+    max_prefixes: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            object.__setattr__(self, name, positive_int(name, value))
+            if name != "max_prefixes" or value:
+                object.__setattr__(self, name, positive_int(name, value))
+
+    @property
+    def max_joined_tokens(self) -> int:
+        """Most tokens of requests that share a prefix: those of decodes alone."""
+        return self.max_requests * self.max_decode_tokens if self.max_prefixes else 0
 
     def max_pages(self, page_size: int | None) -> int:
         """Return the pages of the longest request; 0 for a contiguous cache."""
@@ -51,15 +61,23 @@ class Limits:
                 "requests need"
             )
         for name, got, most in (
-            ("max_requests", batch.num_requests, self.max_requests),
+            ("max_requests", batch.num_requests - len(batch.prefixes), self.max_requests),
             ("max_tokens", batch.total_tokens, self.max_tokens),
             ("max_kv_len", batch.max_kv_len, self.max_kv_len),
+            ("max_prefixes", len(batch.prefixes), self.max_prefixes),
         ):
             if got > most:
                 raise ValueError(
                     f"the batch has {name[4:]}={got}, more than the {name}={most} that was "
                     "reserved; call reserve() with a larger limit and capture graphs again"
                 )
+        sharing = batch.total_tokens_sharing
+        if sharing > self.max_joined_tokens:
+            raise ValueError(
+                f"shared_prefixes: {sharing} tokens of the batch share prefixes, more than the "
+                f"{self.max_joined_tokens} of max_requests decodes that were reserved; let decodes "
+                "alone share"
+            )
 
     def require_cache(self, shape: tuple[int, ...], page_size: int | None) -> None:
         """Raise ValueError unless a cache, baked into a graph, holds any batch, or has pages."""
@@ -102,6 +120,9 @@ class Room:
 def room_for(limits: Limits, scheduler: Scheduler) -> Room:
     """Return what batches within the limits need, without allocating or compiling anything."""
     spec = scheduler.spec
+    if limits.max_prefixes and (scheduler.policy.deterministic or spec.page_size is None):
+        reason = "deterministic=True" if scheduler.policy.deterministic else "page_size=None"
+        raise ValueError(f"max_prefixes={limits.max_prefixes}: with {reason} none can be shared")
     decode_rows = scheduler.decode_rows_for(limits.max_decode_tokens)
     bounds = plan_bounds(
         scheduler.tiling(decode_rows),
@@ -111,14 +132,19 @@ def room_for(limits: Limits, scheduler: Scheduler) -> Room:
         max_tokens=limits.max_tokens,
         max_kv_len=limits.max_kv_len,
         mask=spec.mask,
+        prefixes=PrefixLimits(limits.max_prefixes, limits.max_joined_tokens)
+        if limits.max_prefixes
+        else None,
     )
+    joins = joins_bytes(limits.max_joined_tokens, bounds.items if limits.max_prefixes else 0)
     entries = limits.max_requests * limits.max_pages(spec.page_size)
     return Room(
         decode_rows=decode_rows,
-        plan_bytes=plan_bytes(bounds.items, entries, limits.max_tokens * spec.mask.tree),
+        plan_bytes=plan_bytes(bounds.items, entries, limits.max_tokens * spec.mask.tree) + joins,
         scratch_bytes=scratch_bytes(bounds.partial_rows * spec.num_kv_heads, spec.value_dim),
         captured=scheduler.captured(decode_rows),
-        captured_decode=scheduler.captured(decode_rows, decodes_only=True),
+        # Tokens that share a prefix may be tiles of prefill.
+        captured_decode=scheduler.captured(decode_rows, decodes_only=not limits.max_prefixes),
         variants=scheduler.variants(decode_rows),
     )
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from podrt.kernels.families import Variant, full_grid, grid_of, why_unreadable
+from podrt.kernels.joins import JoinConfig, ctas_of
+from podrt.plan import Plan
 from podrt.policy.explain import Explanation, explain
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
+from podrt.runtime.joiner import Joiner, load_joiner
 from podrt.runtime.kernels import load_kernel
-from podrt.runtime.launcher import Launcher, Layout
+from podrt.runtime.launcher import Launcher, Layout, Prepared
 from podrt.runtime.planned import Launches, Planned
 from podrt.runtime.repeat import Repeat, Steps
 from podrt.runtime.reservation import Limits, Reservation, room_for
@@ -53,6 +56,8 @@ class Session:
         self._refused: tuple[Variant, ...] = ()  # preferred, but could not read the last tensors
         self._repeat: Repeat | None = None
         self._loaded: tuple[Variant, ...] = ()
+        gpu = scheduler.gpu
+        self._join = JoinConfig(gpu.arch.name, self._spec.value_dim, self._spec.dtype)
 
     def plan(
         self,
@@ -68,6 +73,8 @@ class Session:
         schedule = self.scheduler.schedule(
             batch, decode_rows=reserved.decode_rows if reserved else None
         )
+        if batch.prefixes:
+            load_joiner(self._join, self.driver.ordinal)
         return Planned(batch, schedule.plan, self._launches(schedule), table, lengths, tree)
 
     def explain(self, planned: Planned) -> Explanation:
@@ -98,6 +105,8 @@ class Session:
         brought = None if scratch is None else self._brought(scratch, room.scratch_bytes)
         for variant in room.variants:
             load_kernel(variant, self.driver.ordinal)
+        if limits.max_prefixes:
+            load_joiner(self._join, self.driver.ordinal)
         workspace = self.workspaces.new()
         workspace.fix(room.plan_bytes, brought or room.scratch_bytes, stream)
         workspace.load(empty, stream)
@@ -136,7 +145,8 @@ class Session:
             return
         self._repeat = None
         prepared = workspace.launchers.of(Layout.of(tensors))
-        for launcher, grid in self._steps(workspace, launches, tensors, prepared):
+        joined = self._tokens_to_join(planned.plan, stream)
+        for launcher, grid in self._steps(workspace, launches, joined, tensors, prepared):
             launcher.launch(*tensors.addresses(), grid, stream)
         self._remember(workspace, planned, tensors, stream, prepared)
 
@@ -220,10 +230,11 @@ class Session:
         self,
         workspace: Workspace,
         launches: Launches,
+        joined_tokens: int,
         tensors: RunTensors,
-        prepared: dict[Variant, Launcher],
+        prepared: Prepared,
     ) -> Steps:
-        steps = []
+        steps: list[tuple[Launcher | Joiner, int]] = []
         for variant, grid in launches:
             launcher = prepared.get(variant)
             if launcher is None:
@@ -231,7 +242,22 @@ class Session:
                     self.driver, variant, self._spec, tensors, workspace.buffers
                 )
             steps.append((launcher, grid))
+        if joined_tokens:
+            joiner = prepared.get(self._join)
+            if joiner is None:
+                joiner = prepared[self._join] = Joiner(
+                    self.driver, self._join, self._spec, tensors, workspace.buffers
+                )
+            num_rows = joined_tokens * self._spec.num_qo_heads
+            steps.append((joiner, ctas_of(self._join, num_rows, self._num_sms)))
         return tuple(steps)
+
+    def _tokens_to_join(self, plan: Plan, captured_on: int | None = None) -> int:
+        """Return how many tokens a launch joins: those of a plan, or of any within the limits."""
+        reserved = self.reservation
+        if captured_on is not None and reserved and self.driver.is_capturing(captured_on):
+            return reserved.limits.max_joined_tokens
+        return 0 if plan.joins is None else len(plan.joins.tokens)
 
     def _remember(
         self,
@@ -239,7 +265,7 @@ class Session:
         planned: Planned,
         tensors: RunTensors,
         stream: int,
-        prepared: dict[Variant, Launcher],
+        prepared: Prepared,
     ) -> None:
         """Let the next run with tensors like these go the short way."""
         if tensors.lse is None and not self.driver.is_capturing(stream):
@@ -253,7 +279,8 @@ class Session:
             return  # the long way says so
         tokens = batch.total_tokens
         most = self.reservation.limits.max_tokens if self.reservation else tokens
-        steps = self._steps(repeat.workspace, planned.launches, repeat.tensors, repeat.prepared)
+        of_batch = planned.launches, self._tokens_to_join(planned.plan)
+        steps = self._steps(repeat.workspace, *of_batch, repeat.tensors, repeat.prepared)
         repeat.aim(planned, steps, tokens, max(most, tokens))
         self._repeat = repeat
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podrt.spec.query_lengths import QueryLengths
+from podrt.spec.shared_prefix import SharedPrefix
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -37,6 +38,10 @@ class HybridBatch(NamedTuple):
         Index of every request's first entry in the flat page table; 0 for a contiguous cache.
     page_size : int or None
         Tokens of a page; None for a contiguous cache, where request i owns row i.
+    prefixes : tuple of SharedPrefix
+        Keys that several requests share. Each is a request of its own behind all others, with the
+        tokens of those that share it, which see all its keys; theirs are those that follow
+        (`podrt.spec.prefixes.sharing`).
     """
 
     queries: QueryLengths
@@ -44,6 +49,7 @@ class HybridBatch(NamedTuple):
     max_kv_len: int
     page_begin: Int32Array
     page_size: int | None = None
+    prefixes: tuple[SharedPrefix, ...] = ()
 
     @classmethod
     def empty(cls, page_size: int | None = None) -> HybridBatch:
@@ -155,6 +161,16 @@ class HybridBatch(NamedTuple):
     def num_requests(self) -> int:
         """Requests of the batch."""
         return len(self.kv_lens)
+
+    @property
+    def first_prefix(self) -> int | None:
+        """The first request that stands for a prefix; None without any."""
+        return self.num_requests - len(self.prefixes) if self.prefixes else None
+
+    @property
+    def total_tokens_sharing(self) -> int:
+        """Query tokens of the requests that share prefixes."""
+        return int(self.q_lens[self.first_prefix :].sum()) if self.prefixes else 0
 
     @property
     def qo_indptr(self) -> Int32Array:

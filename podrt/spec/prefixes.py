@@ -1,4 +1,4 @@
-"""Prefixes that requests of a batch share: which there are, and the batch in two parts.
+"""Prefixes that requests of a batch share: which there are, and the batch with each as a request.
 
 Attention over a prefix is computed for all tokens that share it as if they were one request's, so
 that its keys are read once for all of them; attention over what follows is each request's own. Both
@@ -9,50 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from podrt.spec.batch import HybridBatch
+from podrt.spec.query_lengths import QueryLengths
+from podrt.spec.shared_prefix import SharedPrefix
 
 Int32Array = npt.NDArray[np.int32]
 
 
-class SharedPrefix(NamedTuple):
-    """Requests of a batch, one after another, that have their first keys in the same pages.
-
-    Attributes
-    ----------
-    begin, end : int
-        Requests ``begin`` to ``end - 1``.
-    num_keys : int
-        Keys that they share: whole pages, none of which holds a new token of theirs.
-    """
-
-    begin: int
-    end: int
-    num_keys: int
-
-
-class Parts(NamedTuple):
-    """A batch in two parts over the same rows of q, and the same page table.
-
-    Attributes
-    ----------
-    shared : HybridBatch
-        A request for each prefix, over its keys, all of which its tokens see; and one without keys
-        for the tokens between prefixes.
-    own : HybridBatch
-        The requests over the keys that follow.
-    """
-
-    shared: HybridBatch
-    own: HybridBatch
-
-
 def find_prefixes(
-    batch: HybridBatch, pages: Int32Array, *, least_saved_keys: int = 0
+    batch: HybridBatch,
+    pages: Int32Array,
+    *,
+    least_saved_keys: int = 0,
+    most_tokens: int | None = None,
+    most_prefixes: int | None = None,
 ) -> list[SharedPrefix]:
     """Find the prefixes that save most keys from being read again.
 
@@ -66,6 +40,10 @@ def find_prefixes(
         Its flat page table.
     least_saved_keys : int
         Prefixes that save fewer are left out: keys times the requests beyond the first.
+    most_tokens : int, optional
+        Requests of more query tokens share none: their tiles read keys for many tokens anyway.
+    most_prefixes : int, optional
+        Of more than so many those are kept that save most.
 
     Returns
     -------
@@ -73,15 +51,36 @@ def find_prefixes(
         In the order of the batch.
     """
     page_size = _page_size(batch)
-    alike = [
-        _equal_pages(batch, pages, request) * page_size for request in range(batch.num_requests - 1)
-    ]
+    alike = np.zeros(max(batch.num_requests - 1, 0), np.int64)
+    for request in _first_pages_equal(batch, pages, most_tokens).tolist():
+        alike[request] = _equal_pages(batch, pages, request) * page_size
     found: list[SharedPrefix] = []
-    for begin, end in _runs(alike):
-        found += _best_of(alike, begin, end)
-    return [
-        each for each in found if (each.end - each.begin - 1) * each.num_keys >= least_saved_keys
-    ]
+    for begin, end in _runs(alike.tolist()):
+        found += _best_of(alike.tolist(), begin, end)
+    found = [each for each in found if _saved_keys(each) >= least_saved_keys]
+    if most_prefixes is not None and len(found) > most_prefixes:
+        found = sorted(sorted(found, key=_saved_keys)[len(found) - most_prefixes :])
+    return found
+
+
+def _saved_keys(prefix: SharedPrefix) -> int:
+    return (prefix.end - prefix.begin - 1) * prefix.num_keys
+
+
+def _first_pages_equal(
+    batch: HybridBatch, pages: Int32Array, most_tokens: int | None
+) -> npt.NDArray[np.intp]:
+    """Return the requests that may share keys with the next one."""
+    may_share = _old_keys(batch) >= _page_size(batch)
+    if most_tokens is not None:
+        may_share &= batch.q_lens <= most_tokens
+    if not len(pages):
+        return np.empty(0, np.intp)
+    first = pages.take(batch.page_begin, mode="clip")
+    alike: npt.NDArray[np.intp] = (
+        (first[1:] == first[:-1]) & may_share[1:] & may_share[:-1]
+    ).nonzero()[0]
+    return alike
 
 
 def checked_prefixes(batch: HybridBatch, given: Iterable[Sequence[int]]) -> list[SharedPrefix]:
@@ -118,38 +117,39 @@ def checked_prefixes(batch: HybridBatch, given: Iterable[Sequence[int]]) -> list
     return prefixes
 
 
-def in_parts(batch: HybridBatch, prefixes: Sequence[SharedPrefix]) -> Parts:
-    """Return a paged batch in two parts, prefixes and what follows."""
-    page_size = _page_size(batch)
+def sharing(batch: HybridBatch, prefixes: Sequence[SharedPrefix]) -> HybridBatch:
+    """Return a paged batch in which keys that requests share are there once.
+
+    Its requests are those of `batch` over the keys that follow their prefix, and behind them one
+    for each prefix over its keys, with the tokens of all that share it.
+    """
+    if not prefixes:
+        return batch
+    queries, row_of = batch.queries, batch.qo_indptr
+    begin, end, num_keys = (np.array(each, np.int32) for each in zip(*prefixes, strict=True))
     shared_keys = np.zeros(batch.num_requests, np.int32)
-    indptr, kv_lens, page_begin = [0], [], []
-    row_of = batch.qo_indptr
-
-    def add(end_row: int, num_keys: int, first_entry: int) -> None:
-        if end_row > indptr[-1]:
-            indptr.append(end_row)
-            kv_lens.append(num_keys)
-            page_begin.append(first_entry)
-
-    for begin, end, num_keys in prefixes:
-        shared_keys[begin:end] = num_keys
-        add(int(row_of[begin]), 0, 0)
-        add(int(row_of[end]), num_keys, int(batch.page_begin[begin]))
-    add(batch.total_tokens, 0, 0)
-    own = batch.page_begin + shared_keys // page_size
-    return Parts(
-        _batch(indptr, kv_lens, page_begin, page_size),
-        _batch(row_of, batch.kv_lens - shared_keys, own, page_size),
+    for prefix in prefixes:
+        shared_keys[prefix.begin : prefix.end] = prefix.num_keys
+    own_begin = batch.page_begin + shared_keys // np.int32(_page_size(batch))
+    kv_lens = _joined(batch.kv_lens - shared_keys, num_keys)
+    return batch._replace(
+        queries=QueryLengths(
+            row_of,
+            _joined(batch.q_lens, row_of[end] - row_of[begin]),
+            queries.min_q_len,
+            _joined(row_of[:-1], row_of[begin]),
+        ),
+        kv_lens=kv_lens,
+        max_kv_len=int(kv_lens.max()),
+        page_begin=_joined(own_begin, batch.page_begin[begin]),
+        prefixes=tuple(prefixes),
     )
 
 
-def _batch(
-    qo_indptr: npt.ArrayLike, kv_lens: npt.ArrayLike, page_begin: npt.ArrayLike, page_size: int
-) -> HybridBatch:
-    lengths = HybridBatch.contiguous(np.array(qo_indptr, np.int32), np.array(kv_lens, np.int32))
-    begin = np.array(page_begin, np.int32)
-    begin.setflags(write=False)
-    return lengths._replace(page_begin=begin, page_size=page_size)
+def _joined(of_requests: Int32Array, of_prefixes: Int32Array) -> Int32Array:
+    joined = np.concatenate((of_requests, of_prefixes))
+    joined.setflags(write=False)
+    return joined
 
 
 def _page_size(batch: HybridBatch) -> int:

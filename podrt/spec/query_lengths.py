@@ -19,9 +19,12 @@ class QueryLengths:
     Attributes
     ----------
     qo_indptr : int32 array [requests + 1]
-        Request i owns rows ``qo_indptr[i]`` to ``qo_indptr[i + 1]`` of q. Read-only.
+        Request i owns rows ``qo_indptr[i]`` to ``qo_indptr[i + 1]`` of q. Read-only. Of a batch
+        with prefixes, the requests without those.
     q_lens : int32 array [requests]
         Query tokens of every request. Read-only.
+    q_begin : int32 array [requests]
+        First row of every request in q. Read-only.
     total_tokens : int
         Query tokens of the batch, the rows of q.
     min_q_len, max_q_len : int
@@ -36,13 +39,21 @@ class QueryLengths:
         "derived",
         "max_q_len",
         "min_q_len",
+        "q_begin",
         "q_lens",
         "qo_indptr",
         "total_tokens",
     )
 
-    def __init__(self, qo_indptr: Int32Array, q_lens: Int32Array, min_q_len: int) -> None:
+    def __init__(
+        self,
+        qo_indptr: Int32Array,
+        q_lens: Int32Array,
+        min_q_len: int,
+        q_begin: Int32Array | None = None,
+    ) -> None:
         self.qo_indptr, self.q_lens, self.min_q_len = qo_indptr, q_lens, min_q_len
+        self.q_begin = qo_indptr[:-1] if q_begin is None else q_begin
         self.total_tokens = qo_indptr.item(-1)
         self.max_q_len = q_lens.item(q_lens.argmax()) if len(q_lens) else 0
         self.derived: dict[Hashable, Any] = {}

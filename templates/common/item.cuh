@@ -58,10 +58,12 @@ __device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from, co
   to.kv_end = max(to.kv_begin, min(to.kv_end, to.kv_len));
 }
 
-// One past the last key of the item that a token of its request may see.
+// One past the last key of the item that a token of its request may see: all of a prefix's, whose
+// request is a negative number.
 template <class Config>
 __device__ __forceinline__ int visible_keys(const WorkItem& item, int token) {
-  return Config::kCausal ? min(item.kv_end, item.kv_len - item.q_len + token + 1) : item.kv_end;
+  if (!Config::kCausal || item.request < 0) return item.kv_end;
+  return min(item.kv_end, item.kv_len - item.q_len + token + 1);
 }
 
 // Addresses of one packed row of a tile: token row / group, query head kv_head * group + row % group.

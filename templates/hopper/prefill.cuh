@@ -307,7 +307,7 @@ struct PrefillConsumer {
       // Splits are merged without sinks, and the merged row has one.
       if (item.num_splits == 1) sum += sink_term(sink_log2(p, item, kv_head, row), reference);
       const float inverse = inverse_of(sum);
-      if (item.num_splits > 1)
+      if (item.num_splits != 1)
         store_partial(item, kv_head, tile_rows, row, num_rows, half, inverse, lse);
       else
         store(item, kv_head, row, num_rows, half, inverse, lse);

@@ -20,6 +20,7 @@ from podrt.kernels.arguments import (
 from podrt.kernels.hopper import host as hopper
 from podrt.kernels.portable import host as portable
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
+from podrt.plan.joins import Joins
 from podrt.plan.work import WORK_ITEM, WORK_ITEM_FIELDS, Plan
 
 WORK_ITEM_C = tuple(Field("int", name, doc) for name, doc in WORK_ITEM_FIELDS)
@@ -126,7 +127,17 @@ def test_header_says_what_the_plan_knows() -> None:
         "decode_share": 11,
         "prefill_runs": [0] * 30 + [1, 3],
         "tree_mask": 192,
+        "joins": 0,
+        "num_joined_tokens": 0,
     }
+
+
+def test_header_says_where_joins_are() -> None:
+    joins = Joins(np.zeros((5, 8), np.int32), np.zeros((7, 2), np.int32))
+    memory = np.zeros(PLAN_HEADER_BYTES, np.uint8)
+    write_plan_header(memory, empty_plan(joins=joins), 0, 0, joins=256)
+    (header,) = np.frombuffer(memory, struct_dtype(PLAN_HEADER, align=64))
+    assert (header["joins"], header["num_joined_tokens"]) == (256, 5)
 
 
 def test_items_behind_the_header_are_aligned() -> None:

@@ -1,61 +1,140 @@
-"""`SharedPrefixAttention.plan`: both parts of a batch are planned, or neither."""
+"""Plans of batches that share prefixes: what is launched, and what stays after an error."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_gpu import FakeGpu
-from runtime_support import HEAD_DIM, HEADS, KV_HEADS, PAGE_SIZE, STREAM, table_of
+from runtime_support import (
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    LIMITS,
+    PAGE_SIZE,
+    STREAM,
+    launched,
+    layer,
+    plan,
+    table_of,
+    tensors,
+)
 
 import podrt
 from podrt.errors import UnsupportedConfigError
+from podrt.kernels.joins import JoinConfig
 from podrt.runtime.session import Session
 
 FEW: Any = ([0, 1, 2], [500, 600])
 MORE: Any = ([0, 1, 2, 3], [700, 800, 900])
+#: Prefill beside decodes of which two share 320 keys.
+MIXED: Any = ([0, 40, 41, 42], [90, 500, 600])
+PREFIX = (1, 3, 320)
 
 
-def planned(attention: podrt.SharedPrefixAttention, batch: Any, prefix: tuple[int, ...]) -> None:
-    qo_indptr, kv_lens = batch
-    attention.plan(
-        qo_indptr,
-        kv_lens,
-        block_table=table_of(len(kv_lens)),
-        shared_prefixes=[prefix],
-        stream=STREAM,
-    )
+def shared_layer(**options: Any) -> podrt.SharedPrefixAttention:
+    given = {"page_size": PAGE_SIZE, "dtype": "float16"} | options
+    return podrt.SharedPrefixAttention(HEADS, KV_HEADS, HEAD_DIM, **given)
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_where_one_part_cannot_be_planned_the_batch_before_stays_whole(
-    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, failing: int
+def test_where_a_plan_fails_the_batch_before_stays_whole(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attention = podrt.SharedPrefixAttention(
-        HEADS, KV_HEADS, HEAD_DIM, page_size=PAGE_SIZE, dtype="float16"
-    )
-    planned(attention, FEW, (0, 2, 320))
-    parts = attention._own, attention._shared
-    before = [each.current_plan for each in parts]
-    plan, calls = Session.plan, []
+    attention = shared_layer()
+    given = {"block_table": table_of(2), "stream": STREAM}
+    attention.plan(*FEW, shared_prefixes=[(0, 2, 320)], **given)
 
-    def fails_once(session: Session, *arguments: Any) -> Any:
-        calls.append(session)
-        if len(calls) == failing + 1:
-            raise UnsupportedConfigError("no such kernel")
-        return plan(session, *arguments)
+    def fails(*arguments: Any) -> Any:
+        raise UnsupportedConfigError("no such kernel")
 
-    monkeypatch.setattr(Session, "plan", fails_once)
-    with pytest.raises(UnsupportedConfigError, match="no such kernel"):
-        planned(attention, MORE, (0, 3, 640))
-    assert all(each.current_plan is old for each, old in zip(parts, before, strict=True))
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "plan", fails)
+        with pytest.raises(UnsupportedConfigError, match="no such kernel"):
+            attention.plan(*MORE, block_table=table_of(3), shared_prefixes=[(0, 3, 640)])
     assert attention.shared_prefixes == ((0, 2, 320),)
-    planned(attention, MORE, (0, 3, 640))
-    assert all(each.current_plan is not old for each, old in zip(parts, before, strict=True))
+    attention.plan(*MORE, block_table=table_of(3), shared_prefixes=[(0, 3, 640)], stream=STREAM)
     assert attention.shared_prefixes == ((0, 3, 640),)
 
 
-def test_both_parts_have_values_of_the_same_width() -> None:
+def joins_of(gpu: FakeGpu, launch: Any) -> tuple[np.ndarray, int]:
+    """What a launch finds at the address of the joins; and how many tokens are to be joined."""
+    header, count = launch.header, int(launch.header["num_joined_tokens"])
+    memory = gpu.read(int(header["joins"]), 32 * count) if count else b""
+    return np.frombuffer(memory, np.int32).reshape(-1, 8), count
+
+
+def test_a_second_launch_joins_what_the_first_has_left(gpu: FakeGpu) -> None:
+    attention = layer()
+    for _ in range(2):  # the second run goes the short way
+        plan(attention, MIXED, shared_prefixes=[PREFIX])
+        for _ in range(2):
+            attention.run(**tensors(42), stream=STREAM)
+            *first, last = launched(gpu)
+            assert first
+            assert isinstance(last.variant, JoinConfig)
+            tokens, count = joins_of(gpu, last)
+            assert (count, tokens[:, 0].tolist()) == (2, [40, 41])
+            assert (last.arguments["out"], last.grid) == (1 << 43, 2)
+    plan(attention, MIXED)
+    attention.run(**tensors(42), stream=STREAM)
+    assert not any(isinstance(each.variant, JoinConfig) for each in launched(gpu))
+
+
+def test_graphs_join_whatever_shares_a_prefix(gpu: FakeGpu) -> None:
+    attention = layer()
+    attention.reserve(**LIMITS, max_prefixes=2, stream=STREAM)
+    gpu.capturing[STREAM] = 1
+    attention.run(**tensors(320), stream=STREAM, decodes_only=True)
+    del gpu.capturing[STREAM]
+    for prefixes, joined in (([PREFIX], [40, 41]), (None, []), ([PREFIX], [40, 41])):
+        plan(attention, MIXED, shared_prefixes=prefixes)
+        gpu.finish()
+        gpu.launches.clear()
+        gpu.replay(1, STREAM)
+        *first, last = launched(gpu)
+        assert len(first) == 1
+        assert first[0].variant.form == "pod"
+        assert isinstance(last.variant, JoinConfig)
+        tokens, _ = joins_of(gpu, last)
+        assert tokens[:, 0].tolist() == joined
+
+
+def test_prefixes_beyond_the_limits_are_refused(gpu: FakeGpu) -> None:
+    attention = layer()
+    attention.reserve(**LIMITS, stream=STREAM)
+    with pytest.raises(ValueError, match=r"prefixes=1, more than the max_prefixes=0"):
+        plan(attention, MIXED, shared_prefixes=[PREFIX])
+    attention.reserve(**LIMITS, max_prefixes=1, stream=STREAM)
+    chunks: Any = ([0, 40, 80], [400, 400])
+    with pytest.raises(ValueError, match="80 tokens of the batch share prefixes, more than the 36"):
+        plan(attention, chunks, shared_prefixes=[(0, 2, 320)])
+    plan(attention, MIXED, shared_prefixes=[PREFIX])
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "message"),
+    [
+        ({"window_left": 100}, {}, "the layer has window_left=100"),
+        ({"tree_mask": True}, {}, "the layer has tree_mask"),
+        ({"deterministic": True}, {}, "with deterministic=True"),
+        ({}, {"shared_prefixes": "all"}, 'allowed are "find", prefixes, or None'),
+        ({}, {"shared_prefixes": "find"}, "page numbers are compared in host memory"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(
+    gpu: FakeGpu, options: Any, given: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(layer(**options), MIXED, **{"shared_prefixes": [PREFIX]} | given)
+
+
+def test_a_graph_without_pages_or_of_fixed_bits_has_no_prefixes(gpu: FakeGpu) -> None:
+    for options in ({"page_size": None}, {"deterministic": True}):
+        with pytest.raises(ValueError, match="max_prefixes=2: with"):
+            layer(**options).reserve(**LIMITS, max_prefixes=2, stream=STREAM)
+
+
+def test_values_may_be_narrower() -> None:
     attention = podrt.SharedPrefixAttention(8, 2, 192, v_head_dim=128, page_size=PAGE_SIZE)
-    parts = attention._own.layer, attention._shared.layer
-    assert [(part.head_dim, part.value_dim) for part in parts] == [(192, 128)] * 2
+    assert (attention._attention.layer.head_dim, attention._attention.layer.value_dim) == (192, 128)

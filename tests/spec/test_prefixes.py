@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podrt.spec.batch import HybridBatch
-from podrt.spec.prefixes import SharedPrefix, checked_prefixes, find_prefixes, in_parts
+from podrt.spec.prefixes import checked_prefixes, find_prefixes, sharing
+from podrt.spec.shared_prefix import SharedPrefix
 
 PAGE = 16
 
@@ -95,24 +96,37 @@ def test_what_is_found_saves_most(tree: list[list[int]]) -> None:
     assert found == checked_prefixes(batch, found)
 
 
-def test_parts_are_the_shared_keys_and_those_that_follow() -> None:
+def test_requests_keep_the_keys_that_follow_and_prefixes_are_requests() -> None:
     rows = [[9, 1], [7, 8, 1], [7, 8, 2], [3, 4, 5]]
     lengths = [(2, 20), (1, 40), (5, 45), (3, 48)]
     batch, pages = batch_of(rows, lengths)
-    shared, own = in_parts(batch, [SharedPrefix(1, 3, 32)])
-    assert shared.qo_indptr.tolist() == [0, 2, 8, 11]
-    assert shared.kv_lens.tolist() == [0, 32, 0]
-    assert pages[shared.page_begin[1] :][:2].tolist() == [7, 8]
-    assert own.qo_indptr.tolist() == batch.qo_indptr.tolist()
-    assert own.kv_lens.tolist() == [20, 8, 13, 48]
-    assert [pages[begin] for begin in own.page_begin] == [9, 1, 2, 3]
+    shared = sharing(batch, [SharedPrefix(1, 3, 32)])
+    assert shared.q_lens.tolist() == [2, 1, 5, 3, 6]
+    assert shared.queries.q_begin.tolist() == [0, 2, 3, 8, 2]
+    assert shared.kv_lens.tolist() == [20, 8, 13, 48, 32]
+    assert [pages[begin] for begin in shared.page_begin] == [9, 1, 2, 3, 7]
+    assert (shared.total_tokens, shared.total_tokens_sharing) == (11, 6)
+    assert (shared.first_prefix, batch.first_prefix) == (4, None)
 
 
-def test_without_prefixes_all_is_own() -> None:
+def test_without_prefixes_a_batch_stays_what_it_is() -> None:
     batch, _ = batch_of([[1], [2]], [(1, 3), (4, 5)])
-    shared, own = in_parts(batch, [])
-    assert (shared.kv_lens.tolist(), shared.qo_indptr.tolist()) == ([0], [0, 5])
-    assert own.kv_lens.tolist() == [3, 5]
+    assert sharing(batch, []) is batch
+
+
+def test_requests_of_many_tokens_are_left_out() -> None:
+    rows = [[7, 8, 1], [7, 8, 2], [7, 8, 3, 4], [7, 8, 9]]
+    batch, pages = batch_of(rows, [(1, 48), (2, 48), (9, 60), (1, 48)])
+    assert find_prefixes(batch, pages, most_tokens=8) == [SharedPrefix(0, 2, 32)]
+
+
+def test_the_prefixes_that_save_most_are_kept() -> None:
+    rows = [[7, 8, 1], [7, 8, 2], [3, 1], [3, 2], [4, 5, 6, 1], [4, 5, 6, 2]]
+    batch, pages = batch_of(rows, [(1, 48), (1, 48), (1, 32), (1, 32), (1, 64), (1, 64)])
+    assert find_prefixes(batch, pages, most_prefixes=2) == [
+        SharedPrefix(0, 2, 32),
+        SharedPrefix(4, 6, 48),
+    ]
 
 
 @pytest.mark.parametrize(

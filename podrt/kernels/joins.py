@@ -1,0 +1,109 @@
+"""The kernel that joins rows over their own keys and a shared prefix: config, source, arguments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from podrt.jit import KernelSource, render
+from podrt.kernels.argument_block import ArgumentBlock
+from podrt.kernels.arguments import (
+    BUFFERS,
+    HEADS,
+    OUTPUT_STRIDES,
+    PLAN_STRUCTS,
+    Buffers,
+    short_strides,
+)
+from podrt.kernels.structs import Field, render_struct
+from podrt.kernels.variant import DTYPE_TAGS
+from podrt.plan.joins import JOINED_TILE_FIELDS, JOINED_TOKEN_FIELDS
+from podrt.spec.attention import AttentionSpec
+from podrt.spec.types import DType
+from podrt.tensors.run_tensors import RunTensors
+
+_WARP = 32
+#: More CTAs than that take turns.
+_MOST_CTAS_PER_SM = 8
+#: Results and sinks, whose addresses change from run to run, are the first of `BUFFERS`.
+_CHANGING = 3
+
+PARAMS = (
+    *BUFFERS,
+    *OUTPUT_STRIDES,
+    *HEADS,
+    Field("int", "sinks_stride", ""),
+)
+
+
+class JoinConfig(NamedTuple):
+    """One variant of the kernel.
+
+    Attributes
+    ----------
+    arch : str
+        For example ``"sm_90a"``.
+    value_dim : int
+        Elements of a row, a multiple of 8.
+    dtype : {"bfloat16", "float16"}
+        Element type of the results.
+    """
+
+    arch: str
+    value_dim: int
+    dtype: DType
+    threads: int = 256
+    smem_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        """Readable name, different for different variants."""
+        return f"join_prefixes_{self.arch}_{DTYPE_TAGS[self.dtype]}_d{self.value_dim}"
+
+
+def source_of(config: JoinConfig) -> KernelSource:
+    """Render the CUDA C++ source of a variant."""
+    structs = (("JoinedToken", JOINED_TOKEN_FIELDS), ("JoinedTile", JOINED_TILE_FIELDS))
+    text = render(
+        "merge/joins.cu.jinja",
+        {
+            "config": config,
+            "plan_structs": PLAN_STRUCTS,
+            "join_structs": "\n\n".join(
+                render_struct(name, tuple(Field("int", field, doc) for field, doc in fields))
+                for name, fields in structs
+            ),
+            "params_struct": render_struct("Params", PARAMS),
+        },
+    )
+    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
+
+
+def ctas_of(config: JoinConfig, num_rows: int, num_sms: int) -> int:
+    """Return the grid of a launch for so many rows of all heads."""
+    return min(-(-num_rows * _WARP // config.threads), _MOST_CTAS_PER_SM * num_sms)
+
+
+class JoinArguments:
+    """The arguments of launches over tensors of one layout."""
+
+    def __init__(self, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers) -> None:
+        out = short_strides(tensors.out)
+        lse = short_strides(tensors.lse) if tensors.lse is not None else (0, 0)
+        (sinks,) = short_strides(tensors.sinks) if tensors.sinks is not None else (0,)
+        self._block = ArgumentBlock(
+            PARAMS,
+            _CHANGING,
+            **buffers._asdict(),
+            out_stride_token=out[0],
+            out_stride_head=out[1],
+            lse_stride_token=lse[0],
+            lse_stride_head=lse[1],
+            num_kv_heads=spec.num_kv_heads,
+            group=spec.group,
+            sinks_stride=sinks,
+        )
+
+    def point_to(self, out: int, lse: int, sinks: int) -> int:
+        """Take the addresses of a run; return what the driver takes."""
+        self._block.change(self._block.view, 0, out, lse, sinks)
+        return self._block.address

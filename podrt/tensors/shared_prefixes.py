@@ -1,0 +1,79 @@
+"""Prefixes that requests share, as callers name them or as page numbers show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from podrt.spec.attention import AttentionSpec
+from podrt.spec.batch import HybridBatch
+from podrt.spec.prefixes import checked_prefixes, find_prefixes, sharing
+from podrt.tensors.page_table import PageTable
+
+#: What `shared_prefixes` is: prefixes, "find" to look for them, or None for none.
+SharedPrefixes = str | Iterable[Sequence[int]] | None
+
+#: Reading so many keys again takes as long as joining, for the usual layer on an H100.
+_LEAST_SAVED_KEYS = 8192
+#: Tokens with more packed rows than one tile has fill several, and reading keys is not what takes
+#: their time.
+_MOST_ROWS = 128
+
+
+def with_prefixes(
+    batch: HybridBatch,
+    table: PageTable | None,
+    asked: SharedPrefixes,
+    layer: AttentionSpec,
+    *,
+    most_tokens: int | None = None,
+    most_prefixes: int | None = None,
+) -> HybridBatch:
+    """Return a batch in which keys that its requests share are there once.
+
+    Parameters
+    ----------
+    batch : HybridBatch
+        As read.
+    table : PageTable or None
+        Its page table.
+    asked : SharedPrefixes
+        What a caller says.
+    layer : AttentionSpec
+        What it is for.
+    most_tokens, most_prefixes : int, optional
+        Bounds of what is looked for: query tokens of a request, and prefixes.
+
+    Raises
+    ------
+    ValueError
+        A prefix does not fit the batch; there are no pages, or those to be compared lie on a GPU;
+        the layer has a window or trees, with which none can be shared.
+    """
+    if asked is None:
+        return batch
+    if table is None:
+        raise ValueError("shared_prefixes: requests share keys in pages; use a paged cache")
+    if layer.mask.window_left is not None or layer.mask.tree:
+        which = "tree_mask" if layer.mask.tree else f"window_left={layer.mask.window_left}"
+        raise ValueError(
+            f"shared_prefixes: the layer has {which}, with which tokens do not see all keys of a "
+            "prefix; leave it out for this layer"
+        )
+    if not isinstance(asked, str):
+        return sharing(batch, checked_prefixes(batch, asked))
+    if asked != "find":
+        raise ValueError(f'shared_prefixes={asked!r}: allowed are "find", prefixes, or None')
+    if table.host_values is None:
+        raise ValueError(
+            f'shared_prefixes="find": page numbers are compared in host memory, but '
+            f"{table.tensor.name} lies on {table.tensor.place}; say which requests share"
+        )
+    held = max(_MOST_ROWS // layer.group, 1)
+    found = find_prefixes(
+        batch,
+        table.flat(),
+        least_saved_keys=_LEAST_SAVED_KEYS,
+        most_tokens=held if most_tokens is None else most_tokens,
+        most_prefixes=most_prefixes,
+    )
+    return sharing(batch, found)
