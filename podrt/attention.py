@@ -277,6 +277,7 @@ class HybridAttention:
         *,
         device_kv_lens: Any = None,
         tree_mask: Any = None,
+        shared_prefixes: SharedPrefixes = None,
         stream: Any = None,
     ) -> Prepared:
         """Plan a batch that `read_batch` gave, or a part of it over the same page table.
@@ -285,6 +286,8 @@ class HybridAttention:
         """
         with self._lock:
             session = self._session_ready()
+            if shared_prefixes is not None:
+                batch = self._sharing(session, batch, table, shared_prefixes)
             with session.driver.current():
                 return self._prepare(session, batch, table, device_kv_lens, tree_mask, stream)
 

@@ -160,3 +160,36 @@ def _int32(values: Any) -> Any:
     import torch
 
     return torch.tensor(values, dtype=torch.int32, device="cuda")
+
+
+def cascade(tensors: CaseTensors, shared_keys: int) -> Any:
+    """Plan FlashInfer's cascade of two levels: keys that all requests share, and their own."""
+    import flashinfer
+
+    case, page_size = tensors.case, tensors.case.page_size
+    assert page_size is not None and tensors.block_table is not None
+    requests, shared_pages = len(case.kv_lens), shared_keys // page_size
+    rows = [
+        row[shared_pages : -(-kv_len // page_size)]
+        for row, kv_len in zip(tensors.block_table.tolist(), case.kv_lens, strict=True)
+    ]
+    q = torch_view(tensors.q)
+    caches = tuple(torch_view(cache) for cache in (tensors.k_cache, tensors.v_cache))
+    wrapper = flashinfer.MultiLevelCascadeAttentionWrapper(2, _workspace(), "NHD")
+    wrapper.plan(
+        [_int32([0, requests]), _int32(range(requests + 1))],
+        [_int32([0, shared_pages]), _int32([0, *accumulate(map(len, rows))])],
+        [
+            _int32(tensors.block_table[0, :shared_pages]),
+            _int32([page for row in rows for page in row]),
+        ],
+        [_int32([page_size]), _int32([(n - 1) % page_size + 1 for n in case.kv_lens])],
+        case.num_qo_heads,
+        case.num_kv_heads,
+        case.head_dim,
+        page_size,
+        causal=True,
+        q_data_type=q.dtype,
+        kv_data_type=q.dtype,
+    )
+    return lambda: wrapper.run(q, caches)

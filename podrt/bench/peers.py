@@ -83,7 +83,7 @@ def peer_works(names: list[str], tensors: CaseTensors) -> tuple[dict[str, Work],
         except Exception as error:  # other people's code: whatever it raises is the reason
             errors[name] = error_text(error)
             continue
-        made, failed = _make_all(name, makers)
+        made, failed = make_works(name, makers)
         works |= made
         errors |= failed
     return works, errors
@@ -103,7 +103,8 @@ def torch_view(array: Any) -> Any:
     return torch.from_dlpack(array.view("int16")).view(dtype)
 
 
-def _make_all(peer: str, makers: Mapping[str, Maker]) -> tuple[dict[str, Work], dict[str, str]]:
+def make_works(peer: str, makers: Mapping[str, Maker]) -> tuple[dict[str, Work], dict[str, str]]:
+    """Return the contenders of one peer, and why others could not be made."""
     works: dict[str, Work] = {}
     errors: dict[str, str] = {}
     for contender, make in makers.items():

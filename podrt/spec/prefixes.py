@@ -18,11 +18,39 @@ from podrt.spec.query_lengths import QueryLengths
 from podrt.spec.shared_prefix import SharedPrefix
 
 Int32Array = npt.NDArray[np.int32]
+Ints = npt.NDArray[np.int64]
+
+
+def equal_first_pages(pages: Int32Array, begin: Int32Array, end: Int32Array) -> Ints:
+    """Return how many entries of a page table each request and the next one begin with alike.
+
+    Parameters
+    ----------
+    pages : int32 array [entries]
+        A flat page table.
+    begin, end : int32 arrays [requests]
+        The entries of each request: ``begin[i]`` to ``end[i] - 1``.
+
+    Returns
+    -------
+    int64 array [requests - 1]
+    """
+    equal = np.zeros(max(len(begin) - 1, 0), np.int64)
+    most = np.minimum(end[1:] - begin[1:], end[:-1] - begin[:-1])
+    if not (most > 0).any():
+        return equal
+    first = pages.take(begin, mode="clip")
+    for request in ((first[1:] == first[:-1]) & (most > 0)).nonzero()[0].tolist():
+        count, at, next_at = most[request], begin[request], begin[request + 1]
+        differs = pages[at : at + count] != pages[next_at : next_at + count]
+        first_difference = int(differs.argmax())
+        equal[request] = first_difference if differs[first_difference] else count
+    return equal
 
 
 def find_prefixes(
     batch: HybridBatch,
-    pages: Int32Array,
+    equal_pages: Ints,
     *,
     least_saved_keys: int = 0,
     most_tokens: int | None = None,
@@ -36,8 +64,8 @@ def find_prefixes(
     ----------
     batch : HybridBatch
         A paged batch.
-    pages : int32 array [entries]
-        Its flat page table.
+    equal_pages : int64 array [requests - 1]
+        What `equal_first_pages` says of its page table.
     least_saved_keys : int
         Prefixes that save fewer are left out: keys times the requests beyond the first.
     most_tokens : int, optional
@@ -51,12 +79,15 @@ def find_prefixes(
         In the order of the batch.
     """
     page_size = _page_size(batch)
-    alike = np.zeros(max(batch.num_requests - 1, 0), np.int64)
-    for request in _first_pages_equal(batch, pages, most_tokens).tolist():
-        alike[request] = _equal_pages(batch, pages, request) * page_size
+    if not equal_pages.any():
+        return []
+    whole_pages = _old_keys(batch) // page_size
+    if most_tokens is not None:
+        whole_pages[batch.q_lens > most_tokens] = 0
+    alike = np.minimum(equal_pages, np.minimum(whole_pages[1:], whole_pages[:-1])) * page_size
     found: list[SharedPrefix] = []
     for begin, end in _runs(alike.tolist()):
-        found += _best_of(alike.tolist(), begin, end)
+        found += _best_of(alike, begin, end)
     found = [each for each in found if _saved_keys(each) >= least_saved_keys]
     if most_prefixes is not None and len(found) > most_prefixes:
         found = sorted(sorted(found, key=_saved_keys)[len(found) - most_prefixes :])
@@ -65,22 +96,6 @@ def find_prefixes(
 
 def _saved_keys(prefix: SharedPrefix) -> int:
     return (prefix.end - prefix.begin - 1) * prefix.num_keys
-
-
-def _first_pages_equal(
-    batch: HybridBatch, pages: Int32Array, most_tokens: int | None
-) -> npt.NDArray[np.intp]:
-    """Return the requests that may share keys with the next one."""
-    may_share = _old_keys(batch) >= _page_size(batch)
-    if most_tokens is not None:
-        may_share &= batch.q_lens <= most_tokens
-    if not len(pages):
-        return np.empty(0, np.intp)
-    first = pages.take(batch.page_begin, mode="clip")
-    alike: npt.NDArray[np.intp] = (
-        (first[1:] == first[:-1]) & may_share[1:] & may_share[:-1]
-    ).nonzero()[0]
-    return alike
 
 
 def checked_prefixes(batch: HybridBatch, given: Iterable[Sequence[int]]) -> list[SharedPrefix]:
@@ -125,7 +140,6 @@ def sharing(batch: HybridBatch, prefixes: Sequence[SharedPrefix]) -> HybridBatch
     """
     if not prefixes:
         return batch
-    queries, row_of = batch.queries, batch.qo_indptr
     begin, end, num_keys = (np.array(each, np.int32) for each in zip(*prefixes, strict=True))
     shared_keys = np.zeros(batch.num_requests, np.int32)
     for prefix in prefixes:
@@ -133,17 +147,25 @@ def sharing(batch: HybridBatch, prefixes: Sequence[SharedPrefix]) -> HybridBatch
     own_begin = batch.page_begin + shared_keys // np.int32(_page_size(batch))
     kv_lens = _joined(batch.kv_lens - shared_keys, num_keys)
     return batch._replace(
-        queries=QueryLengths(
-            row_of,
-            _joined(batch.q_lens, row_of[end] - row_of[begin]),
-            queries.min_q_len,
-            _joined(row_of[:-1], row_of[begin]),
-        ),
+        queries=_queries_of(batch.queries, begin, end),
         kv_lens=kv_lens,
         max_kv_len=int(kv_lens.max()),
         page_begin=_joined(own_begin, batch.page_begin[begin]),
         prefixes=tuple(prefixes),
     )
+
+
+def _queries_of(queries: QueryLengths, begin: Int32Array, end: Int32Array) -> QueryLengths:
+    """Return query lengths with those of prefixes; kept as long as those without."""
+    made_for = sharing, begin.tobytes(), end.tobytes()
+    found: QueryLengths | None = queries.derived.get(made_for)
+    if found is None:
+        row_of = queries.qo_indptr
+        q_lens = _joined(queries.q_lens, row_of[end] - row_of[begin])
+        q_begin = _joined(row_of[:-1], row_of[begin])
+        found = QueryLengths(row_of, q_lens, queries.min_q_len, q_begin)
+        queries.derived[made_for] = found
+    return found
 
 
 def _joined(of_requests: Int32Array, of_prefixes: Int32Array) -> Int32Array:
@@ -164,28 +186,18 @@ def _old_keys(batch: HybridBatch) -> Int32Array:
     return old
 
 
-def _equal_pages(batch: HybridBatch, pages: Int32Array, request: int) -> int:
-    """Return the whole pages that a request and the next begin with alike."""
-    most = int(_old_keys(batch)[request : request + 2].min()) // _page_size(batch)
-    one, other = (
-        pages[begin : begin + most] for begin in batch.page_begin[request : request + 2].tolist()
-    )
-    differs = one != other
-    return int(differs.argmax()) if differs.any() else most
-
-
 def _runs(alike: Sequence[int]) -> list[tuple[int, int]]:
     """Return the longest runs of requests in which all neighbours share something."""
     edges = [-1, *(at for at, keys in enumerate(alike) if not keys), len(alike)]
     return [(left + 1, right) for left, right in pairwise(edges) if right > left + 1]
 
 
-def _best_of(alike: Sequence[int], begin: int, end: int) -> list[SharedPrefix]:
+def _best_of(alike: Ints, begin: int, end: int) -> list[SharedPrefix]:
     """Return the prefixes of requests `begin` to `end` that save most keys.
 
     What neighbours have in common is saved at most once for each two that are not parted.
     """
-    common = np.array(alike[begin:end])
+    common = alike[begin:end]
     if common.min() * len(common) >= common.sum() - common.min():
         return [SharedPrefix(begin, end + 1, int(common.min()))]
     saved = np.zeros(len(common) + 2, np.int64)  # at most, by the first 0, 1, 2, ... requests

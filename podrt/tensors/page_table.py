@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from podrt.spec.batch import HybridBatch
 from podrt.spec.mask import Mask
+from podrt.spec.prefixes import equal_first_pages
 from podrt.tensors.checks import require_dtype, require_rank, require_unit_stride
 from podrt.tensors.host import host_array, to_numpy
 from podrt.tensors.likeness import Address, address_if_like
@@ -58,6 +59,16 @@ class PageTable:
     def _address(self) -> Address | None:
         on_gpu = self.tensor.device is not None and self.kv_indptr is None
         return address_if_like(self.tensor.owner) if on_gpu else None
+
+    @cached_property
+    def equal_first_pages(self) -> npt.NDArray[np.int64]:
+        """How many page numbers each request and the next one begin with alike, on the host."""
+        pages = self.flat()
+        if self.kv_indptr is not None:
+            return equal_first_pages(pages, self.kv_indptr[:-1], self.kv_indptr[1:])
+        requests, max_pages = self.tensor.shape[0], self.row_stride
+        begin = np.arange(requests, dtype=np.int32) * np.int32(max_pages)
+        return equal_first_pages(pages, begin, begin + np.int32(max_pages))
 
     def flat(self) -> Int32Array:
         """Return the page numbers on the host, laid out as the kernel sees them."""

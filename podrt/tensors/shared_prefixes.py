@@ -71,7 +71,7 @@ def with_prefixes(
     held = max(_MOST_ROWS // layer.group, 1)
     found = find_prefixes(
         batch,
-        table.flat(),
+        table.equal_first_pages,
         least_saved_keys=_LEAST_SAVED_KEYS,
         most_tokens=held if most_tokens is None else most_tokens,
         most_prefixes=most_prefixes,

@@ -20,7 +20,9 @@ from transformers_support import (  # noqa: E402
 )
 
 import podrt.integrations.transformers as integration  # noqa: E402
+from podrt.attention import HybridAttention  # noqa: E402
 from podrt.integrations.transformers.engine import Engine  # noqa: E402
+from podrt.tensors import shared_prefixes  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [5, 40, 170, 700, 1, 64, 33]
@@ -79,6 +81,37 @@ def test_requests_share_the_pages_of_a_prefix(llama: Any) -> None:
             llama, prompts, 16, allow_block_sharing=True, max_batch_tokens=64, num_blocks=128
         )
     require_greedy(llama, prompts, found)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-oss", "gemma2"])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_keys_of_a_prefix_are_read_once(
+    monkeypatch: pytest.MonkeyPatch, name: str, graphs: bool
+) -> None:
+    """Beside prefills, by decodes that come and go; layers with a window are as ever."""
+    seen, adopt = [], HybridAttention.adopt
+
+    def noting(self: HybridAttention, prepared: Any) -> None:
+        adopt(self, prepared)
+        seen.append((self.layer.mask.window_left, self.shared_prefixes))
+
+    monkeypatch.setattr(shared_prefixes, "_LEAST_SAVED_KEYS", 1)
+    monkeypatch.setattr(HybridAttention, "adopt", noting)
+    model = make_model(CONFIGS[name], device="cuda")
+    prompts = make_prompts([270, 266, 280, 250, 245, 300, 260], shared=240)
+    with integration.enable(model, shared_prefixes=True):
+        found = generate_batch(
+            model,
+            prompts,
+            16,
+            allow_block_sharing=True,
+            max_batch_tokens=64,
+            num_blocks=160,
+            use_cuda_graph=graphs,
+        )
+    require_greedy(model, prompts, found)
+    assert any(prefixes for window, prefixes in seen if window is None)
+    assert not any(prefixes for window, prefixes in seen if window is not None)
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

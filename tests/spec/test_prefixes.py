@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podrt.spec.batch import HybridBatch
-from podrt.spec.prefixes import checked_prefixes, find_prefixes, sharing
+from podrt.spec.prefixes import checked_prefixes, equal_first_pages, find_prefixes, sharing
 from podrt.spec.shared_prefix import SharedPrefix
 
 PAGE = 16
@@ -32,7 +32,14 @@ def batch_of(rows: Sequence[Sequence[int]], lengths: Sequence[tuple[int, int]]) 
 
 
 def found_in(rows: Sequence[Sequence[int]], lengths: Sequence[tuple[int, int]]) -> list:
-    return find_prefixes(*batch_of(rows, lengths))
+    return found_of(*batch_of(rows, lengths))
+
+
+def found_of(batch: HybridBatch, pages: np.ndarray, **options: int) -> list:
+    width = len(pages) // batch.num_requests
+    return find_prefixes(
+        batch, equal_first_pages(pages, batch.page_begin, batch.page_begin + width), **options
+    )
 
 
 def test_neighbours_with_equal_first_pages_share_them() -> None:
@@ -62,8 +69,8 @@ def test_a_long_common_prefix_is_better_than_parts_that_are_a_little_longer() ->
 
 def test_prefixes_that_save_little_are_left_out() -> None:
     batch, pages = batch_of([[7, 8], [7, 9]], [(1, 32)] * 2)
-    assert find_prefixes(batch, pages, least_saved_keys=16) == [SharedPrefix(0, 2, 16)]
-    assert find_prefixes(batch, pages, least_saved_keys=17) == []
+    assert found_of(batch, pages, least_saved_keys=16) == [SharedPrefix(0, 2, 16)]
+    assert found_of(batch, pages, least_saved_keys=17) == []
 
 
 def most_saved(alike: list[int]) -> int:
@@ -87,7 +94,7 @@ def test_what_is_found_saves_most(tree: list[list[int]]) -> None:
         for path in tree
     ]
     batch, pages = batch_of(rows, [(1, 4 * PAGE)] * len(rows))
-    found = find_prefixes(batch, pages)
+    found = found_of(batch, pages)
     alike = [
         PAGE * sum(a == b for a, b in zip(one[:3], other[:3], strict=True))
         for one, other in pairwise(rows)
@@ -117,13 +124,13 @@ def test_without_prefixes_a_batch_stays_what_it_is() -> None:
 def test_requests_of_many_tokens_are_left_out() -> None:
     rows = [[7, 8, 1], [7, 8, 2], [7, 8, 3, 4], [7, 8, 9]]
     batch, pages = batch_of(rows, [(1, 48), (2, 48), (9, 60), (1, 48)])
-    assert find_prefixes(batch, pages, most_tokens=8) == [SharedPrefix(0, 2, 32)]
+    assert found_of(batch, pages, most_tokens=8) == [SharedPrefix(0, 2, 32)]
 
 
 def test_the_prefixes_that_save_most_are_kept() -> None:
     rows = [[7, 8, 1], [7, 8, 2], [3, 1], [3, 2], [4, 5, 6, 1], [4, 5, 6, 2]]
     batch, pages = batch_of(rows, [(1, 48), (1, 48), (1, 32), (1, 32), (1, 64), (1, 64)])
-    assert find_prefixes(batch, pages, most_prefixes=2) == [
+    assert found_of(batch, pages, most_prefixes=2) == [
         SharedPrefix(0, 2, 32),
         SharedPrefix(4, 6, 48),
     ]
@@ -147,4 +154,4 @@ def test_prefixes_that_do_not_fit_are_refused(given_prefixes: list, message: str
 def test_a_contiguous_cache_has_nothing_to_share() -> None:
     batch = HybridBatch.contiguous(np.array([0, 1], np.int32), np.array([5], np.int32))
     with pytest.raises(ValueError, match="page_size=None"):
-        find_prefixes(batch, np.empty(0, np.int32))
+        find_prefixes(batch, np.empty(0, np.int64))

@@ -53,6 +53,8 @@ class Enabled:
         As `podrt.HybridAttention`.
     reason : str
         Why the fallback runs.
+    shared_prefixes : bool
+        As `enable`.
     """
 
     def __init__(
@@ -61,7 +63,10 @@ class Enabled:
         layers: dict[int, Layer] | None,
         policy: str | Policy,
         reason: str = "",
+        *,
+        shared_prefixes: bool = False,
     ) -> None:
+        self._shared_prefixes = shared_prefixes
         self._model, self._layers, self._policy, self._reason = model, layers, policy, reason
         self._record = Record()
         self._managers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -158,7 +163,13 @@ class Enabled:
 
     def _engine(self, processor: Any) -> Engine:
         assert self._layers is not None
-        return Engine(processor, self._layers, self._policy, self._record)
+        return Engine(
+            processor,
+            self._layers,
+            self._policy,
+            self._record,
+            shared_prefixes=self._shared_prefixes,
+        )
 
     def _is_enabled(self) -> bool:
         return getattr(self._model, _ENABLED, None) is self
@@ -184,6 +195,7 @@ def enable(
     *,
     policy: str | Policy = "auto",
     deterministic: bool = False,
+    shared_prefixes: bool = False,
     fallback: str | None = None,
 ) -> Enabled:
     """Have a model's continuous batching, and its `generate`, run on podrt.
@@ -202,6 +214,10 @@ def enable(
         As `podrt.HybridAttention`, for all plans of the model: attention of a request's tokens does
         not depend on what else is in a step. Which of its tokens a step has, and what else the
         model computes, still may (``docs/transformers.md``).
+    shared_prefixes : bool
+        Decodes that follow one another in a step and begin with the same blocks of the cache, as
+        those of a common system prompt do, have those keys read once for all of them. Graphs then
+        hold a second, short launch a layer. Layers with a window are as ever, and so is a CPU.
     fallback : "sdpa", optional
         What a model that podrt cannot serve gets instead, with a warning. None raises.
 
@@ -230,6 +246,11 @@ def enable(
             f"fallback={fallback!r}: promises nothing of the rest of a batch, which "
             "deterministic=True asks for; leave one of them out"
         )
+    if shared_prefixes and policy.deterministic:
+        raise UnsupportedConfigError(
+            "shared_prefixes=True: results then depend on who shares keys, which "
+            "deterministic=True rules out; leave one of them out"
+        )
     if getattr(model, _ENABLED, None) is not None:
         raise ValueError("model: runs on podrt already; call disable() on what enable returned")
     if getattr(model, "_cached_continuous_batching_manager", None) is not None:
@@ -244,7 +265,7 @@ def enable(
             raise
         _log.warning("podrt cannot serve this model, %s runs instead: %s", fallback, error)
         return Enabled(model, None, policy, str(error))
-    return Enabled(model, layers, policy)
+    return Enabled(model, layers, policy, shared_prefixes=shared_prefixes)
 
 
 def status(model: Any) -> Status:

@@ -22,6 +22,8 @@ from podrt.spec.batch import HybridBatch
 from podrt.tensors.page_table import PageTable, make_batch
 
 _FULL_ATTENTION = "full_attention"
+#: Prefixes of a step that graphs have room for; those that save most are taken.
+_MOST_PREFIXES = 16
 _log = logging.getLogger("podrt")
 
 
@@ -54,6 +56,8 @@ class Engine:
         As `podrt.HybridAttention`.
     record : Record
         Where steps are counted.
+    shared_prefixes : bool
+        Read keys that decodes share once for all of them, in layers without a window.
 
     Attributes
     ----------
@@ -78,6 +82,8 @@ class Engine:
         layers: Mapping[int, Layer],
         policy: str | Policy,
         record: Record,
+        *,
+        shared_prefixes: bool = False,
     ) -> None:
         allocators = processor.cache.cache_allocators
         if list(allocators) != [_FULL_ATTENTION]:
@@ -93,6 +99,13 @@ class Engine:
         self.attentions = {
             layer: layer.attention(device, policy, page_size=page_size)
             for layer in dict.fromkeys(self.layers.values())
+        }
+        self._sharing = {
+            layer
+            for layer, attention in self.attentions.items()
+            if shared_prefixes
+            and layer.window_left is None
+            and isinstance(attention, HybridAttention)
         }
         self._page_size = page_size
         self._q_lens: list[int] = []  # of the last step
@@ -130,9 +143,11 @@ class Engine:
 
     def _plan_all(self, batch: HybridBatch, table: PageTable, stream: Any) -> None:
         """Plan a batch for all attentions, and leave them as they were if one refuses it."""
-        attentions: list[Any] = list(self.attentions.values())  # each adopts what it prepared
-        prepared = [each.prepare(batch, table, stream=stream) for each in attentions]
-        for attention, plan in zip(attentions, prepared, strict=True):
+        prepared: list[tuple[Any, Any]] = []  # each adopts what it prepared
+        for layer, attention in self.attentions.items():
+            shared = {"shared_prefixes": "find"} if layer in self._sharing else {}
+            prepared.append((attention, attention.prepare(batch, table, stream=stream, **shared)))
+        for attention, plan in prepared:
             attention.adopt(plan)
 
     def write(self, layer_idx: int, k: Any, v: Any, slots: Any) -> None:
@@ -168,16 +183,20 @@ class Engine:
             processor.cache.max_batch_tokens,
             processor.cache.max_tokens_read,
         )
-        on_gpu = [a for a in self.attentions.values() if isinstance(a, HybridAttention)]
+        on_gpu = [
+            (attention, {"max_prefixes": _MOST_PREFIXES * (layer in self._sharing)})
+            for layer, attention in self.attentions.items()
+            if isinstance(attention, HybridAttention)
+        ]
         if not on_gpu:
             return
         device, stream = processor.model_device, processor.inputs_and_outputs.compute_stream
         give_back_unused(device.index)
-        nbytes = max(attention.workspace_bytes(*limits) for attention in on_gpu)
+        nbytes = max(attention.workspace_bytes(*limits, **more) for attention, more in on_gpu)
         with torch.cuda.stream(stream):
             shared = torch.empty(nbytes, dtype=torch.uint8, device=device)
-        for attention in on_gpu:
-            attention.reserve(*limits, workspace=shared, stream=stream)
+        for attention, more in on_gpu:
+            attention.reserve(*limits, workspace=shared, stream=stream, **more)
 
     def _note(self) -> None:
         """Record the step; names are made where kernels are others than those of the last one."""

@@ -85,9 +85,9 @@ def test_padded_batches(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Engine.__init__
     engines = []
 
-    def padded(self: Engine, processor: Any, *arguments: Any) -> None:
+    def padded(self: Engine, processor: Any, *arguments: Any, **options: Any) -> None:
         processor.model_runner.pad_inputs = True
-        made(self, processor, *arguments)
+        made(self, processor, *arguments, **options)
         engines.append(processor)
 
     monkeypatch.setattr(Engine, "__init__", padded)
@@ -458,3 +458,11 @@ def test_page_tables_follow_block_tables() -> None:
     blocks["a"][0] = 5  # a page that turned out to be another request's
     assert tables.of(["a"], blocks).flat().tolist() == [20, 4, 28]
     assert first.flat().tolist() == [8, 12, 4]
+
+
+def test_shared_prefixes_are_for_gpus_alone() -> None:
+    """On a CPU attention is exact, and each request reads its own keys."""
+    model, prompts = make_model(CONFIGS["llama"]), make_prompts([40, 36, 44], shared=32)
+    with integration.enable(model, shared_prefixes=True):
+        found = generate_batch(model, prompts, 8, allow_block_sharing=True)
+    require_greedy(model, prompts, found)

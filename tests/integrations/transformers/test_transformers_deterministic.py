@@ -171,6 +171,7 @@ def test_generate_is_served_alike(work: dict[Any, list[Any]]) -> None:
     [
         ({"policy": "autotuned"}, UnsupportedConfigError, "autotuned=True.*deterministic=True"),
         ({"fallback": "sdpa"}, UnsupportedConfigError, "fallback='sdpa'.*deterministic=True"),
+        ({"shared_prefixes": True}, UnsupportedConfigError, "who shares keys.*deterministic=True"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(options: Any, error: Any, said: str) -> None:
