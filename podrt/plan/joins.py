@@ -112,9 +112,7 @@ def leave_to_join(
         _tokens(batch, prefix, first_prefix + number, first_tile, tile_rows, group)
         for number, prefix in enumerate(batch.prefixes)
     ]
-    return partial_rows, Joins(
-        np.concatenate(tokens).astype(np.int32), np.ascontiguousarray(tiles[:, 2:])
-    )
+    return partial_rows, Joins(np.concatenate(tokens), np.ascontiguousarray(tiles[:, 2:]))
 
 
 def _tokens(
@@ -124,20 +122,16 @@ def _tokens(
     first_tile: npt.NDArray[np.intp],
     tile_rows: Int32Array,
     group: int,
-) -> npt.NDArray[np.int64]:
+) -> Int32Array:
     """Return `JOINED_TOKEN_FIELDS` of the tokens that share a prefix, which is request `number`."""
     members = np.arange(prefix[0], prefix[1])
     owner = members.repeat(batch.q_lens[members])
     first_row = batch.queries.q_begin
     token = first_row[number] + np.arange(len(owner))
-    fields = (
-        token,
-        (token - first_row[owner]) * group,
-        first_tile[owner],
-        tile_rows[owner],
-        (token - first_row[number]) * group,
-        first_tile[number],
-        tile_rows[number],
-        0,
-    )
-    return np.stack([np.broadcast_to(each, len(owner)) for each in fields], 1)
+    rows = np.zeros((len(owner), len(JOINED_TOKEN_FIELDS)), np.int32)
+    rows[:, 0] = token
+    rows[:, 1] = (token - first_row[owner]) * group
+    rows[:, 2], rows[:, 3] = first_tile[owner], tile_rows[owner]
+    rows[:, 4] = (token - first_row[number]) * group
+    rows[:, 5], rows[:, 6] = first_tile[number], tile_rows[number]
+    return rows

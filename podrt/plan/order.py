@@ -122,8 +122,10 @@ def _order_requests(
     num_in_turn = len(items) - _num_last(items, resident_keys, has_windows=has_windows)
     counts = np.bincount(turn[:num_in_turn])
     turn[num_in_turn:] = len(by_length)
-    runs = np.add.accumulate(counts[counts > 0])[:MAX_RUNS]
-    return taken(items, turn.argsort(kind="stable")), tuple(runs.tolist())
+    runs = tuple(np.add.accumulate(counts[counts > 0])[:MAX_RUNS].tolist())
+    if (turn[1:] >= turn[:-1]).all():  # as of prompts of one length
+        return items, runs
+    return taken(items, turn.argsort(kind="stable")), runs
 
 
 def _num_last(items: WorkList, resident_keys: int, *, has_windows: bool) -> int:
