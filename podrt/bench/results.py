@@ -16,6 +16,7 @@ from typing import Any
 
 from podrt.bench.case import Case
 from podrt.bench.environment import IDENTITY
+from podrt.workloads.files import read_text
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,9 @@ def load(path: Path) -> Results:
     """
     names = {field.name for field in fields(Row)}
     needed = {field.name for field in fields(Row) if field.default is MISSING}
+    text = read_text(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(text)
         environment, rows = data["environment"], data["rows"]
         wrong = {name for row in rows for name in (row.keys() - names) | (needed - row.keys())}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from podrt.bench.case import Case
 from podrt.bench.expand import expand
+from podrt.workloads.files import read_text
 
 _SUITE_KEYS = {"description", "group", "sweep", "trace"}
 
@@ -78,8 +79,9 @@ def load_suite(name: str, *, full: bool = False, trace_dir: Path | None = None) 
             f"suite={name!r}: there is no {path.name} here; allowed are "
             f"{', '.join(suite_names())}, or a path that ends with .toml"
         )
+    text = read_text(path)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from error
     return parse_suite(path.stem, data, full=full, trace_dir=trace_dir)

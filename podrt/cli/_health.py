@@ -184,6 +184,7 @@ def _nvdisasm() -> Finding:
 
 
 def _cache() -> Finding:
+    from podrt.cli.cache import problem_of
     from podrt.jit import open_cache
 
     try:
@@ -192,6 +193,8 @@ def _cache() -> Finding:
         return Finding("cache", "missing", str(error), "correct or unset the variable")
     if cache is None:
         return Finding("cache", "optional", "none: kernels stay in memory", _CACHE_FIX)
+    if problem := problem_of(cache.path):
+        return Finding("cache", "optional", f"{problem}: kernels stay in memory", _CACHE_FIX)
     entries = cache.list()
     size_mib = sum(entry.size_bytes for entry in entries) / 1024**2
     detail = f"{cache.path}: {len(entries)} kernels, {size_mib:.1f} MiB"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from podrt.cli._options import PAGE_SIZE_HELP
 from podrt.errors import DeviceError
 from podrt.gpu.device import DeviceInfo, current_device
 from podrt.gpu.nominal import GPUS, H100
@@ -14,7 +15,8 @@ from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.workloads.chunked_prefill import hybrid_steps, read_trace
-from podrt.workloads.lengths import parse_heads
+from podrt.workloads.files import named_by
+from podrt.workloads.lengths import parse_heads, parse_page_size
 
 _GPU_NAMES = " or ".join(GPUS)
 
@@ -23,9 +25,7 @@ LayerHeadDim = Annotated[int, typer.Option("--head-dim", help="A multiple of 8 f
 LayerVHeadDim = Annotated[
     int | None, typer.Option("--v-head-dim", help="Likewise of values; as of keys if not given.")
 ]
-LayerPageSize = Annotated[
-    int, typer.Option("--page-size", min=0, help="Tokens of a page; 0: contiguous.")
-]
+LayerPageSize = Annotated[str, typer.Option("--page-size", metavar="TOKENS", help=PAGE_SIZE_HELP)]
 LayerDtype = Annotated[str, typer.Option("--dtype", help="bfloat16 or float16.")]
 LayerWindow = Annotated[
     int | None,
@@ -51,7 +51,7 @@ MaxKvTokensOption = Annotated[
 def layer_of(
     heads: str,
     head_dim: int,
-    page_size: int,
+    page_size: str,
     dtype: str,
     window_left: int | None = None,
     soft_cap: float | None = None,
@@ -63,11 +63,11 @@ def layer_of(
     ----------
     heads : str
         Such as ``"32/8"``.
-    page_size : int
-        0 for a contiguous cache.
+    page_size : str
+        As `parse_page_size` reads it.
     """
     qo, kv = parse_heads(heads)
-    pages = page_size or None
+    pages = parse_page_size(page_size)
     return make_spec(
         *(qo, kv, head_dim, pages, "NHD", dtype, True, None, window_left, soft_cap),
         v_head_dim=v_head_dim,
@@ -77,7 +77,7 @@ def layer_of(
 def scheduler_of(
     heads: str,
     head_dim: int,
-    page_size: int,
+    page_size: str,
     dtype: str,
     policy: str,
     gpu: str | None,
@@ -105,7 +105,11 @@ def gpu_of(name: str | None) -> DeviceInfo:
 def batches_of_trace(
     trace: Path, *, budget: int, batches: int, max_kv_tokens: int
 ) -> list[list[tuple[int, int]]]:
-    """Return ``(q_len, kv_len)`` of the requests of each batch that `podrt demo` would run."""
-    requests = read_trace(trace)
+    """Return ``(q_len, kv_len)`` of the requests of each batch that `podrt demo` would run.
+
+    ValueError names --trace where it cannot be read.
+    """
+    with named_by("--trace", trace):
+        requests = read_trace(trace)
     steps = hybrid_steps(requests, budget=budget, max_kv_tokens=max_kv_tokens, count=batches)
     return [step.lengths for step in steps]

@@ -8,6 +8,9 @@ import typer
 
 from podrt.explore.select import FALLBACK_ARCH, completions
 
+#: Of --page-size in every command that has it.
+PAGE_SIZE_HELP = "Tokens of a page; none or 0: a contiguous cache."
+
 WordsArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -44,7 +47,7 @@ VHeadDimOption = Annotated[
 ]
 PageSizeOption = Annotated[
     list[str] | None,
-    typer.Option("--page-size", help="Tokens of a page, or 'none' for contiguous; repeatable."),
+    typer.Option("--page-size", help=f"{PAGE_SIZE_HELP} Repeatable."),
 ]
 DecodeRowsOption = Annotated[
     list[int] | None,

@@ -28,6 +28,7 @@ from podrt.bench.summary import headlines, summarise
 from podrt.cli._output import console, progress
 from podrt.cli.bench_serving import serving
 from podrt.gpu.device import current_device, load_cupy
+from podrt.workloads.files import named_by
 
 _RESULTS = Path("bench") / "results"
 #: Suite that the figures are drawn from.
@@ -222,11 +223,16 @@ def _show(suite: Suite, outcome: Outcome, path: Path) -> None:
 
 
 def _compare(before: Path, after: Path) -> None:
-    comparison = compare(results_files.load(before), results_files.load(after))
+    comparison = compare(_results("--compare", before), _results("--compare", after))
     printer = console()
     printer.print(comparison_table(comparison))
     for line in comparison_lines(comparison):
         printer.print(line, markup=False)
+
+
+def _results(option: str, path: Path) -> results_files.Results:
+    with named_by(option, path):
+        return results_files.load(path)
 
 
 def _results_folder(out: Path | None) -> Path:
@@ -243,7 +249,7 @@ def _results_folder(out: Path | None) -> Path:
 
 
 def _plot(folder: Path) -> None:
-    results = results_files.load(folder / f"{_FIGURES_SUITE}.json")
+    results = _results("--out", folder / f"{_FIGURES_SUITE}.json")
     paths, skipped = plot_figures(results, folder / "figures")
     for path in paths:
         typer.echo(path)

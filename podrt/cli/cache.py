@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import typer
 
 from podrt.cli._options import JsonOption
@@ -18,7 +21,7 @@ app = typer.Typer(
 @app.command("list")
 def list_entries(as_json: JsonOption = False) -> None:
     """List the compiled kernels in the cache, with size and age."""
-    entries = disk_cache().list()
+    entries = _readable_cache().list()
     if as_json:
         print_json([_as_dict(entry) for entry in entries])
         return
@@ -36,7 +39,7 @@ def list_entries(as_json: JsonOption = False) -> None:
 @app.command()
 def clear() -> None:
     """Delete every compiled kernel of this version of podrt."""
-    console().print(f"Deleted {disk_cache().clear()} kernels.")
+    console().print(f"Deleted {_readable_cache().clear()} kernels.")
 
 
 @app.command()
@@ -59,6 +62,25 @@ def disk_cache() -> DiskCache:
     if cache is None:
         raise ValueError("the disk cache is off: unset PODRT_DISABLE_CACHE, or set PODRT_CACHE_DIR")
     return cache
+
+
+def _readable_cache() -> DiskCache:
+    """Return the cache on disk; raises ValueError if there is none, or its folder can be none."""
+    cache = disk_cache()
+    if problem := problem_of(cache.path):
+        raise ValueError(f"{problem}; set PODRT_CACHE_DIR to a folder")
+    return cache
+
+
+def problem_of(folder: Path) -> str:
+    """Say why there can be no cache in `folder`, there already or not; empty if there can."""
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        where = "" if existing == folder else f"{folder}: "
+        return f"{where}{existing} is no folder"
+    if existing == folder and not os.access(folder, os.R_OK | os.X_OK):
+        return f"{folder} cannot be read"
+    return ""
 
 
 def _as_dict(entry: Entry) -> dict[str, object]:

@@ -17,6 +17,8 @@ from podrt.explore.dry_run import dry_run
 from podrt.gpu.device import current_device
 from podrt.spec.types import DType
 from podrt.workloads.chunked_prefill import Request, hybrid_steps, read_trace, sample_trace
+from podrt.workloads.files import named_by
+from podrt.workloads.lengths import parse_paged
 from podrt.workloads.random_batch import Geometry, make_workload
 
 _SEED = 0
@@ -25,9 +27,7 @@ _SEED = 0
 def demo(
     trace: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="CSV of requests. Default: the sample podrt ships."
-        ),
+        typer.Option(help="CSV of requests. Default: the sample podrt ships."),
     ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Query tokens of one batch.")] = 512,
     batches: Annotated[int, typer.Option(min=1, help="Batches to run.")] = 4,
@@ -37,7 +37,9 @@ def demo(
     num_qo_heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 32,
     num_kv_heads: Annotated[int, typer.Option(min=1, help="KV heads.")] = 8,
     head_dim: Annotated[int, typer.Option(help="A multiple of 8 from 32 to 256.")] = 128,
-    page_size: Annotated[int, typer.Option(min=1, help="Tokens of a page.")] = 16,
+    page_size: Annotated[
+        str, typer.Option(metavar="TOKENS", help="Tokens of a page; the demo's cache is paged.")
+    ] = "16",
     dtype: Annotated[DType, typer.Option(help="Element type.")] = "bfloat16",
     policy: Annotated[
         str,
@@ -59,8 +61,9 @@ def demo(
     Exit code: 0 when every error is within tolerance, 1 when one is not.
     """
     baseline = baseline_of(policy)
-    requests = sample_trace() if trace is None else read_trace(trace)
-    geometry = Geometry(num_qo_heads, num_kv_heads, head_dim, page_size, dtype)
+    requests = _requests(trace)
+    pages = parse_paged(page_size, "podrt demo")
+    geometry = Geometry(num_qo_heads, num_kv_heads, head_dim, pages, dtype)
     try:
         device = current_device()
     except DeviceError as error:
@@ -71,6 +74,13 @@ def demo(
     outcomes = _run(requests, geometry, policy, budget, max_kv_tokens, batches)
     report(outcomes, device, geometry, (policy, baseline), as_json)
     raise typer.Exit(0 if all(outcome.ok for outcome in outcomes) else 1)
+
+
+def _requests(trace: Path | None) -> list[Request]:
+    if trace is None:
+        return sample_trace()
+    with named_by("--trace", trace):
+        return read_trace(trace)
 
 
 def _run(

@@ -149,7 +149,7 @@ def show(
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
     v_head_dim: LayerVHeadDim = None,
-    page_size: LayerPageSize = 16,
+    page_size: LayerPageSize = "16",
     dtype: LayerDtype = "bfloat16",
     window_left: LayerWindow = None,
     soft_cap: LayerSoftCap = None,
@@ -178,7 +178,7 @@ def show(
         scheduler = scheduler_of(
             heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap, v_head_dim
         )
-        lengths = batch_of_lengths(parse_lengths(batch), page_size or None)
+        lengths = batch_of_lengths(parse_lengths(batch), scheduler.spec.page_size)
         running = narrow(scheduler.schedule(lengths).variants, variant or [])
         config = the_one(running, batch)
         console(stderr=True).print(f"{alias_of(config)} runs {batch}", markup=False)

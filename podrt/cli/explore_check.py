@@ -39,7 +39,7 @@ def check(
     ] = None,
     head_dim: LayerHeadDim = 128,
     v_head_dim: LayerVHeadDim = None,
-    page_size: LayerPageSize = 16,
+    page_size: LayerPageSize = "16",
     dtype: LayerDtype = "bfloat16",
     as_json: JsonOption = False,
 ) -> None:

@@ -82,7 +82,7 @@ def sweep(
     ] = "",
     trace: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="CSV of requests, whose batches to take."),
+        typer.Option(help="CSV of requests, whose batches to take."),
     ] = None,
     budget: BudgetOption = 512,
     batches: BatchesOption = 32,
@@ -90,7 +90,7 @@ def sweep(
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
     v_head_dim: LayerVHeadDim = None,
-    page_size: LayerPageSize = 16,
+    page_size: LayerPageSize = "16",
     dtype: LayerDtype = "bfloat16",
     random: Annotated[
         int | None,

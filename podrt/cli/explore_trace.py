@@ -47,7 +47,7 @@ def trace(
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
     v_head_dim: LayerVHeadDim = None,
-    page_size: LayerPageSize = 16,
+    page_size: LayerPageSize = "16",
     dtype: LayerDtype = "bfloat16",
     window_left: LayerWindow = None,
     soft_cap: LayerSoftCap = None,

@@ -37,7 +37,7 @@ def plan(
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="CSV of requests, in place of a batch."),
+        typer.Option(help="CSV of requests, in place of a batch."),
     ] = None,
     budget: BudgetOption = 512,
     batches: BatchesOption = 4,
@@ -45,7 +45,7 @@ def plan(
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
     v_head_dim: LayerVHeadDim = None,
-    page_size: LayerPageSize = 16,
+    page_size: LayerPageSize = "16",
     dtype: LayerDtype = "bfloat16",
     window_left: LayerWindow = None,
     soft_cap: LayerSoftCap = None,
@@ -73,7 +73,7 @@ def plan(
         heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap, v_head_dim
     )
     explained = [
-        (name, explain(scheduler, batch_of_lengths(requests, page_size or None)))
+        (name, explain(scheduler, batch_of_lengths(requests, scheduler.spec.page_size)))
         for name, requests in named
     ]
     _print(explained, as_json)

@@ -51,7 +51,7 @@ def tune(
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="CSV of requests, whose batches to take."),
+        typer.Option(help="CSV of requests, whose batches to take."),
     ] = None,
     budget: BudgetOption = 512,
     batches: BatchesOption = 32,
@@ -59,7 +59,7 @@ def tune(
     heads: LayerHeads = "32/8",
     head_dim: LayerHeadDim = 128,
     v_head_dim: LayerVHeadDim = None,
-    page_size: LayerPageSize = 16,
+    page_size: LayerPageSize = "16",
     dtype: LayerDtype = "bfloat16",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure and show, but keep nothing.")
@@ -88,9 +88,8 @@ def tune(
         refuse_given(
             context, LAYER, "for the layer of --shapes or --trace; pass one, or leave them out"
         )
-    gpu = current_device()
     if shapes is None and trace is None:
-        _tune_costs(gpu, dry_run, as_json)
+        _tune_costs(current_device(), dry_run, as_json)
         return
     layer = layer_of(heads, head_dim, page_size, dtype, v_head_dim=v_head_dim)
     if shapes is not None:
@@ -100,7 +99,7 @@ def tune(
         lengths = batches_of_trace(
             trace, budget=budget, batches=batches, max_kv_tokens=max_kv_tokens
         )
-    _tune_policies(gpu, layer, lengths, dry_run, as_json)
+    _tune_policies(current_device(), layer, lengths, dry_run, as_json)
 
 
 def _tune_costs(gpu: DeviceInfo, dry_run: bool, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from podrt.kernels.families import Variant, all_default_variants
 from podrt.kernels.hopper.config import V_HEAD_DIMS
 from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES
 from podrt.spec.types import HEAD_DIMS, HEAD_DIMS_TEXT
+from podrt.workloads.lengths import parse_page_size
 
 #: Compiled for when there is no GPU to ask.
 FALLBACK_ARCH = "sm_90a"
@@ -139,15 +140,6 @@ def completions(beginning: str) -> list[str]:
         if found:
             return found
     return []
-
-
-def parse_page_size(text: str) -> int | None:
-    """Return the page size that `text` states, None for ``"none"``."""
-    if text.lower() == "none":
-        return None
-    if not text.isdecimal():
-        raise ValueError(f"page-size={text!r}: must be a whole number, or 'none' for contiguous")
-    return int(text)
 
 
 def _head_dims(

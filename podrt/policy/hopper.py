@@ -64,6 +64,7 @@ class HopperChoices:
         self._tiles = policy.tiles
         self._built: dict[tuple[Form, int, bool], HopperConfig] = {}
         self._rows_of_one = self.decode_rows_for(1)
+        self._policy = policy
         if policy.deterministic:  # neither batches nor limits decide
             self._fixed_rows = self._rows_of_one
         self._large_tile = _large_tile(policy, spec)
@@ -182,11 +183,21 @@ class HopperChoices:
         group = self._spec.group
         held = most_decode_tokens(group, rows, self._spec.mask)
         if tokens > held:
+            whose = "the policy's" if self._policy.decode_rows else "deterministic=True's"
             raise UnsupportedConfigError(
-                f"max_decode_tokens={tokens}: with {group} query heads per KV head, the policy's "
-                f"decode_rows={rows} hold at most {held}; fix more rows, or leave them at None "
-                "(deterministic=True then takes as many as one token needs)"
+                f"max_decode_tokens={tokens}: with {group} query heads per KV head, {whose} "
+                f"decode_rows={rows} hold at most {held}; {self._what_holds(tokens, held)}"
             )
+
+    def _what_holds(self, tokens: int, held: int) -> str:
+        """Say what to pass instead; rows at None fit the tokens only if not deterministic."""
+        group, mask = self._spec.group, self._spec.mask
+        fit = [rows for rows in self._all_rows if most_decode_tokens(group, rows, mask) >= tokens]
+        wider = f'fix decode_rows={fit[0]} (family="hopper"), or ' if fit else ""
+        if not self._policy.deterministic:
+            return f"{wider}leave them at None"
+        freed = "decode_rows and deterministic" if self._policy.decode_rows else "deterministic"
+        return f"reserve at most {held}, {wider or 'or '}leave out {freed}"
 
     def _has_long_units(self, plan: Plan) -> bool:
         return plan.prefill_keys / len(plan.prefill) >= self._form.long_unit_keys

@@ -15,6 +15,7 @@ from podrt.policy.schedule import Scheduler
 from podrt.policy.winners import RULES, Trial
 from podrt.spec.attention import AttentionSpec
 from podrt.tune.measure import Measure
+from podrt.workloads.files import read_text
 from podrt.workloads.lengths import batch_of_lengths, describe_lengths, parse_lengths
 
 Lengths = Sequence[tuple[int, int]]
@@ -48,7 +49,7 @@ def read_shapes(path: Path) -> list[list[tuple[int, int]]]:
         A line is none, or the file has none; names file and line.
     """
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         text = line.partition("#")[0].strip()
         if text:
             try:

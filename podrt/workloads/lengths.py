@@ -1,4 +1,4 @@
-"""Batches as lengths, and lengths and heads as text: ``2048@16384 + 64x16384``, ``32/8``."""
+"""Batches as lengths, and as text: ``2048@16384 + 64x16384``; heads ``32/8``, and page sizes."""
 
 from __future__ import annotations
 
@@ -95,3 +95,31 @@ def parse_heads(text: str) -> tuple[int, int]:
     if not (slash and qo.isdecimal() and kv.isdecimal()):
         raise ValueError(f"heads={text!r}: expected query and KV heads, such as 32/8")
     return int(qo), int(kv)
+
+
+def parse_page_size(text: str) -> int | None:
+    """Read ``--page-size``: tokens of a page, or ``none`` or ``0``, None, for a contiguous cache.
+
+    Raises
+    ------
+    ValueError
+        It is something else.
+    """
+    stated = text.strip().lower()
+    if stated == "none":
+        return None
+    if not stated.isdecimal():
+        raise ValueError(
+            f"page-size={text!r}: expected tokens of a page, or none or 0 for a contiguous cache"
+        )
+    return int(stated) or None
+
+
+def parse_paged(text: str, user: str) -> int:
+    """Read ``--page-size`` as `parse_page_size`, but for a user whose cache is always paged."""
+    page_size = parse_page_size(text)
+    if page_size is None:
+        raise ValueError(
+            f"page-size={text!r}: {user} has a paged cache; pass the tokens of a page, such as 16"
+        )
+    return page_size

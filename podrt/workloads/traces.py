@@ -12,6 +12,8 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
+from podrt.workloads.files import no_text
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -102,12 +104,18 @@ def read_trace(path: str | os.PathLike[str]) -> list[Request]:
     Raises
     ------
     ValueError
-        The header is unknown or a value is not what its column needs: names file, line, column.
+        The header is unknown or a value is not what its column needs: names file, line, column. Or
+        the file is no CSV in UTF-8 at all.
     """
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        form = _format_of(rows.fieldnames or (), path)
-        cells = [_row_numbers(row, form, f"{path}:{rows.line_num}") for row in rows]
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            form = _format_of(rows.fieldnames or (), path)
+            cells = [_row_numbers(row, form, f"{path}:{rows.line_num}") for row in rows]
+    except UnicodeDecodeError as error:
+        raise ValueError(no_text(os.fspath(path), error)) from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: expected a CSV file of requests, got {error}") from error
     arrivals = [arrival for arrival, _, _ in cells]
     if form.arrival == _TIMESTAMP:
         first = min(arrivals, default=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,21 @@ from podrt.bench.serving.requests import (
     parse_numbers,
     parse_rates,
     prompts_of,
+    requests_of,
     requests_of_traces,
 )
 from podrt.bench.serving.run import Run, agreement
 
 
 def test_a_batch_is_read() -> None:
-    assert parse_batch("32x4096+128") == (32, 4096, 128)
+    assert parse_batch("--decode", "32x4096+128") == (32, 4096, 128)
 
 
 @pytest.mark.parametrize("text", ["", "32", "32x4096", "32+4096x128", "x1+1", "3x-1+2"])
 def test_another_batch_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected REQUESTSxPROMPT\+OUTPUT, such as 32x4096\+128"):
-        parse_batch(text)
+    said = rf"--batch {re.escape(text)}: expected REQUESTSxPROMPT\+OUTPUT, such as 32x4096\+128"
+    with pytest.raises(ValueError, match=said):
+        parse_batch("--batch", text)
 
 
 def test_prompts_are_the_same_at_every_call() -> None:
@@ -65,8 +68,28 @@ def test_rates_are_requests_a_second_or_shares_of_the_capacity() -> None:
 
 @pytest.mark.parametrize("text", ["", "fast", "-1", "70%,", "nan", "inf", "0,0%"])
 def test_other_rates_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected requests a second, or a share such as 70%"):
+    said = f"--rates {re.escape(text)}: .* expected requests a second, or a share such as 70%"
+    with pytest.raises(ValueError, match=said):
         parse_rates(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory; pass a file that can be read"),
+        (b"hello\n", "columns are"),
+        (b"\xff\xfe\x00", "expected text in UTF-8, got invalid start byte at byte 0"),
+        (b'num_prefill_tokens,num_decode_tokens\n"' + b"5" * 200_000, "expected a CSV file"),
+    ],
+)
+def test_a_trace_that_cannot_be_read_is_named(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    path = tmp_path / "trace.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"--trace {re.escape(str(path))}(:1)?: {said}"):
+        requests_of(str(path), 4)
 
 
 def test_the_last_number_of_requests_counts_for_all_other_traces() -> None:
@@ -152,3 +175,23 @@ def test_results_say_where_they_come_from(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["environment"]["packages"]["numpy"]
     assert found["environment"]["packages"]["absent"] is None
     assert found["rows"] == [{"backend": "PODRT", "seconds": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--batch", "foo"], r"--batch foo: expected REQUESTSxPROMPT\+OUTPUT"),
+        (["--trace", "missing.csv"], "--trace missing.csv: No such file or directory"),
+        (["--page-size", "none"], "page-size='none': transformers has a paged cache"),
+        (["--heads", "32"], "heads='32': expected query and KV heads"),
+    ],
+)
+def test_options_of_transformers_are_read_before_a_model_is_made(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    pytest.importorskip("transformers", reason="needs transformers")
+    from podrt.bench.serving import transformers
+
+    monkeypatch.setattr(transformers, "current_device", lambda: pytest.fail("a GPU is asked for"))
+    with pytest.raises(ValueError, match=said):
+        transformers.main(arguments)

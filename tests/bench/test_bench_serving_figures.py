@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,24 @@ def test_files_that_cannot_be_drawn_are_named(tmp_path: Path, text: str, said: s
     with pytest.raises(ValueError, match=f"broken.json: {said}"):
         figures.main([str(path), "--out", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory; pass a file that can be read"),
+        (b"no JSON", "expected results of podrt bench serving"),
+        (b"\xff", "expected text in UTF-8, got invalid start byte at byte 0"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named_with_the_argument(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^FILE {re.escape(str(path))}: {said}"):
+        figures.main([str(path)])
 
 
 def test_figures_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ def test_one_number_of_layers(tmp_path: Path) -> None:
         rows_of(tmp_path, "--layers", "2,3")
 
 
+def test_contiguous_caches_have_one_meaning(tmp_path: Path) -> None:
+    rows = [
+        rows_of(tmp_path, "--requests", "2", "--budgets", "512", "--page-size", text)
+        for text in ("none", "0")
+    ]
+    assert rows[0] == rows[1]
+    with pytest.raises(ValueError, match="page-size='small': expected tokens of a page, or no"):
+        rows_of(tmp_path, "--page-size", "small")
+
+
 def test_a_trace_without_requests_is_refused(tmp_path: Path) -> None:
     trace = tmp_path / "none.csv"
     trace.write_text("num_prefill_tokens,num_decode_tokens\n")

@@ -11,6 +11,7 @@ import pytest
 from podrt.bench.serving import vllm, vllm_engine, vllm_measure
 from podrt.bench.serving.document import Journal
 from podrt.bench.serving.gpu_clock import _kind_of
+from podrt.bench.serving.requests import Batch
 from podrt.bench.serving.run import Run
 from podrt.bench.serving.vllm_compare import comparisons
 
@@ -159,18 +160,80 @@ def test_traces_have_numbers_of_requests_of_their_own(tmp_path: Path) -> None:
         (["--modes", "FULL,GRAPHS"], "--modes FULL,GRAPHS: 'GRAPHS' is not one of EAGER"),
         (["--budgets", "512,x"], "--budgets 512,x: expected whole numbers"),
         (["--tensor-parallel", "two"], "--tensor-parallel two: expected whole numbers"),
-        (["--decode", "8"], "'8': expected REQUESTSxPROMPT"),
-        (["--rates", "70%"], "have the rate 0 before it"),
+        (["--decode", "8"], "--decode 8: expected REQUESTSxPROMPT"),
+        (["--rates", "70%"], "--rates: .* have the rate 0 before it"),
         (["--requests", "0"], "--requests 0: leaves nothing to measure"),
-        (["--trace", "missing.csv"], "missing.csv"),
+        (["--trace", "missing.csv"], "--trace missing.csv: No such file or directory; pass"),
+        (["--heads", "32"], "heads='32': expected query and KV heads"),
     ],
 )
 def test_options_are_read_before_an_engine_starts(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
     monkeypatch.setattr(vllm, "_in_a_process", lambda *_: pytest.fail("an engine starts"))
-    with pytest.raises((ValueError, OSError), match=said):
+    with pytest.raises(ValueError, match=said):
         vllm.main(arguments)
+
+
+def decode_row(
+    monkeypatch: pytest.MonkeyPatch, text: str, begins_s: list[float], **changes: Any
+) -> dict[str, Any]:
+    """Return the row of decodes of requests that begin at some times, with a token a second."""
+    run = Run(len(begins_s))
+    output = int(text.rpartition("+")[2])
+    run.times_s = [[begin + n for n in range(output)] for begin in begins_s]
+    monkeypatch.setattr(vllm_measure, "serve", lambda *_: run)
+    options = vllm._parser().parse_args(["--decode", text])
+    vars(options).update(changes)
+    return vllm_measure._decode_speed(None, options, 1024)
+
+
+def test_decodes_are_timed_where_all_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = decode_row(monkeypatch, "2x1024+5", [0.0, 1.0])
+    assert found == {"decode_tokens_per_s": 2.0, "decode": "2x1024+5"}
+
+
+@pytest.mark.parametrize("step", [1.0, 1.25], ids=["at its end", "after it"])
+def test_decodes_that_never_all_decode_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    found = decode_row(monkeypatch, "33x1024+33", [step * n for n in range(33)])
+    assert found.keys() == {"decode", "error"}
+    assert "--decode 33x1024+33: the first request ends before the last begins" in found["error"]
+    assert "at least 35 output tokens are needed: pass --decode 33x1024+35" in found["error"]
+    assert comparisons([row("FLASH_ATTN"), row("PODRT", **found)]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("2x1024+8", {"sequences": 1}),
+        ("2x1024+8", {}),  # no room for both
+        ("2000x1+8", {"sequences": 4000}),
+    ],
+)
+def test_where_more_output_would_not_help_the_room_is_named(
+    monkeypatch: pytest.MonkeyPatch, text: str, changes: dict[str, Any]
+) -> None:
+    found = decode_row(monkeypatch, text, [0.0, 8.0], **changes)
+    assert "decode fewer, or raise --sequences" in found["error"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "budget", "drafts", "needed"),
+    [
+        (Batch(1, 8, 1), 8, 0, 2),
+        (Batch(4, 256, 1), 1024, 0, 2),
+        (Batch(2, 1024, 1), 1024, 0, 4),  # the step of the first decode leaves 1023
+        (Batch(32, 1024, 32), 1024, 0, 34),
+        (Batch(2, 1024, 1), 1024, 3, 13),
+        (Batch(65, 64, 1), 64, 0, None),
+    ],
+)
+def test_output_that_decodes_need(
+    batch: Batch, budget: int, drafts: int, needed: int | None
+) -> None:
+    assert vllm_measure._output_needed(batch, budget, 1 + drafts) == needed
 
 
 def test_shares_are_of_the_first_backend_that_ran() -> None:

@@ -43,11 +43,40 @@ def test_values(text, name, values):
         ("taper_decode=yes", "expected true or false"),
         ("ratio=1-3", "expected a ratio"),
         ("ctas_per_sm=3", "allowed are 2, 4"),
+        ("family=hopper,foo", "axis family='foo': allowed are 'auto', 'portable', 'hopper'$"),
+        ("shape=foo", "axis shape='foo': allowed are None, .*; None is written 'auto'"),
+        ("prefill_order=foo", "axis prefill_order='foo': allowed are None, 'head', 'length'"),
+        ("decode_rows=9", "axis decode_rows=9: allowed are None, 8, 16, 32"),
+        ("ratio=0:1", "axis ratio=.*: each must be from 1 to 64"),
+        ("decode_only_sms=4000", "must be from 0 to 1024, or None"),
+        ("prefill_only_sms=4000", "must be from 0 to 1024, or None"),
+        ("decode_piece_keys=200", "must be a multiple of 128"),
+        ("prefill_tile_keys=17", "must be a multiple of 16"),
+        ("prefill_ring=1", "must be from 2 to 64"),
+        ("decode_ring=65", "must be from 2 to 64"),
+        ("max_partial_bytes=9999999999", "must be from 0 to 2147483648"),
     ],
 )
 def test_what_is_no_axis_or_value_is_said(text, reason):
     with pytest.raises(ValueError, match=reason):
         parse_axis(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "family=auto,portable,hopper",
+        "shape=large,small,auto",
+        "decode_rows=8,16,32",
+        "ratio=64:1",
+        "prefill_tile_keys=256",  # of which some kernels have no room
+        "serial=true,false",
+        "large_prefill_tile=true",
+        "deterministic=true",
+    ],
+)
+def test_values_that_some_policy_takes_are_for_combinations(text):
+    assert len(parse_axis(text)[1]) == text.count(",") + 1
 
 
 def test_an_axis_is_named_once():

@@ -7,13 +7,14 @@ import json
 import pytest
 from cli_support import HOPPER, SMALL, SMALL_PAGED, run, run_json, small_paged
 
-from podrt import cli
+from podrt import cli, knobs
 from podrt.cli._stats import shorten
 from podrt.errors import DeviceError
 from podrt.explore.names import alias_of
-from podrt.explore.select import find, parse_page_size, select
+from podrt.explore.select import find, select
 from podrt.jit import find_nvdisasm
 from podrt.kernels.hopper.presets import hopper_variant
+from podrt.workloads.lengths import parse_page_size, parse_paged
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -322,9 +323,45 @@ def test_shorten_keeps_only_what_differs():
     assert shorten(["a_b", "c_d"]) == (["a_b", "c_d"], None)
 
 
-def test_parsers():
-    assert parse_page_size("none") is None
-    assert parse_page_size("16") == 16
+@pytest.mark.parametrize("text", ["none", "None", "0", " 0 "])
+def test_contiguous_caches_are_spelt_in_one_way(text):
+    assert parse_page_size(text) is None
+    with pytest.raises(ValueError, match="podrt demo has a paged cache; pass the tokens"):
+        parse_paged(text, "podrt demo")
+    names = run("explore", "list", *SMALL, "--page-size", text).split()
+    assert all("_contiguous_" in name for name in names)
+    assert run_json("plan", "1024", "--gpu", "h100", "--page-size", text)
+    command = ("explore", "show", "--batch", "1024", "--gpu", "h100", "--what", "config")
+    assert '"page_size": null' in run(*command, "--page-size", text)
+
+
+def test_page_sizes():
+    assert parse_page_size("16") == parse_paged("16", "podrt demo") == 16
+    for text in ("", "-1", "1.5", "large"):
+        with pytest.raises(ValueError, match=f"^page-size='{text}': expected tokens of a page"):
+            parse_page_size(text)
+
+
+@pytest.mark.parametrize("command", ["list", "clear"])
+@pytest.mark.parametrize("name", ["file", "file/below", "dangling"])
+def test_a_cache_folder_that_is_none_is_said(tmp_path, command, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    named = f"{tmp_path / name.partition('/')[0]} is no folder; set PODRT_CACHE_DIR to a folder"
+    with knobs.scope(cache_dir=tmp_path / name), pytest.raises(ValueError, match=named):
+        run("cache", command)
+
+
+def test_a_cache_folder_that_cannot_be_read_is_said(empty_cache, monkeypatch):
+    empty_cache.mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=f"{empty_cache} cannot be read; set PODRT_CACHE_DIR"):
+        run("cache", "list")
+
+
+def test_a_cache_folder_that_is_not_there_yet_is_empty(tmp_path):
+    with knobs.scope(cache_dir=tmp_path / "not" / "yet"):
+        assert "The cache is empty." in run("cache", "list")
 
 
 def test_stats_of_phases_and_shared_memory():

@@ -35,6 +35,27 @@ def test_compare_prints_what_changed(tmp_path):
     assert "0.800" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory; pass a file that can be read"),
+        (b"no JSON", "no results of podrt bench"),
+        (b"\xff", "expected text in UTF-8, got invalid start byte at byte 0"),
+    ],
+)
+def test_results_that_cannot_be_read_are_named_with_the_option(tmp_path, content, said):
+    path = tmp_path / "paper.json"
+    if content is not None:
+        path.write_bytes(content)
+    for option, arguments in {
+        "--compare": ("--compare", path, path),
+        "--out": ("--plot", "--out", tmp_path),
+    }.items():
+        error = invoke(*arguments).exception
+        assert isinstance(error, ValueError)
+        assert str(error).startswith(f"{option} {path}: {said}")
+
+
 def test_plot_reads_the_only_results_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="none; name a folder with --out"):

@@ -46,6 +46,19 @@ def test_batches_of_a_trace(trace):
     assert text.count("chosen by rule") == 3
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["plan"], ["demo"], ["tune"], ["explore", "sweep", "--axis", "family=hopper"]],
+    ids=" ".join,
+)
+def test_a_trace_that_cannot_be_read_is_named(tmp_path, command):
+    path = tmp_path / "missing.csv"
+    for said in ("No such file or directory; pass a file that can be read", "expected text in UT"):
+        with pytest.raises(ValueError, match=f"^--trace {path}: {said}"):
+            run(*command, "--trace", path)
+        path.write_bytes(b"\xff")
+
+
 def test_windows_leave_out_what_they_hide():
     (whole,) = run_json("plan", BATCH, "--gpu", "h100")
     (found,) = run_json("plan", BATCH, "--gpu", "h100", "--window-left", 1024)

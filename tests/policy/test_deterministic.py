@@ -173,10 +173,19 @@ def test_a_reserved_decode_tile_is_that_of_ordinary_runs() -> None:
     """Or a graph's bits would not be those of a run."""
     scheduler = scheduler_of(Policy(deterministic=True))
     assert scheduler.decode_rows_for(1) == scheduler.decode_rows_for(2) == 8
-    with pytest.raises(UnsupportedConfigError, match=r"max_decode_tokens=3: .*decode_rows=8"):
+    helps = (
+        r'reserve at most 2, fix decode_rows=16 \(family="hopper"\), or leave out deterministic$'
+    )
+    with pytest.raises(
+        UnsupportedConfigError, match=rf"max_decode_tokens=3: .*decode_rows=8 hold .*; {helps}"
+    ):
         scheduler.decode_rows_for(3)
+    with pytest.raises(UnsupportedConfigError, match="; reserve at most 2, or leave out determini"):
+        scheduler.decode_rows_for(1000)
     wider = scheduler_of(Policy(family="hopper", deterministic=True, decode_rows=16))
     assert wider.decode_rows_for(3) == 16
+    with pytest.raises(UnsupportedConfigError, match=r"leave out decode_rows and deterministic$"):
+        wider.decode_rows_for(5)
 
 
 @FAMILIES

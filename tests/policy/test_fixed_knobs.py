@@ -210,6 +210,10 @@ def test_decode_rows_are_what_is_reserved_or_refused() -> None:
     assert [scheduler.decode_rows_for(tokens) for tokens in (1, 4)] == [16, 16]
     with pytest.raises(UnsupportedConfigError, match=r"max_decode_tokens=5: .* hold at most 4;"):
         scheduler.decode_rows_for(5)
+    with pytest.raises(UnsupportedConfigError, match=r"fix decode_rows=32 .* leave them at None$"):
+        scheduler.decode_rows_for(8)
+    with pytest.raises(UnsupportedConfigError, match=r"hold at most 4; leave them at None$"):
+        scheduler.decode_rows_for(1000)
     wide = Scheduler(layer_of(group=71), H100, Policy(family="hopper", decode_rows=16))
     assert wide.decode_rows_for(1) == 16
 

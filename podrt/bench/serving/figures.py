@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from podrt.bench.plot import figure_class
+from podrt.workloads.files import named_by, read_text
 
 Row = dict[str, Any]
 
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "podrt bench serving figures", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("files", nargs="+", type=Path, help="JSON files of serving results")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="JSON files of serving results"
+    )
     parser.add_argument("--out", type=Path, help="folder for PNG files; figures/ beside each file")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     if options.out:
@@ -66,7 +69,7 @@ def plot_serving(file: Path, folder: Path) -> list[Path]:
     Raises
     ------
     ValueError
-        The file holds something else, or nothing to draw.
+        The file cannot be read, holds something else, or nothing to draw.
     PodrtError
         There is no matplotlib; names the extra to install.
     """
@@ -106,13 +109,15 @@ def _require_other_names(files: Sequence[Path]) -> None:
 
 def _read(file: Path) -> tuple[str, list[Row]]:
     """Return the GPU of a file of results, and the rows that did not fail."""
+    with named_by("FILE", file):
+        text = read_text(file)
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(text)
         gpu, rows = found["environment"]["gpu"], list(map(dict, found["rows"]))
         return str(gpu), [row for row in rows if "error" not in row]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{file}: expected results of podrt bench serving, with rows ({error!r})"
+            f"FILE {file}: expected results of podrt bench serving, with rows ({error!r})"
         ) from error
 
 

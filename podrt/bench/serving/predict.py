@@ -30,7 +30,7 @@ from podrt.policy.schedule import Scheduler
 from podrt.spec.attention import make_spec
 from podrt.spec.batch import HybridBatch
 from podrt.workloads.chunked_prefill import schedule
-from podrt.workloads.lengths import batch_of_lengths, parse_heads
+from podrt.workloads.lengths import batch_of_lengths, parse_heads, parse_page_size
 from podrt.workloads.traces import Request
 
 Row = dict[str, Any]
@@ -55,7 +55,8 @@ def predict(options: argparse.Namespace) -> Iterator[Row]:
         An option makes no sense, or a policy has no predictions.
     """
     heads = parse_heads(options.heads)
-    spec = make_spec(*heads, options.head_dim, options.page_size, "NHD", options.dtype)
+    page_size = parse_page_size(options.page_size)
+    spec = make_spec(*heads, options.head_dim, page_size, "NHD", options.dtype)
     schedulers = {
         name: Scheduler(spec, GPUS[options.gpu], parse_policy(name))
         for name in options.policies.split(",")
@@ -71,7 +72,7 @@ def predict(options: argparse.Namespace) -> Iterator[Row]:
     for budget in parse_numbers("--budgets", options.budgets):
         limits = {"max_batch_size": sequences, "max_kv_tokens": cache_tokens}
         steps = list(schedule(requests, budget, **limits))
-        batches = [batch_of_lengths(step.lengths, options.page_size) for step in steps]
+        batches = [batch_of_lengths(step.lengths, page_size) for step in steps]
         yield {
             "trace": name_of_trace(options.trace),
             "requests": len(requests),
@@ -129,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", default="32")
     add("--heads", default="32/8", help="query and KV heads")
     add("--head-dim", type=int, default=128)
-    add("--page-size", type=int, default=16)
+    add("--page-size", default="16", help="tokens of a page; none or 0: a contiguous cache")
     add("--dtype", default="bfloat16")
     add("--most-output", default="256", help="tokens generated for a request")
     add("--sequences", default="64", help="most requests at once")

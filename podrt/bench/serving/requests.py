@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from podrt.workloads.files import named_by
 from podrt.workloads.traces import Request, read_trace, sample_trace
 
 BATCH_FORMAT = "REQUESTSxPROMPT+OUTPUT"
@@ -22,18 +23,18 @@ class Batch(NamedTuple):
     new_tokens: int
 
 
-def parse_batch(text: str) -> Batch:
+def parse_batch(option: str, text: str) -> Batch:
     """Read `BATCH_FORMAT`, such as ``"32x4096+128"``.
 
     Raises
     ------
     ValueError
-        It is something else, or one of the numbers is 0.
+        It is something else, or one of the numbers is 0; names the option.
     """
     found = re.fullmatch(r"(\d+)x(\d+)\+(\d+)", text)
     batch = Batch(*map(int, found.groups())) if found else None
     if batch is None or not all(batch):
-        raise ValueError(f"{text!r}: expected {BATCH_FORMAT}, such as 32x4096+128")
+        raise ValueError(f"{option} {text}: expected {BATCH_FORMAT}, such as 32x4096+128")
     return batch
 
 
@@ -154,8 +155,8 @@ class Rate(NamedTuple):
             return self.value
         if capacity is None:
             raise ValueError(
-                f"a rate of {self.value:.0%}: what it is a share of was not measured; have the "
-                "rate 0 before it, as in 0,70%,90%"
+                f"--rates: a rate of {self.value:.0%}: what it is a share of was not measured; "
+                "have the rate 0 before it, as in 0,70%,90%"
             )
         return self.value * capacity
 
@@ -177,7 +178,9 @@ def parse_rates(text: str) -> list[Rate]:
         except ValueError:
             value = -1.0
         if not 0 <= value < float("inf") or (is_share and not value):
-            raise ValueError(f"rate {part!r}: expected requests a second, or a share such as 70%")
+            raise ValueError(
+                f"--rates {text}: {part!r}: expected requests a second, or a share such as 70%"
+            )
         rates.append(Rate(value, is_share))
     for number, rate in enumerate(rates):
         rate.of(1.0 if Rate(0.0) in rates[:number] else None)
@@ -185,8 +188,11 @@ def parse_rates(text: str) -> list[Rate]:
 
 
 def requests_of(trace: str | None, count: int) -> list[Request]:
-    """Return the first requests of a CSV file, or of podrt's sample."""
-    return (read_trace(trace) if trace else sample_trace())[:count]
+    """Return the first requests of a CSV file, or of podrt's sample; ValueError names --trace."""
+    if not trace:
+        return sample_trace()[:count]
+    with named_by("--trace", trace):
+        return read_trace(trace)[:count]
 
 
 def prompts_of(lengths: Sequence[int], vocabulary: int) -> list[list[int]]:

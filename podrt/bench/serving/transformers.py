@@ -44,8 +44,11 @@ from podrt.bench.serving.run import Run, agreement
 from podrt.gpu.device import current_device
 from podrt.integrations.transformers import enable
 from podrt.integrations.transformers.engine import Engine
+from podrt.workloads.lengths import parse_heads, parse_paged
 
-CONTENDERS = ("sdpa", "fa3", "podrt-serial", "podrt")
+CONTENDERS = ("sdpa", "fa3", "podrt-serial", "podrt", "podrt-shared")
+#: Those that are measured without being asked for.
+_USUAL = CONTENDERS[:4]
 MODES = ("eager", "graphs")
 _BEHIND_GATHER = "behind_gather_flash"
 
@@ -64,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     # All is read before the model is made, which takes a while.
     runs, requests = list(_runs(options)), _requests(options)
+    parse_heads(options.heads)
+    parse_paged(options.page_size, "transformers")
     current_device()  # raises without one
     model = _model(options)
     AttentionInterface.register(_BEHIND_GATHER, lambda *args, **kwargs: Fa3.run(*args, **kwargs))
@@ -137,13 +142,15 @@ def _server(
     generation = GenerationConfig(
         max_new_tokens=requests.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
+    page_size = parse_paged(options.page_size, "transformers")
     batching = ContinuousBatchingConfig(
-        page_size=options.page_size,
-        num_blocks=options.cache_tokens // options.page_size,
+        page_size=page_size,
+        num_blocks=options.cache_tokens // page_size,
         max_batch_tokens=budget,
         max_requests_per_batch=options.sequences,
         use_cuda_graph=graphs,
-        allow_block_sharing=False,  # or the second time prompts are there already
+        # Where blocks are shared the timed run finds its prompts in the cache.
+        allow_block_sharing=options.shared > 0,
         auto_switch_to_flash=False,
     )
 
@@ -169,7 +176,7 @@ def _running(model: Any, contender: str) -> Iterator[None]:
     """Have the model run on a contender."""
     if contender.startswith("podrt"):
         policy = "serial" if contender == "podrt-serial" else "auto"
-        with enable(model, policy=policy):
+        with enable(model, policy=policy, shared_prefixes=contender == "podrt-shared"):
             yield
         return
     before = model.config._attn_implementation
@@ -277,7 +284,7 @@ class Fa3:
 
 
 def _model(options: argparse.Namespace) -> Any:
-    heads, kv_heads = map(int, options.heads.split("/"))
+    heads, kv_heads = parse_heads(options.heads)
     config = LlamaConfig(
         hidden_size=options.hidden,
         num_hidden_layers=options.layers,
@@ -297,9 +304,15 @@ def _model(options: argparse.Namespace) -> Any:
 
 
 def _requests(options: argparse.Namespace) -> Requests:
+    if options.shared and not options.batch:
+        raise ValueError("--shared: is about the prompts of --batch, of which there are none")
     if options.batch:
-        count, prompt, output = parse_batch(options.batch)
-        return Requests(options.batch, prompts_of([prompt] * count, options.vocabulary), output)
+        count, prompt, output = parse_batch("--batch", options.batch)
+        prompts = prompts_of([prompt] * count, options.vocabulary)
+        shared = prompts[0][: options.shared]
+        prompts = [[*shared, *each[len(shared) :]] for each in prompts]
+        name = f"{options.batch}, {options.shared} shared" if options.shared else options.batch
+        return Requests(name, prompts, output)
     load = load_of(options.trace, options.requests, options.most_output, options.vocabulary)
     return Requests(load.name, load.prompts, options.most_output)
 
@@ -308,16 +321,23 @@ def _parser() -> argparse.ArgumentParser:
     about = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser("podrt bench serving transformers", description=about)
     add = parser.add_argument
-    add("--contenders", default=",".join(CONTENDERS), help="in this order")
+    add("--contenders", default=",".join(_USUAL), help=f"in this order, of {', '.join(CONTENDERS)}")
     add("--modes", default=",".join(MODES))
     add("--budgets", default="2048", help="tokens of a step, such as 512,1024,2048")
     add("--batch", default="", help=f"{BATCH_FORMAT}; without it a trace is served")
+    add(
+        "--shared",
+        type=int,
+        default=0,
+        help="first tokens that the prompts of --batch share, with their blocks of the cache, in "
+        "which the timed run finds them: it decodes; podrt-shared reads those keys once",
+    )
     add("--trace", help="CSV file of request lengths; podrt's sample without it")
     add("--requests", type=int, default=40, help="of the trace, from its beginning")
     add("--most-output", type=int, default=128, help="tokens generated for a request of a trace")
     add("--sequences", type=int, default=64, help="most requests at once")
     add("--cache-tokens", type=int, default=176_000)
-    add("--page-size", type=int, default=64)
+    add("--page-size", default="64", help="tokens of a page; the engine's cache is paged")
     add("--profile", action="store_true", help="sum GPU time by kind of kernel in another run")
     add("--layers", type=int, default=32)
     add("--hidden", type=int, default=4096)

@@ -39,6 +39,7 @@ from podrt.bench.serving.requests import (
 from podrt.bench.serving.vllm_compare import Row, comparisons
 from podrt.bench.serving.vllm_engine import MODES
 from podrt.bench.serving.vllm_measure import RESULT, capacity_key, measure, name_of
+from podrt.workloads.lengths import parse_heads
 
 _MODULE = "podrt.bench.serving.vllm"
 
@@ -114,15 +115,16 @@ def _rows_of_an_engine(options: argparse.Namespace) -> int:
 
     Raises
     ------
-    ValueError, OSError
+    ValueError
         An option makes no sense, a trace cannot be read, or there is nothing to measure.
     """
+    parse_heads(options.heads)
     traces = options.trace or [None]
     counts = requests_of_traces(options.requests, traces)
     for trace in traces:
         requests_of(trace, 0)
     if options.decode:
-        parse_batch(options.decode)
+        parse_batch("--decode", options.decode)
     budgets, rates = parse_numbers("--budgets", options.budgets), parse_rates(options.rates)
     found = len(budgets) * sum(map(bool, counts)) * len(rates) + bool(options.decode)
     if not found:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from podrt.workloads.lengths import parse_heads
+
 MODES = ("EAGER", "FULL", "BREAKABLE", "FULL_AND_PIECEWISE")
 #: Padded numbers of tokens of FULL and BREAKABLE, as far as the largest budget.
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
@@ -79,7 +81,7 @@ def _drafts(tokens: int) -> dict[str, Any] | None:
 
 
 def _model(options: argparse.Namespace, positions: int) -> dict[str, Any]:
-    heads, kv_heads = map(int, options.heads.split("/"))
+    heads, kv_heads = parse_heads(options.heads)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

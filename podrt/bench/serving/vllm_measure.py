@@ -9,6 +9,7 @@ from typing import Any
 
 from podrt.bench.serving.gpu_clock import gpu_times
 from podrt.bench.serving.requests import (
+    Batch,
     Load,
     load_of,
     parse_batch,
@@ -34,7 +35,7 @@ def measure(options: argparse.Namespace) -> None:
     loads = _loads(options)
     longest = max((load.longest for load in loads), default=1)
     if options.decode:
-        longest = max(longest, sum(parse_batch(options.decode)[1:]))
+        longest = max(longest, sum(parse_batch("--decode", options.decode)[1:]))
     began_s = time.perf_counter()
     engine = make_engine(options, backend, mode, int(gpus), max(budgets), longest)
     about = {
@@ -52,7 +53,7 @@ def measure(options: argparse.Namespace) -> None:
         for load in loads:
             _measure_load(engine, options, load, {**about, "budget": budget})
     if options.decode:
-        row = {**about, "budget": budgets[-1], **_decode_speed(engine, options)}
+        row = {**about, "budget": budgets[-1], **_decode_speed(engine, options, budgets[-1])}
         print(RESULT + json.dumps(row), flush=True)
 
 
@@ -108,14 +109,54 @@ def _set_budget(engine: Any, budget: int) -> None:
     engine.llm_engine.engine_core.engine_core.scheduler.max_num_scheduled_tokens = budget
 
 
-def _decode_speed(engine: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Time the steps in which all requests decode: after the last began, before the first ends."""
-    count, prompt, output = parse_batch(options.decode)
-    run = serve(engine, prompts_of([prompt] * count, options.vocabulary), [output] * count)
+def _decode_speed(engine: Any, options: argparse.Namespace, budget: int) -> dict[str, Any]:
+    """Time the steps in which all requests decode: after the last began, before the first ends.
+
+    Where there are no such steps the row has an error, and no speed.
+    """
+    batch = parse_batch("--decode", options.decode)
+    prompts = prompts_of([batch.prompt_tokens] * batch.requests, options.vocabulary)
+    run = serve(engine, prompts, [batch.new_tokens] * batch.requests)
     begin_s = max(times[0] for times in run.times_s)
     end_s = min(times[-1] for times in run.times_s)
+    if end_s <= begin_s:
+        return {"decode": options.decode, "error": _never_together(options, batch, budget)}
     inside = sum(begin_s < t <= end_s for times in run.times_s for t in times)
     return {"decode_tokens_per_s": inside / (end_s - begin_s), "decode": options.decode}
+
+
+def _never_together(options: argparse.Namespace, batch: Batch, budget: int) -> str:
+    """Say why no step had all requests decode, and what would mend that."""
+    needed = None
+    if batch.requests <= options.sequences:
+        needed = _output_needed(batch, budget, 1 + options.drafts)
+    said = f"--decode {options.decode}: the first request ends before the last begins"
+    if needed is None or needed <= batch.new_tokens:  # more output would not help
+        return (
+            f"{said}, as the engine does not hold all at once; decode fewer, or raise "
+            f"--sequences {options.sequences}, --budgets {budget} or --cache-gib "
+            f"{options.cache_gib:g}"
+        )
+    return (
+        f"{said}; with steps of {budget} tokens at least {needed} output tokens are needed: pass "
+        f"--decode {batch.requests}x{batch.prompt_tokens}+{needed} or more"
+    )
+
+
+def _output_needed(batch: Batch, budget: int, tokens_a_step: int) -> int | None:
+    """Return the least output with which the first request decodes beside the last; None: never.
+
+    Every step takes the tokens of those that decode, and prompts in turn for the rest of it; a step
+    that ends a prompt gives its first output token.
+    """
+    done, steps = 0, 0
+    while done < batch.requests * batch.prompt_tokens:
+        room = budget - tokens_a_step * (done // batch.prompt_tokens)
+        if room <= 0:
+            return None
+        done += room
+        steps += done >= batch.prompt_tokens
+    return tokens_a_step * steps + 1
 
 
 def _status(engine: Any, backend: str) -> Any:

@@ -10,11 +10,11 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from podrt.policy.policies import Policy
+from podrt.policy.policies import Family, Policy
 
 Value = str | int | bool | tuple[int, int] | None
 
@@ -154,7 +154,24 @@ def read_values(name: str, values: Iterable[Any]) -> tuple[Value, ...]:
             found.append(None if text == UNFIXED and name != "family" else AXES[name](text))
         except ValueError as error:
             raise ValueError(f"axis {name}: {text!r}: {error}, or {UNFIXED!r}") from None
+        _require_known(name, found[-1])
     return tuple(dict.fromkeys(found))
+
+
+def _require_known(name: str, value: Value) -> None:
+    """Refuse a value that no policy takes, whatever else is fixed; ValueError says what does."""
+    if name == CTAS_PER_SM or value is None:
+        return
+    families = [value] if name == "family" else get_args(Family)
+    reasons = []
+    for family in families:
+        try:
+            Policy(**{name: value, "family": family})  # type: ignore[arg-type]
+        except ValueError as error:
+            reasons.append(str(error))
+    if len(reasons) == len(families):
+        unfixed = f"; None is written {UNFIXED!r}" if "None" in reasons[0] else ""
+        raise ValueError(f"axis {reasons[0]}{unfixed}")
 
 
 def combinations(axes: Mapping[str, Sequence[Value]]) -> tuple[list[Combination], list[Skipped]]:

@@ -25,7 +25,7 @@ from podrt.bench.sweep.axes import (
     sample,
 )
 from podrt.spec.attention import AttentionSpec, make_spec
-from podrt.workloads.lengths import parse_heads, parse_lengths
+from podrt.workloads.lengths import parse_heads, parse_lengths, parse_page_size
 
 #: Samples of a timing: fewer than of podrt bench, as a sweep has many timings.
 SAMPLES = 9
@@ -164,7 +164,7 @@ def _cases(data: Mapping[str, Any]) -> tuple[Case, ...]:
     layer = make_spec(
         *parse_heads(str(data.get("heads", "32/8"))),
         data.get("head_dim", 128),
-        data.get("page_size", 16) or None,
+        parse_page_size(str(data.get("page_size", 16))),
         "NHD",
         data.get("dtype", "bfloat16"),
         v_head_dim=data.get("v_head_dim"),
