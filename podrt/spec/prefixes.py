@@ -53,6 +53,7 @@ def find_prefixes(
     equal_pages: Ints,
     *,
     least_saved_keys: int = 0,
+    least_saved_a_token: int = 0,
     most_tokens: int | None = None,
     most_prefixes: int | None = None,
 ) -> list[SharedPrefix]:
@@ -66,8 +67,9 @@ def find_prefixes(
         A paged batch.
     equal_pages : int64 array [requests - 1]
         What `equal_first_pages` says of its page table.
-    least_saved_keys : int
-        Prefixes that save fewer are left out: keys times the requests beyond the first.
+    least_saved_keys, least_saved_a_token : int
+        Prefixes that save fewer are left out: keys times the requests beyond the first, against a
+        number and as many more for each token that shares.
     most_tokens : int, optional
         Requests of more query tokens share none: their tiles read keys for many tokens anyway.
     most_prefixes : int, optional
@@ -88,7 +90,13 @@ def find_prefixes(
     found: list[SharedPrefix] = []
     for begin, end in _runs(alike.tolist()):
         found += _best_of(alike, begin, end)
-    found = [each for each in found if _saved_keys(each) >= least_saved_keys]
+    row_of = batch.qo_indptr
+    found = [
+        each
+        for each in found
+        if _saved_keys(each)
+        >= least_saved_keys + least_saved_a_token * int(row_of[each.end] - row_of[each.begin])
+    ]
     if most_prefixes is not None and len(found) > most_prefixes:
         found = sorted(sorted(found, key=_saved_keys)[len(found) - most_prefixes :])
     return found

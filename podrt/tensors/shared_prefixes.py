@@ -12,8 +12,10 @@ from podrt.tensors.page_table import PageTable
 #: What `shared_prefixes` is: prefixes, "find" to look for them, or None for none.
 SharedPrefixes = str | Iterable[Sequence[int]] | None
 
-#: Reading so many keys again takes as long as joining, for the usual layer on an H100.
-_LEAST_SAVED_KEYS = 8192
+#: Reading so many keys again takes as long as a second launch, and as joining a token: of 8 KV
+#: heads of 128 on an H100, where reads of shared pages meet in L2: 2600 keys a us, 3 us and 0.13 us
+#: (``bench/results/h100/prefixes.json``, ``prefixes-small.json``).
+_LEAST_SAVED_KEYS, _LEAST_SAVED_A_TOKEN = 8192, 384
 #: Tokens with more packed rows than one tile has fill several, and reading keys is not what takes
 #: their time.
 _MOST_ROWS = 128
@@ -73,6 +75,7 @@ def with_prefixes(
         batch,
         table.equal_first_pages,
         least_saved_keys=_LEAST_SAVED_KEYS,
+        least_saved_a_token=_LEAST_SAVED_A_TOKEN,
         most_tokens=held if most_tokens is None else most_tokens,
         most_prefixes=most_prefixes,
     )

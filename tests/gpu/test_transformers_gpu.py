@@ -96,6 +96,7 @@ def test_keys_of_a_prefix_are_read_once(
         seen.append((self.layer.mask.window_left, self.shared_prefixes))
 
     monkeypatch.setattr(shared_prefixes, "_LEAST_SAVED_KEYS", 1)
+    monkeypatch.setattr(shared_prefixes, "_LEAST_SAVED_A_TOKEN", 0)
     monkeypatch.setattr(HybridAttention, "adopt", noting)
     model = make_model(CONFIGS[name], device="cuda")
     prompts = make_prompts([270, 266, 280, 250, 245, 300, 260], shared=240)

@@ -121,6 +121,15 @@ def test_without_prefixes_a_batch_stays_what_it_is() -> None:
     assert sharing(batch, []) is batch
 
 
+def test_tokens_to_join_cost_something_too() -> None:
+    rows = [[7, 8, 1], [7, 8, 2], [7, 8, 3]]
+    batch, pages = batch_of(rows, [(1, 48), (2, 48), (1, 48)])
+    found = [SharedPrefix(0, 3, 32)]
+    options = {"least_saved_keys": 40, "least_saved_a_token": 6}
+    assert found_of(batch, pages, **options) == found
+    assert found_of(batch, pages, **options | {"least_saved_a_token": 7}) == []
+
+
 def test_requests_of_many_tokens_are_left_out() -> None:
     rows = [[7, 8, 1], [7, 8, 2], [7, 8, 3, 4], [7, 8, 9]]
     batch, pages = batch_of(rows, [(1, 48), (2, 48), (9, 60), (1, 48)])
