@@ -503,13 +503,13 @@ class HybridAttention:
         stream: Any,
     ) -> Prepared:
         """Do what `prepare` says, under the lock, with the GPU current."""
-        device = session.driver.ordinal
-        lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
-        if lengths is not None and batch.prefixes:
+        if device_kv_lens is not None and batch.prefixes:
             raise ValueError(
                 "shared_prefixes: requests with device_kv_lens have keys that are known on the GPU "
                 "alone; leave one of them out"
             )
+        device = session.driver.ordinal
+        lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
         tree = read_tree_mask(tree_mask, batch, self.layer.mask, device)
         tensors = table.tensor if table else None, lengths, tree.tensor if tree else None
         on = stream_of_plan(session, stream, self._framework, *tensors)

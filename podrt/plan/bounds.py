@@ -23,10 +23,19 @@ class PlanBounds(NamedTuple):
 
 
 class PrefixLimits(NamedTuple):
-    """Most prefixes of a batch, and tokens of the requests that share them, which are decodes."""
+    """How requests may share prefixes.
+
+    Attributes
+    ----------
+    max_prefixes, max_tokens : int
+        Most prefixes of a batch, and tokens of all requests that share them.
+    most_q_len : int
+        Most tokens of one of those requests.
+    """
 
     max_prefixes: int
     max_tokens: int
+    most_q_len: int
 
 
 class _SideBounds(NamedTuple):
@@ -67,7 +76,7 @@ def plan_bounds(
     prefixes : PrefixLimits or None
         How requests may share prefixes, where they may.
     """
-    more_requests = prefixes.max_prefixes if prefixes else 0  # one for each
+    more_tiles = prefixes.max_prefixes * -(-group // tiling.decode_rows) if prefixes else 0
     decode_tokens = most_decode_tokens(group, tiling.decode_rows, mask)
     prefill_tokens = tiling.prefill_rows // group + 2 if mask.causal else max_tokens
     prefill_keys, decode_keys = (
@@ -84,7 +93,7 @@ def plan_bounds(
         ),
         _decode_bounds(
             tiling,
-            _most_decode_tiles(tiling, group, max_requests, max_tokens, mask) + more_requests,
+            _most_decode_tiles(tiling, group, max_requests, max_tokens, mask) + more_tiles,
             decode_keys,
         ),
     )
@@ -112,12 +121,14 @@ def _with_prefixes(
 ) -> PlanBounds:
     """Add what prefixes in tiles of prefill need; whole tiles leave partial results too."""
     rows, tokens = tiling.prefill_rows, prefixes.max_tokens
-    tiles = -(-tokens * group // rows) + prefixes.max_prefixes
+    full_tiles, decode_tiles = -(-tokens * group // rows), -(-group // tiling.decode_rows)
+    tiles = full_tiles + prefixes.max_prefixes
     # `split_prefixes` makes a piece for each tile, and as many as slots have shares.
     pieces = 2 * tiles + tiling.prefill_slots // num_kv_heads
-    whole_rows = tiling.decode_rows * (
-        prefixes.max_prefixes + tokens * -(-group // tiling.decode_rows)
-    )
+    whole_rows = tiling.decode_rows * decode_tiles * (prefixes.max_prefixes + tokens)
+    decode_tokens = most_decode_tokens(group, tiling.decode_rows)
+    if prefixes.most_q_len > decode_tokens:  # those are prefill, each with a tile that is not full
+        whole_rows += rows * (full_tiles + tokens // (decode_tokens + 1))
     return PlanBounds(
         items=bounds.items + pieces,
         partial_rows=bounds.partial_rows + pieces * rows + whole_rows,

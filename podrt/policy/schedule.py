@@ -131,7 +131,7 @@ class Scheduler:
             Packed query rows of a decode tile, where the family has several; None follows the
             batch.
         """
-        if self._trials:
+        if self._trials and not batch.prefixes:  # none was measured with prefixes
             trial = self._trials.get(bucket_of(batch, self.spec.mask))
             if trial is not None:
                 return self._by_trial(trial, batch, decode_rows)

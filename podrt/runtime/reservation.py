@@ -11,7 +11,7 @@ from podrt.policy.schedule import Scheduler
 from podrt.runtime.planned import Launches, plan_bytes
 from podrt.runtime.scratch import scratch_bytes
 from podrt.runtime.workspace import Workspace
-from podrt.spec.attention import positive_int
+from podrt.spec.attention import whole_number
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.page_table import PageTable
 
@@ -38,13 +38,21 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "max_prefixes" or value:
-                object.__setattr__(self, name, positive_int(name, value))
+            least = 0 if name == "max_prefixes" else 1
+            object.__setattr__(self, name, whole_number(name, value, least))
 
     @property
     def max_joined_tokens(self) -> int:
         """Most tokens of requests that share a prefix: those of decodes alone."""
-        return self.max_requests * self.max_decode_tokens if self.max_prefixes else 0
+        tokens = min(self.max_requests * self.max_decode_tokens, self.max_tokens)
+        return tokens if self.max_prefixes else 0
+
+    @property
+    def of_prefixes(self) -> PrefixLimits | None:
+        """How requests may share prefixes; None where they may not."""
+        if not self.max_prefixes:
+            return None
+        return PrefixLimits(self.max_prefixes, self.max_joined_tokens, self.max_decode_tokens)
 
     def max_pages(self, page_size: int | None) -> int:
         """Return the pages of the longest request; 0 for a contiguous cache."""
@@ -71,13 +79,14 @@ class Limits:
                     f"the batch has {name[4:]}={got}, more than the {name}={most} that was "
                     "reserved; call reserve() with a larger limit and capture graphs again"
                 )
-        sharing = batch.total_tokens_sharing
-        if sharing > self.max_joined_tokens:
-            raise ValueError(
-                f"shared_prefixes: {sharing} tokens of the batch share prefixes, more than the "
-                f"{self.max_joined_tokens} of max_requests decodes that were reserved; let decodes "
-                "alone share"
-            )
+        for begin, end, _ in batch.prefixes:
+            most = batch.q_lens[begin:end].max()
+            if most > self.max_decode_tokens:
+                raise ValueError(
+                    f"shared_prefixes: requests {begin} to {end - 1} have up to {most} new tokens, "
+                    f"more than the max_decode_tokens={self.max_decode_tokens} that was reserved; "
+                    "let decodes alone share"
+                )
 
     def require_cache(self, shape: tuple[int, ...], page_size: int | None) -> None:
         """Raise ValueError unless a cache, baked into a graph, holds any batch, or has pages."""
@@ -132,9 +141,7 @@ def room_for(limits: Limits, scheduler: Scheduler) -> Room:
         max_tokens=limits.max_tokens,
         max_kv_len=limits.max_kv_len,
         mask=spec.mask,
-        prefixes=PrefixLimits(limits.max_prefixes, limits.max_joined_tokens)
-        if limits.max_prefixes
-        else None,
+        prefixes=limits.of_prefixes,
     )
     joins = joins_bytes(limits.max_joined_tokens, bounds.items if limits.max_prefixes else 0)
     entries = limits.max_requests * limits.max_pages(spec.page_size)

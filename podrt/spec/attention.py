@@ -185,9 +185,14 @@ def make_spec(
 
 def positive_int(name: str, value: Any) -> int:
     """Return an int of Python, NumPy or whatever else counts as one; a bool does not."""
+    return whole_number(name, value, 1)
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Return such an int that is not less than `least`."""
     number = _int(name, value, "an int")
-    if number < 1:
-        raise ValueError(f"{name}={number}: must be at least 1")
+    if number < least:
+        raise ValueError(f"{name}={number}: must be at least {least}")
     return number
 
 

@@ -33,7 +33,7 @@ class HybridBatch(NamedTuple):
     kv_lens : int32 array [requests]
         Keys of every request, its new tokens included. Read-only.
     max_kv_len : int
-        Keys of the longest request; 0 in an empty batch.
+        Keys of the longest request, those of its prefix included; 0 in an empty batch.
     page_begin : int32 array [requests]
         Index of every request's first entry in the flat page table; 0 for a contiguous cache.
     page_size : int or None
@@ -167,10 +167,14 @@ class HybridBatch(NamedTuple):
         """The first request that stands for a prefix; None without any."""
         return self.num_requests - len(self.prefixes) if self.prefixes else None
 
-    @property
-    def total_tokens_sharing(self) -> int:
-        """Query tokens of the requests that share prefixes."""
-        return int(self.q_lens[self.first_prefix :].sum()) if self.prefixes else 0
+    def as_given(self, request: int, page: int) -> tuple[int, int]:
+        """Return the request, and which of its pages it is, as they were before prefixes."""
+        for number, (begin, end, num_keys) in enumerate(self.prefixes, self.first_prefix or 0):
+            if request == number:
+                return begin, page
+            if begin <= request < end and self.page_size is not None:
+                return request, page + num_keys // self.page_size
+        return request, page
 
     @property
     def qo_indptr(self) -> Int32Array:

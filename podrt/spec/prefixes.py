@@ -7,8 +7,10 @@ are merged by their log-sum-exps (Bifurcated attention, arXiv 2403.08845; FlashI
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,8 @@ from podrt.spec.shared_prefix import SharedPrefix
 
 Int32Array = npt.NDArray[np.int32]
 Ints = npt.NDArray[np.int64]
+
+_EXPECTED = "expected a list of (begin, end, num_keys), three ints each"
 
 
 def equal_first_pages(pages: Int32Array, begin: Int32Array, end: Int32Array) -> Ints:
@@ -84,6 +88,7 @@ def find_prefixes(
     if not equal_pages.any():
         return []
     whole_pages = _old_keys(batch) // page_size
+    whole_pages[batch.q_lens == 0] = 0  # they read no keys
     if most_tokens is not None:
         whole_pages[batch.q_lens > most_tokens] = 0
     alike = np.minimum(equal_pages, np.minimum(whole_pages[1:], whole_pages[:-1])) * page_size
@@ -111,13 +116,13 @@ def checked_prefixes(batch: HybridBatch, given: Iterable[Sequence[int]]) -> list
 
     Raises
     ------
-    ValueError
-        Names the prefix that does not fit the batch, and why.
+    ValueError, TypeError
+        Names the prefix that does not fit the batch, or is none, and why.
     """
     page_size, last_end = _page_size(batch), 0
     prefixes = []
-    for number, each in enumerate(given):
-        prefix = SharedPrefix(*map(int, each))
+    for number, each in enumerate(_listed(given)):
+        prefix = _prefix_of(number, each)
         begin, end, num_keys = prefix
         name = f"shared_prefixes[{number}]={tuple(prefix)}"
         if not last_end <= begin <= end <= batch.num_requests:
@@ -140,6 +145,22 @@ def checked_prefixes(batch: HybridBatch, given: Iterable[Sequence[int]]) -> list
     return prefixes
 
 
+def _listed(given: Any) -> list[Any]:
+    try:
+        if isinstance(given, str | bytes):
+            raise TypeError
+        return list(given)
+    except TypeError:
+        raise TypeError(f"shared_prefixes={given!r}: {_EXPECTED}") from None
+
+
+def _prefix_of(number: int, given: Any) -> SharedPrefix:
+    try:
+        return SharedPrefix(*map(operator.index, given))
+    except TypeError:
+        raise TypeError(f"shared_prefixes[{number}]={given!r}: {_EXPECTED}") from None
+
+
 def sharing(batch: HybridBatch, prefixes: Sequence[SharedPrefix]) -> HybridBatch:
     """Return a paged batch in which keys that requests share are there once.
 
@@ -153,26 +174,25 @@ def sharing(batch: HybridBatch, prefixes: Sequence[SharedPrefix]) -> HybridBatch
     for prefix in prefixes:
         shared_keys[prefix.begin : prefix.end] = prefix.num_keys
     own_begin = batch.page_begin + shared_keys // np.int32(_page_size(batch))
-    kv_lens = _joined(batch.kv_lens - shared_keys, num_keys)
     return batch._replace(
         queries=_queries_of(batch.queries, begin, end),
-        kv_lens=kv_lens,
-        max_kv_len=int(kv_lens.max()),
+        kv_lens=_joined(batch.kv_lens - shared_keys, num_keys),
         page_begin=_joined(own_begin, batch.page_begin[begin]),
         prefixes=tuple(prefixes),
     )
 
 
 def _queries_of(queries: QueryLengths, begin: Int32Array, end: Int32Array) -> QueryLengths:
-    """Return query lengths with those of prefixes; kept as long as those without."""
-    made_for = sharing, begin.tobytes(), end.tobytes()
-    found: QueryLengths | None = queries.derived.get(made_for)
-    if found is None:
-        row_of = queries.qo_indptr
-        q_lens = _joined(queries.q_lens, row_of[end] - row_of[begin])
-        q_begin = _joined(row_of[:-1], row_of[begin])
-        found = QueryLengths(row_of, q_lens, queries.min_q_len, q_begin)
-        queries.derived[made_for] = found
+    """Return query lengths with those of prefixes; the last ones are kept with those without."""
+    made_for = begin.tobytes(), end.tobytes()
+    kept: tuple[tuple[bytes, bytes], QueryLengths] | None = queries.derived.get(sharing)
+    if kept is not None and kept[0] == made_for:
+        return kept[1]
+    row_of = queries.qo_indptr
+    q_lens = _joined(queries.q_lens, row_of[end] - row_of[begin])
+    q_begin = _joined(row_of[:-1], row_of[begin])
+    found = QueryLengths(row_of, q_lens, queries.min_q_len, q_begin)
+    queries.derived[sharing] = made_for, found
     return found
 
 

@@ -183,8 +183,9 @@ def require_pages_exist(
     wrong = np.flatnonzero((pages < 0) | (pages >= num_pages))
     if wrong.size:
         at = wrong[0]
+        of_request, number = batch.as_given(int(request[at]), int(entry[at]))
         raise ValueError(
-            f"{table.tensor.name}: page {entry[at]} of request {request[at]} is {pages[at]}, "
+            f"{table.tensor.name}: page {number} of request {of_request} is {pages[at]}, "
             f"expected at least 0 and less than {num_pages}, the pages of k_cache"
         )
 

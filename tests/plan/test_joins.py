@@ -162,7 +162,7 @@ def test_plans_are_within_the_bounds(
         max_requests=batch.num_requests,
         max_tokens=batch.total_tokens,
         max_kv_len=batch.max_kv_len,
-        prefixes=PrefixLimits(len(groups), 3 * decodes),
+        prefixes=PrefixLimits(len(groups), 3 * decodes, 3),
     )
     assert len(plan.prefill) + len(plan.decode) <= bounds.items
     assert plan.partial_rows <= bounds.partial_rows

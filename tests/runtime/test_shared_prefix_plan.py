@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import FakeGpu
+from fake_gpu import FakeGpu, TorchTensor
 from runtime_support import (
     HEAD_DIM,
     HEADS,
@@ -107,8 +107,12 @@ def test_prefixes_beyond_the_limits_are_refused(gpu: FakeGpu) -> None:
         plan(attention, MIXED, shared_prefixes=[PREFIX])
     attention.reserve(**LIMITS, max_prefixes=1, stream=STREAM)
     chunks: Any = ([0, 40, 80], [400, 400])
-    with pytest.raises(ValueError, match="80 tokens of the batch share prefixes, more than the 36"):
+    with pytest.raises(ValueError, match="requests 0 to 1 have up to 40 new tokens, more than the"):
         plan(attention, chunks, shared_prefixes=[(0, 2, 320)])
+    long: Any = ([0, 1, 2], [3100, 3200])
+    for prefixes in (None, [(0, 2, 320)]):
+        with pytest.raises(ValueError, match="max_kv_len=3000"):
+            plan(attention, long, shared_prefixes=prefixes)
     plan(attention, MIXED, shared_prefixes=[PREFIX])
 
 
@@ -127,6 +131,44 @@ def test_what_cannot_be_shared_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         plan(layer(**options), MIXED, **{"shared_prefixes": [PREFIX]} | given)
+
+
+def test_limits_of_prefixes_are_whole_numbers() -> None:
+    for value, error in ((None, TypeError), (0.0, TypeError), (-1, ValueError)):
+        with pytest.raises(error, match="max_prefixes"):
+            layer().workspace_bytes(**LIMITS, max_prefixes=value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"), [((0, 2), 0), ((2, 25), 2), ((1, 3), 1)], ids=["other", "own", "shared"]
+)
+def test_wrong_pages_are_named_as_they_were_given(
+    gpu: FakeGpu, wrong: tuple[int, int], named: int
+) -> None:
+    attention, table = layer(), np.zeros((3, 40), np.int32)
+    table[wrong] = -5
+    attention.plan(*MIXED, block_table=table, shared_prefixes=[PREFIX], stream=STREAM)
+    with pytest.raises(ValueError, match=f"page {wrong[1]} of request {named} is -5"):
+        attention.run(**tensors(42), stream=STREAM)
+
+
+def test_lengths_on_the_gpu_and_prefixes_do_not_go_together(gpu: FakeGpu) -> None:
+    lengths = TorchTensor((3,), 1 << 39, "torch.int32")
+    with pytest.raises(ValueError, match="leave one of them out"):
+        plan(layer(), MIXED, shared_prefixes=[PREFIX], device_kv_lens=lengths)
+
+
+def test_trials_are_not_asked_about_batches_with_prefixes(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were measured without."""
+    attention = layer(policy=podrt.Policy(autotuned=True))
+    plan(attention, MIXED)
+    scheduler = attention._session_ready().scheduler
+    monkeypatch.setattr(scheduler, "_trials", {None: "a trial"})
+    decodes: Any = ([0, 1, 2, 3], [400, 500, 600])
+    plan(attention, decodes, shared_prefixes=[(0, 3, 320)])
+    assert attention.shared_prefixes == ((0, 3, 320),)
 
 
 def test_a_graph_without_pages_or_of_fixed_bits_has_no_prefixes(gpu: FakeGpu) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,19 @@ def test_requests_keep_the_keys_that_follow_and_prefixes_are_requests() -> None:
     assert shared.queries.q_begin.tolist() == [0, 2, 3, 8, 2]
     assert shared.kv_lens.tolist() == [20, 8, 13, 48, 32]
     assert [pages[begin] for begin in shared.page_begin] == [9, 1, 2, 3, 7]
-    assert (shared.total_tokens, shared.total_tokens_sharing) == (11, 6)
+    assert (shared.total_tokens, shared.max_kv_len) == (11, 48)
+    assert [shared.as_given(each, 0) for each in range(5)] == [
+        (0, 0),
+        (1, 2),
+        (2, 2),
+        (3, 0),
+        (1, 0),
+    ]
+    assert sharing(batch, [SharedPrefix(1, 3, 32)]).queries is shared.queries
+    sharing(batch, [SharedPrefix(1, 3, 16)])  # has the same tokens
+    other = sharing(batch, [SharedPrefix(0, 2, 16)])
+    assert other.queries is not shared.queries
+    assert len([key for key in batch.queries.derived if key is sharing]) == 1
     assert (shared.first_prefix, batch.first_prefix) == (4, None)
 
 
@@ -158,6 +171,27 @@ def test_prefixes_that_do_not_fit_are_refused(given_prefixes: list, message: str
     batch, _ = batch_of([[1, 2, 3], [1, 2, 4]], [(1, 48), (2, 40)])
     with pytest.raises(ValueError, match=message):
         checked_prefixes(batch, given_prefixes)
+
+
+@pytest.mark.parametrize(
+    "given_prefixes",
+    [5, None, "find", b"find", (1, 3, 320), [(1.5, 3, 16)], [(1, 3)], [None], True],
+)
+def test_what_is_no_prefix_is_refused_by_name(given_prefixes: Any) -> None:
+    batch, _ = batch_of([[1, 2, 3], [1, 2, 4]], [(1, 48), (2, 40)])
+    with pytest.raises(TypeError, match=r"shared_prefixes.*three ints each"):
+        checked_prefixes(batch, given_prefixes)
+
+
+def test_numbers_of_any_kind_may_come_one_by_one() -> None:
+    batch, _ = batch_of([[1, 2, 3], [1, 2, 4]], [(1, 48), (2, 40)])
+    given_prefixes = (iter(np.array([0, 2, 16])) for _ in range(1))
+    assert checked_prefixes(batch, given_prefixes) == [SharedPrefix(0, 2, 16)]
+
+
+def test_requests_without_tokens_save_nothing() -> None:
+    rows = [[7, 8, 1], [7, 8, 2], [7, 8, 3]]
+    assert found_in(rows, [(0, 48), (0, 48), (1, 48)]) == []
 
 
 def test_a_contiguous_cache_has_nothing_to_share() -> None:
