@@ -5,13 +5,15 @@ timeout 550 compute-sanitizer --tool memcheck  --error-exitcode 9 python tests/g
 timeout 550 compute-sanitizer --tool racecheck --error-exitcode 9 python tests/gpu/sanitizer_case.py
 
 Head dims may be named (``sanitizer_case.py 96 192``); 64, 128 and 256 without. After ``features``
-all that follow are tried with windows, sinks, caps and trees alone. ``bad_pages.py`` is worth a
-memcheck too.
+all that follow are tried with windows, sinks, caps, trees and shared prefixes alone.
+``bad_pages.py`` is worth a memcheck too.
 """
 
 import sys
 
+import cupy
 from attention_case import Case, run
+from gpu_support import inputs_on_gpu
 from graph_server import Server
 
 from podrt import HybridAttention
@@ -49,6 +51,22 @@ def features(head_dims):
         for asked in FEATURES:
             for policy in ("auto", "serial", "portable"):
                 eager(policy, head_dim, 16, **asked)
+        for policy in ("auto", "serial", "portable"):
+            shared(policy, head_dim)
+
+
+def shared(policy, head_dim):
+    """Decodes and a prefill that begin with the same keys, beside one that does not."""
+    q_lens, kv_lens = [1, 2, 40, 1, 1], [400, 333, 500, 321, 90]
+    case = Case(q_lens, kv_lens, num_kv_heads=1, head_dim=head_dim, has_sinks=True, seed=head_dim)
+    prefix = 0, 4, 320
+    case.block_table[:4, :20] = case.block_table[0, :20]
+    attention = HybridAttention(**case.layer_arguments, policy=policy)
+    attention.plan(*case.lengths, block_table=case.block_table, shared_prefixes=[prefix])
+    q, k, v = inputs_on_gpu(case)
+    out, lse = attention.run(q, k, v, sinks=cupy.asarray(case.sinks), return_lse=True)
+    steps, lse_error = case.check(out.get(), lse.get())
+    print(f"{policy}: {steps:.2f} steps, LSE {lse_error:.1e}: shared prefix", flush=True)
 
 
 def eager(policy, head_dim, page_size, **asked):
