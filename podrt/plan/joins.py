@@ -103,8 +103,7 @@ def leave_to_join(
         found.append(np.stack([first[name] for name in fields], 1))
         items["num_splits"][chosen] = 0
         tile_rows[items["request"][chosen]] = rows
-        of_prefixes = items["request"] >= first_prefix
-        items["request"][of_prefixes] = ~items["request"][of_prefixes]
+        items["q_len"][items["request"] >= first_prefix] *= -1
     tiles = np.concatenate(found)
     tiles = tiles[np.lexsort((tiles[:, 1], tiles[:, 0]))]
     first_tile = tiles[:, 0].searchsorted(np.arange(batch.num_requests))

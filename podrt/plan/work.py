@@ -23,10 +23,10 @@ from podrt.spec.mask import Mask
 
 #: Fields of a work item, all int32, in memory order; rendered into the kernels as a struct.
 WORK_ITEM_FIELDS = (
-    ("request", "row of a contiguous cache; of a prefix, all of whose keys are seen, ~request"),
+    ("request", "row of the contiguous cache that holds the request's keys"),
     ("page_begin", "index of the request's first entry in the page table"),
     ("q_begin", "first row of the request in q"),
-    ("q_len", "query tokens of the request"),
+    ("q_len", "query tokens of the request; negative where all see all keys, as of a prefix"),
     ("kv_len", "keys of the request, its new tokens included"),
     ("row_begin", "first packed row of the tile"),
     ("kv_begin", "first key of the item"),

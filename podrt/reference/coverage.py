@@ -47,30 +47,26 @@ def coverage(plan: Plan, batch: HybridBatch) -> list[Counts]:
             _require_inside(f"{side}[{number}]", item, batch, plan.group)
             rows = _rows(item, tile_rows, plan.group)
             keys = np.arange(item["kv_begin"], item["kv_end"])
-            lengths = item["q_len"], item["kv_len"] + item["q_len"] * (item["request"] < 0)
-            counts[_number_of(item)][rows[:, None], keys] += _sees(rows, keys, *lengths, plan)
+            seen = _sees(rows, keys, int(item["q_len"]), int(item["kv_len"]), plan)
+            counts[item["request"]][rows[:, None], keys] += seen
     return counts
 
 
 def expected_coverage(plan: Plan, batch: HybridBatch) -> list[Counts]:
     """Return what `coverage` must be: 1 for every visible pair and 0 for every other one."""
     return [
-        _sees(np.arange(q_len * plan.group), np.arange(kv_len), q_len, seen_len, plan).astype(
+        _sees(np.arange(abs(q_len) * plan.group), np.arange(kv_len), q_len, kv_len, plan).astype(
             np.int32
         )
-        for q_len, kv_len, seen_len in zip(
-            batch.q_lens.tolist(),
-            batch.kv_lens.tolist(),
-            _seen_lens(batch).tolist(),
-            strict=True,
-        )
+        for q_len, kv_len in zip(_item_q_lens(batch).tolist(), batch.kv_lens.tolist(), strict=True)
     ]
 
 
-def _seen_lens(batch: HybridBatch) -> npt.NDArray[np.int32]:
-    """Return keys of each request with which masks show what is seen: of a prefix all it has."""
-    lengths = batch.kv_lens.copy()
-    lengths[batch.first_prefix :] += batch.q_lens[batch.first_prefix :] * bool(batch.prefixes)
+def _item_q_lens(batch: HybridBatch) -> npt.NDArray[np.int32]:
+    """Return the query tokens that items have of each request: of prefixes negative numbers."""
+    lengths = batch.q_lens.copy()
+    if batch.prefixes:
+        lengths[batch.first_prefix :] *= -1
     return lengths
 
 
@@ -110,7 +106,7 @@ def _sides(plan: Plan) -> tuple[tuple[str, WorkList, int], ...]:
 
 
 def _rows(item: Any, tile_rows: int, group: int) -> npt.NDArray[np.int64]:
-    end = min(int(item["row_begin"]) + tile_rows, int(item["q_len"]) * group)
+    end = min(int(item["row_begin"]) + tile_rows, abs(int(item["q_len"])) * group)
     return np.arange(int(item["row_begin"]), end)
 
 
@@ -121,14 +117,8 @@ def _sees(
     return plan.mask.sees(rows // plan.group, keys, q_len, kv_len)
 
 
-def _number_of(item: Any) -> int:
-    """Return the number of an item's request."""
-    request = int(item["request"])
-    return request if request >= 0 else ~request
-
-
 def _request(where: str, item: Any, batch: HybridBatch) -> int:
-    request = _number_of(item)
+    request = int(item["request"])
     if not 0 <= request < batch.num_requests:
         raise ValueError(f"{where}: request={request} of {batch.num_requests}")
     return request
@@ -137,7 +127,7 @@ def _request(where: str, item: Any, batch: HybridBatch) -> int:
 def _require_inside(where: str, item: Any, batch: HybridBatch, group: int) -> None:
     request = _request(where, item, batch)
     rows = int(batch.q_lens[request]) * group
-    if not 0 <= item["row_begin"] < rows or item["q_len"] * group > rows:
+    if not 0 <= item["row_begin"] < rows or abs(item["q_len"]) * group > rows:
         raise ValueError(
             f"{where}: row_begin={item['row_begin']}, q_len={item['q_len']} with {rows} packed rows"
         )
@@ -152,16 +142,13 @@ def _require_same_lengths(where: str, item: Any, batch: HybridBatch) -> None:
     for field, of_batch in (
         ("page_begin", batch.page_begin),
         ("q_begin", batch.queries.q_begin),
-        ("q_len", batch.q_lens),
+        ("q_len", _item_q_lens(batch)),
         ("kv_len", batch.kv_lens),
     ):
         if item[field] != of_batch[request]:
             raise ValueError(
                 f"{where}: {field}={item[field]}; request {request} has {of_batch[request]}"
             )
-    is_prefix = request >= batch.num_requests - len(batch.prefixes)
-    if is_prefix != (item["request"] < 0):
-        raise ValueError(f"{where}: request={item['request']}; {request} is a prefix: {is_prefix}")
 
 
 def _require_no_hidden_keys(where: str, item: Any, plan: Plan) -> None:
@@ -237,27 +224,21 @@ def _require_pairs_once(plan: Plan, batch: HybridBatch) -> None:
     requests: list[list[tuple[int, int, int, int]]] = [[] for _ in range(batch.num_requests)]
     for _, items, tile_rows in _sides(plan):
         for item in items:
-            row_begin, q_rows = int(item["row_begin"]), int(item["q_len"]) * plan.group
+            row_begin, q_rows = int(item["row_begin"]), abs(int(item["q_len"])) * plan.group
             rows = row_begin, min(row_begin + tile_rows, q_rows)
-            requests[_number_of(item)].append((*rows, int(item["kv_begin"]), int(item["kv_end"])))
+            requests[int(item["request"])].append(
+                (*rows, int(item["kv_begin"]), int(item["kv_end"]))
+            )
     for request, rectangles in enumerate(requests):
         if rectangles:
-            q_len, kv_len = int(batch.q_lens[request]), int(batch.kv_lens[request])
-            lengths = q_len, int(_seen_lens(batch)[request]), kv_len
-            _require_cut_once(request, np.array(rectangles), *lengths, plan)
+            q_len, kv_len = int(_item_q_lens(batch)[request]), int(batch.kv_lens[request])
+            _require_cut_once(request, np.array(rectangles), q_len, kv_len, plan)
 
 
 def _require_cut_once(
-    request: int,
-    rectangles: npt.NDArray[np.int64],
-    q_len: int,
-    seen_len: int,
-    kv_len: int,
-    plan: Plan,
+    request: int, rectangles: npt.NDArray[np.int64], q_len: int, kv_len: int, plan: Plan
 ) -> None:
     """Check that rectangles ``[row_begin, row_end, kv_begin, kv_end]`` cut what the rows see.
-
-    Of what they would see of `seen_len` keys there are `kv_len`.
 
     Between two ends of tiles all rows have the same rectangles. The first of them sees from the
     lowest key on and the last to the highest; what cuts all between these once does so for each.
@@ -267,9 +248,8 @@ def _require_cut_once(
     owner = np.repeat(np.arange(len(rectangles)), last - first)
     block = np.concatenate([np.arange(*span) for span in zip(first, last, strict=True)])
     last_rows = edges[1:] - 1
-    low, _ = plan.mask.key_range(edges[:-1] // plan.group, q_len, seen_len)
-    _, seen = plan.mask.key_range(last_rows // plan.group, q_len, seen_len)
-    low, seen = np.minimum(low, kv_len), np.minimum(seen, kv_len)
+    low, _ = plan.mask.key_range(edges[:-1] // plan.group, q_len, kv_len)
+    _, seen = plan.mask.key_range(last_rows // plan.group, q_len, kv_len)
     begin, end = np.clip(rectangles[owner, 2:].T, low[block], seen[block])
     some = begin < end
     # Pieces by block and first key, with an empty one at the end of what the block sees.
@@ -290,7 +270,7 @@ def _require_written_once(plan: Plan, batch: HybridBatch) -> None:
     writes = [np.zeros(int(q_len) * plan.group, np.int32) for q_len in batch.q_lens]
     for _, items, tile_rows in _sides(plan):
         for item in items[items["split"] == 0]:
-            writes[_number_of(item)][_rows(item, tile_rows, plan.group)] += 1
+            writes[int(item["request"])][_rows(item, tile_rows, plan.group)] += 1
     for request, of_rows in enumerate(writes):
         for row in np.flatnonzero(of_rows != 1):
             raise ValueError(
@@ -304,7 +284,7 @@ def _require_joined(plan: Plan, batch: HybridBatch) -> None:
     tile_rows: dict[int, int] = {}
     for _, items, rows in _sides(plan):
         for item in items[items["num_splits"] == 0]:
-            request = _number_of(item)
+            request = int(item["request"])
             tile_rows[request] = rows
             tile = request, int(item["row_begin"]) // rows
             partial_row, count, splits = tiles.get(tile, (int(item["partial_row"]), 0, []))

@@ -221,7 +221,7 @@ class _Run:
     def _packed_rows(self, item: Any, kv_head: int, tile_rows: int) -> tuple[Any, Any]:
         """Token and query head of every packed row of the tile that exists."""
         group = self.plan.group
-        end = min(item["row_begin"] + tile_rows, item["q_len"] * group)
+        end = min(item["row_begin"] + tile_rows, abs(item["q_len"]) * group)
         packed = np.arange(item["row_begin"], end)
         return packed // group, kv_head * group + packed % group
 
@@ -230,10 +230,9 @@ class _Run:
     ) -> tuple[Float64Array, Float64Array]:
         """Online softmax over the item's keys, from the high end down, in the exp2 domain."""
         q = self.scaled_q[item["q_begin"] + token, head]
-        q_len, kv_len = int(item["q_len"]), int(item["kv_len"])
-        lengths = q_len, kv_len + q_len * (item["request"] < 0)  # of a prefix all see all
+        lengths = int(item["q_len"]), int(item["kv_len"])  # if negative, all see all
         first = item["q_begin"]
-        words = None if self.words is None else self.words[first : first + q_len]
+        words = None if self.words is None else self.words[first : first + lengths[0]]
         cap = self.plan.spec.logits_soft_cap
         top = np.full(len(token), -np.inf)
         total = np.zeros(len(token))

@@ -24,6 +24,12 @@ __device__ __forceinline__ void prefetch_items(const PlanHeader* plan, int lane)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const char*>(plan) + line * kLine));
 }
 
+// Packed rows of an item's request. Of a prefix, all of whose keys its tokens see, `q_len` is negative:
+// its tokens then stand behind all keys, which costs the masks nothing.
+__device__ __forceinline__ int packed_rows(const Params& p, const WorkItem& item) {
+  return abs(item.q_len) * p.group;
+}
+
 // What the first key of a tile is a multiple of where a window hides those before it, as of any of
 // its splits (podrt/plan/tiles.py): a tile's rows are copied in runs that no page ends within.
 template <class Config>
@@ -58,12 +64,10 @@ __device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from, co
   to.kv_end = max(to.kv_begin, min(to.kv_end, to.kv_len));
 }
 
-// One past the last key of the item that a token of its request may see: all of a prefix's, whose
-// request is a negative number.
+// One past the last key of the item that a token of its request may see.
 template <class Config>
 __device__ __forceinline__ int visible_keys(const WorkItem& item, int token) {
-  if (!Config::kCausal || item.request < 0) return item.kv_end;
-  return min(item.kv_end, item.kv_len - item.q_len + token + 1);
+  return Config::kCausal ? min(item.kv_end, item.kv_len - item.q_len + token + 1) : item.kv_end;
 }
 
 // Addresses of one packed row of a tile: token row / group, query head kv_head * group + row % group.

@@ -20,7 +20,7 @@ struct TileItem : WorkItem {
   // Called by one thread once the item is there, for a tile of so many rows.
   template <class Config, bool kTree>
   __device__ __forceinline__ void prepare(const Params& p, const PlanHeader& plan, int tile_rows) {
-    const int last_row = min(row_begin + tile_rows, q_len * p.group) - 1;
+    const int last_row = min(row_begin + tile_rows, packed_rows(p, *this)) - 1;
     pages = plan.page_table + page_begin;
     first_seen = first_seen_key<kTree>(p, *this, row_begin / p.group);
     first_full = first_seen_key<kTree>(p, *this, last_row / p.group);

@@ -98,7 +98,7 @@ struct DecodeConsumer {
   }
 
   __device__ __forceinline__ int num_rows(const WorkItem& item) const {
-    return min(kRows, item.q_len * p.group - item.row_begin);
+    return min(kRows, packed_rows(p, item) - item.row_begin);
   }
 
   __device__ __forceinline__ void run_unit(const WorkItem& item, int kv_head) {

@@ -61,7 +61,7 @@ struct PrefillConsumer {
 
   // Rows of the tile that exist.
   __device__ __forceinline__ int existing_rows(const WorkItem& item) const {
-    return min(p.group * p.tile_tokens, item.q_len * p.group - item.row_begin);
+    return min(p.group * p.tile_tokens, packed_rows(p, item) - item.row_begin);
   }
 
   __device__ __forceinline__ void run_unit(const WorkItem& item, int kv_head) {

@@ -84,7 +84,7 @@ struct AttentionTile {
  private:
   // Rows of the tile that exist.
   __device__ __forceinline__ int num_rows() const {
-    return min(Tile::kRows, item.q_len * p.group - item.row_begin);
+    return min(Tile::kRows, packed_rows(p, item) - item.row_begin);
   }
 
   __device__ __forceinline__ int tile_row(int block, int half) const {
