@@ -27,6 +27,10 @@ from podrt.cli._options import JsonOption
 from podrt.cli._output import print_json
 from podrt.cli._unused import BATCHES, refuse_given
 from podrt.policy.explain import Explanation, explain
+from podrt.policy.schedule import Scheduler
+from podrt.spec.batch import HybridBatch
+from podrt.spec.prefixes import checked_prefixes, sharing
+from podrt.tensors.shared_prefixes import require_shareable
 from podrt.workloads.lengths import batch_of_lengths, parse_lengths
 
 
@@ -49,6 +53,10 @@ def plan(
     dtype: LayerDtype = "bfloat16",
     window_left: LayerWindow = None,
     soft_cap: LayerSoftCap = None,
+    shared_keys: Annotated[
+        int | None,
+        typer.Option(help="First keys of all decodes of the batch that are the same: whole pages."),
+    ] = None,
     policy: PolicyOption = "auto",
     gpu: GpuOption = None,
     as_json: JsonOption = False,
@@ -58,6 +66,8 @@ def plan(
     The choice is made by rules, not by the predictions, which the Hopper family alone has. Batches
     of a trace are those that `podrt demo` would run. Example:
     podrt plan "2048@16384 + 64x16384" --heads 32/8 --gpu h100
+
+    With --shared-keys, keys that the decodes share are read once for all of them.
     """
     if batch is not None and trace is not None:
         raise ValueError(f"batch={batch!r} and --trace {trace}: pass one of them, not both")
@@ -72,11 +82,32 @@ def plan(
     scheduler = scheduler_of(
         heads, head_dim, page_size, dtype, policy, gpu, window_left, soft_cap, v_head_dim
     )
-    explained = [
-        (name, explain(scheduler, batch_of_lengths(requests, scheduler.spec.page_size)))
-        for name, requests in named
-    ]
+    if shared_keys is not None and trace is not None:
+        raise ValueError(f"--shared-keys {shared_keys}: is for a batch, not for those of --trace")
+    explained = []
+    for name, requests in named:
+        lengths = batch_of_lengths(requests, scheduler.spec.page_size)
+        if shared_keys is not None:
+            lengths = _sharing(lengths, shared_keys, scheduler)
+        explained.append((name, explain(scheduler, lengths)))
     _print(explained, as_json)
+
+
+def _sharing(batch: HybridBatch, keys: int, scheduler: Scheduler) -> HybridBatch:
+    """Return a batch whose decodes share their first keys."""
+    decodes = (batch.q_lens == 1).nonzero()[0].tolist()
+    if len(decodes) < 2 or decodes[-1] - decodes[0] != len(decodes) - 1:
+        raise ValueError(
+            f"--shared-keys {keys}: the batch has {len(decodes)} decodes; expected two or more, "
+            "one after another"
+        )
+    try:
+        if scheduler.policy.deterministic:
+            raise ValueError("shared_prefixes: with a deterministic policy none can be shared")
+        require_shareable(scheduler.spec)
+        return sharing(batch, checked_prefixes(batch, [(decodes[0], decodes[-1] + 1, keys)]))
+    except ValueError as error:
+        raise ValueError(f"--shared-keys {keys}: {error}") from error
 
 
 def _print(found: list[tuple[str, Explanation]], as_json: bool) -> None:

@@ -221,4 +221,13 @@ def _note(scheduler: Scheduler, schedule: Schedule, record: Record | None) -> st
         family = schedule.base.family
         return f"no prediction: the cost model knows the Hopper family alone, this is {family}"
     hint = "take it as a hint" if record.kind == "likest" else "the prediction does not choose"
-    return f"predicted from {record}; {hint}"
+    return f"predicted from {record}; {hint}{_joined(schedule.plan)}"
+
+
+def _joined(plan: Plan) -> str:
+    if plan.joins is None:
+        return ""
+    return (
+        f"\n{len(plan.joins.tokens)} tokens share a prefix: a further, short launch joins them, "
+        "which predictions leave out"
+    )

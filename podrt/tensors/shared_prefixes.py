@@ -21,6 +21,18 @@ _LEAST_SAVED_KEYS, _LEAST_SAVED_A_TOKEN = 8192, 384
 _MOST_ROWS = 128
 
 
+def require_shareable(layer: AttentionSpec) -> None:
+    """Raise ValueError unless requests of a layer may share keys."""
+    if layer.page_size is None:
+        raise ValueError("shared_prefixes: requests share keys in pages; use a paged cache")
+    if layer.mask.window_left is not None or layer.mask.tree:
+        which = "tree_mask" if layer.mask.tree else f"window_left={layer.mask.window_left}"
+        raise ValueError(
+            f"shared_prefixes: the layer has {which}, with which tokens do not see all keys of a "
+            "prefix; leave it out for this layer"
+        )
+
+
 def with_prefixes(
     batch: HybridBatch,
     table: PageTable | None,
@@ -53,14 +65,8 @@ def with_prefixes(
     """
     if asked is None:
         return batch
-    if table is None:
-        raise ValueError("shared_prefixes: requests share keys in pages; use a paged cache")
-    if layer.mask.window_left is not None or layer.mask.tree:
-        which = "tree_mask" if layer.mask.tree else f"window_left={layer.mask.window_left}"
-        raise ValueError(
-            f"shared_prefixes: the layer has {which}, with which tokens do not see all keys of a "
-            "prefix; leave it out for this layer"
-        )
+    require_shareable(layer)
+    assert table is not None  # as pages are needed
     if not isinstance(asked, str):
         return sharing(batch, checked_prefixes(batch, asked))
     if asked != "find":

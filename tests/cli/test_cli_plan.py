@@ -110,3 +110,35 @@ def test_refuses_what_makes_no_sense(arguments, message):
 def test_batch_and_trace_exclude_each_other(trace):
     with pytest.raises(ValueError, match=r"--trace .*: pass one of them, not both"):
         run("plan", BATCH, "--trace", trace)
+
+
+def test_keys_that_decodes_share_are_read_once():
+    alone, shared = (
+        run_json("plan", "1024@8192 + 64x17000", "--gpu", "h100", *more)[0]
+        for more in ([], ["--shared-keys", 16384])
+    )
+    best = [found["candidates"][0]["predicted_us"] for found in (alone, shared)]
+    assert best[1] < 0.25 * best[0]
+    assert "64 tokens share a prefix" in shared["note"]
+    assert "share a prefix" not in alone["note"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["1024@8192"], "has 0 decodes; expected two or more"),
+        (["1x500 + 8@600 + 2x500"], "has 3 decodes; expected two or more, one after another"),
+        (["2x500", "--window-left", 64], "the layer has window_left=64"),
+        (["2x500", "--page-size", "none"], "use a paged cache"),
+        (["2x500", "--page-size", 48], "whole pages of 48"),
+        (["2x300"], "at most 299 can be shared"),
+    ],
+)
+def test_decodes_that_cannot_share_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"^--shared-keys 320: .*{message}"):
+        run("plan", *arguments, "--gpu", "h100", "--shared-keys", 320)
+
+
+def test_batches_of_a_trace_share_nothing(trace):
+    with pytest.raises(ValueError, match="--shared-keys 320: is for a batch"):
+        run("plan", "--trace", trace, "--gpu", "h100", "--shared-keys", 320)
