@@ -51,7 +51,6 @@ class SharedPrefixAttention:
             raise UnsupportedConfigError(
                 "page_size=None: requests share keys in pages; give the size of a page"
             )
-
         self._attention = HybridAttention(
             num_qo_heads,
             num_kv_heads,
@@ -92,7 +91,7 @@ class SharedPrefixAttention:
             Requests ``begin`` to ``end - 1`` have their first `num_keys` keys, whole pages without
             new tokens, in the same pages: those of the first of them are read. In the order of the
             batch. If None, requests with equal first page numbers are found, as far as that saves
-            more than the further launches take.
+            more than the second launch takes.
 
         Raises
         ------

@@ -91,21 +91,21 @@ class Launcher:
 
 
 #: Prepared launches by kernel.
-Prepared = dict[Variant | JoinConfig, Launcher | Joiner]
+LaunchersByKernel = dict[Variant | JoinConfig, Launcher | Joiner]
 
 
 class Launchers:
     """The prepared launches of one workspace."""
 
     def __init__(self) -> None:
-        self._by_layout: dict[Layout, Prepared] = {}
+        self._by_layout: dict[Layout, LaunchersByKernel] = {}
 
     def clear(self) -> None:
         """Forget all of them, for whoever holds some too."""
         for launchers in self._by_layout.values():
             launchers.clear()
 
-    def of(self, layout: Layout) -> Prepared:
+    def of(self, layout: Layout) -> LaunchersByKernel:
         """Return those for tensors of a layout, to be added to."""
         if layout not in self._by_layout:
             if len(self._by_layout) == _MOST_LAYOUTS:

@@ -11,7 +11,7 @@ from typing import Any
 
 from podrt.runtime.driver import Driver
 from podrt.runtime.joiner import Joiner
-from podrt.runtime.launcher import Launcher, Prepared
+from podrt.runtime.launcher import Launcher, LaunchersByKernel
 from podrt.runtime.planned import Planned
 from podrt.runtime.workspace import Workspace
 from podrt.tensors.frameworks import Framework
@@ -34,7 +34,7 @@ class Repeat:
         What the launches use.
     tensors : RunTensors
         How the tensors lie; none of them is kept alive.
-    prepared : Prepared
+    prepared : LaunchersByKernel
         The workspace's launchers for tensors that lie so.
     """
 
@@ -44,7 +44,7 @@ class Repeat:
         workspace: Workspace,
         stream: int,
         tensors: RunTensors,
-        prepared: Prepared,
+        prepared: LaunchersByKernel,
         addresses: Addresses,
         sinks_address: Address | None,
     ) -> None:
@@ -68,7 +68,7 @@ class Repeat:
         workspace: Workspace,
         stream: int,
         tensors: RunTensors,
-        prepared: Prepared,
+        prepared: LaunchersByKernel,
     ) -> Repeat | None:
         """Return what repeats a run; None for frameworks that have no short way."""
         views = tensors.q, tensors.k_cache, tensors.v_cache, tensors.out

@@ -13,7 +13,7 @@ from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
 from podrt.runtime.joiner import Joiner, load_joiner
 from podrt.runtime.kernels import load_kernel
-from podrt.runtime.launcher import Launcher, Layout, Prepared
+from podrt.runtime.launcher import Launcher, LaunchersByKernel, Layout
 from podrt.runtime.planned import Launches, Planned
 from podrt.runtime.repeat import Repeat, Steps
 from podrt.runtime.reservation import Limits, Reservation, room_for
@@ -232,7 +232,7 @@ class Session:
         launches: Launches,
         joined_tokens: int,
         tensors: RunTensors,
-        prepared: Prepared,
+        prepared: LaunchersByKernel,
     ) -> Steps:
         steps: list[tuple[Launcher | Joiner, int]] = []
         for variant, grid in launches:
@@ -265,7 +265,7 @@ class Session:
         planned: Planned,
         tensors: RunTensors,
         stream: int,
-        prepared: Prepared,
+        prepared: LaunchersByKernel,
     ) -> None:
         """Let the next run with tensors like these go the short way."""
         if tensors.lse is None and not self.driver.is_capturing(stream):
