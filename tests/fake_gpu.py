@@ -286,7 +286,7 @@ def install(monkeypatch: pytest.MonkeyPatch, info: DeviceInfo = H100) -> FakeGpu
     """Let podrt find a GPU that is not there, with PyTorch's current stream at ``gpu.stream``."""
     from podrt import attention
     from podrt.kernels import tensor_map
-    from podrt.runtime import joiner, launcher, session, workspaces
+    from podrt.runtime import launcher, session, workspaces
     from podrt.tensors import streams
 
     def encode(*arguments: Any) -> int:
@@ -302,7 +302,7 @@ def install(monkeypatch: pytest.MonkeyPatch, info: DeviceInfo = H100) -> FakeGpu
     monkeypatch.setattr(attention, "Driver", lambda ordinal: gpu)
     monkeypatch.setattr(launcher, "load_kernel", gpu.load_kernel)
     monkeypatch.setattr(session, "load_kernel", gpu.load_kernel)
-    for module in (joiner, session):
+    for module in (launcher, session):
         monkeypatch.setattr(module, "load_joiner", gpu.load_kernel)
     monkeypatch.setattr(workspaces, "uncaptured", nullcontext)
     monkeypatch.setattr(streams, "_torch_stream_of", lambda: lambda device: gpu.stream)

@@ -131,7 +131,7 @@ def write_plan_header(
         _packed_runs(plan.prefill_runs),
         tree_mask,
         joins,
-        0 if plan.joins is None else len(plan.joins.tokens),
+        plan.num_joined_tokens,
     )
 
 

@@ -12,7 +12,7 @@ from podrt.kernels.arguments import (
     OUTPUT_STRIDES,
     PLAN_STRUCTS,
     Buffers,
-    short_strides,
+    shared_arguments,
 )
 from podrt.kernels.structs import Field, render_struct
 from podrt.kernels.variant import DTYPE_TAGS
@@ -87,23 +87,17 @@ class JoinArguments:
     """The arguments of launches over tensors of one layout."""
 
     def __init__(self, spec: AttentionSpec, tensors: RunTensors, buffers: Buffers) -> None:
-        out = short_strides(tensors.out)
-        lse = short_strides(tensors.lse) if tensors.lse is not None else (0, 0)
-        (sinks,) = short_strides(tensors.sinks) if tensors.sinks is not None else (0,)
-        self._block = ArgumentBlock(
-            PARAMS,
-            _CHANGING,
-            **buffers._asdict(),
-            out_stride_token=out[0],
-            out_stride_head=out[1],
-            lse_stride_token=lse[0],
-            lse_stride_head=lse[1],
-            num_kv_heads=spec.num_kv_heads,
-            group=spec.group,
-            sinks_stride=sinks,
-        )
+        shared = shared_arguments(spec, tensors, buffers)
+        fixed = {field.name: shared[field.name] for field in PARAMS[_CHANGING:]}
+        self._block = ArgumentBlock(PARAMS, _CHANGING, **fixed)
 
-    def point_to(self, out: int, lse: int, sinks: int) -> int:
-        """Take the addresses of a run; return what the driver takes."""
+    def point_to(
+        self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
+    ) -> int:
+        """Take the addresses of a run; return what the driver takes. Inputs are not read again."""
+        del q, k_cache, v_cache, rows
         self._block.change(self._block.view, 0, out, lse, sinks)
         return self._block.address
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._block)

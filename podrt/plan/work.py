@@ -123,6 +123,11 @@ class Plan(NamedTuple):
         return Plan(*self[:9], decode_only, prefill_only, *self[11:])
 
     @property
+    def num_joined_tokens(self) -> int:
+        """Tokens that share a prefix, whose rows are to be joined."""
+        return 0 if self.joins is None else len(self.joins.tokens)
+
+    @property
     def num_prefill_units(self) -> int:
         """Prefill items times KV heads."""
         return len(self.prefill) * self.spec.num_kv_heads

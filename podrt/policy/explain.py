@@ -225,9 +225,9 @@ def _note(scheduler: Scheduler, schedule: Schedule, record: Record | None) -> st
 
 
 def _joined(plan: Plan) -> str:
-    if plan.joins is None:
+    if not plan.num_joined_tokens:
         return ""
     return (
-        f"\n{len(plan.joins.tokens)} tokens share a prefix: a further, short launch joins them, "
+        f"\n{plan.num_joined_tokens} tokens share a prefix: a further, short launch joins them, "
         "which predictions leave out"
     )

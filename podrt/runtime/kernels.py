@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from podrt.jit import Build, LoadedKernel, build, load, on_reset
+from podrt.kernels import joins
 from podrt.kernels.families import Variant, source_of
+from podrt.kernels.joins import JoinConfig
 from podrt.kernels.tracing import traced
 
 #: By variant, device and whether it is instrumented.
 _loaded: dict[tuple[Variant, int, bool], LoadedKernel] = {}
 on_reset(_loaded.clear)
+_joiners: dict[tuple[JoinConfig, int], LoadedKernel] = {}
+on_reset(_joiners.clear)
 
 _instrumented: ContextVar[bool] = ContextVar("instrumented", default=False)
 
@@ -37,6 +41,14 @@ def load_kernel(config: Variant, device: int) -> LoadedKernel:
     if known is None:
         built = build(traced(source_of(config))) if key[2] else compile_variant(config)
         known = _loaded[key] = load(built, device)
+    return known
+
+
+def load_joiner(config: JoinConfig, device: int) -> LoadedKernel:
+    """Return the kernel that joins rows on a device, compiling and loading it the first time."""
+    known = _joiners.get((config, device))
+    if known is None:
+        known = _joiners[config, device] = load(build(joins.source_of(config)), device)
     return known
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from podrt.jit import LoadedKernel
 from podrt.kernels.arguments import Buffers
 from podrt.kernels.families import Variant, argument_block
-from podrt.kernels.joins import JoinConfig
+from podrt.kernels.family import Arguments
+from podrt.kernels.joins import JoinArguments, JoinConfig
 from podrt.runtime.driver import Driver
-from podrt.runtime.joiner import Joiner
-from podrt.runtime.kernels import load_kernel
+from podrt.runtime.kernels import load_joiner, load_kernel
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.view import TensorView
@@ -58,17 +59,41 @@ class Launcher:
     def __init__(
         self,
         driver: Driver,
+        config: Variant | JoinConfig,
+        kernel: LoadedKernel,
+        arguments: Arguments,
+    ) -> None:
+        self._launch = driver.launch
+        self._kernel, self._function = kernel, kernel.function  # the kernel keeps its code loaded
+        self._threads, self._smem_bytes = config.threads, config.smem_bytes
+        self._arguments = arguments
+
+    @classmethod
+    def of(
+        cls,
+        driver: Driver,
         variant: Variant,
         spec: AttentionSpec,
         tensors: RunTensors,
         buffers: Buffers,
-    ) -> None:
+    ) -> Launcher:
+        """Return that of a variant."""
         variant.require_spec(spec)
         kernel = load_kernel(variant, driver.ordinal)
-        self._launch = driver.launch
-        self._kernel, self._function = kernel, kernel.function  # the kernel keeps its code loaded
-        self._threads, self._smem_bytes = variant.threads, variant.smem_bytes
-        self._arguments = argument_block(variant, spec, tensors, buffers)
+        return cls(driver, variant, kernel, argument_block(variant, spec, tensors, buffers))
+
+    @classmethod
+    def that_joins(
+        cls,
+        driver: Driver,
+        config: JoinConfig,
+        spec: AttentionSpec,
+        tensors: RunTensors,
+        buffers: Buffers,
+    ) -> Launcher:
+        """Return that of the kernel which joins what others have left."""
+        kernel = load_joiner(config, driver.ordinal)
+        return cls(driver, config, kernel, JoinArguments(spec, tensors, buffers))
 
     def launch(
         self,
@@ -91,7 +116,7 @@ class Launcher:
 
 
 #: Prepared launches by kernel.
-LaunchersByKernel = dict[Variant | JoinConfig, Launcher | Joiner]
+LaunchersByKernel = dict[Variant | JoinConfig, Launcher]
 
 
 class Launchers:

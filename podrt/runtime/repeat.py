@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from podrt.runtime.driver import Driver
-from podrt.runtime.joiner import Joiner
 from podrt.runtime.launcher import Launcher, LaunchersByKernel
 from podrt.runtime.planned import Planned
 from podrt.runtime.workspace import Workspace
@@ -22,7 +21,7 @@ from podrt.tensors.streams import LEGACY_STREAMS, current_stream_getter, resolve
 _ALIGNMENT_BYTES = 16
 
 #: The launches of a batch, in order, with their grids.
-Steps = tuple[tuple[Launcher | Joiner, int], ...]
+Steps = tuple[tuple[Launcher, int], ...]
 
 
 class Repeat:

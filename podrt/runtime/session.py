@@ -7,12 +7,10 @@ from typing import Any
 
 from podrt.kernels.families import Variant, full_grid, grid_of, why_unreadable
 from podrt.kernels.joins import JoinConfig, ctas_of
-from podrt.plan import Plan
 from podrt.policy.explain import Explanation, explain
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
-from podrt.runtime.joiner import Joiner, load_joiner
-from podrt.runtime.kernels import load_kernel
+from podrt.runtime.kernels import load_joiner, load_kernel
 from podrt.runtime.launcher import Launcher, LaunchersByKernel, Layout
 from podrt.runtime.planned import Launches, Planned
 from podrt.runtime.repeat import Repeat, Steps
@@ -138,15 +136,16 @@ class Session:
         if reserved is not None and self.driver.is_capturing(stream):
             reserved.limits.require_cache(tensors.k_cache.shape, self._spec.page_size)
             launches, workspace = reserved.launches(decodes_only=decodes_only), reserved.workspace
+            joined_tokens = reserved.limits.max_joined_tokens
             workspace.is_captured = True
         elif planned.launches:
             launches, workspace = planned.launches, self._workspace(planned, stream)
+            joined_tokens = planned.plan.num_joined_tokens
         else:
             return
         self._repeat = None
         prepared = workspace.launchers.of(Layout.of(tensors))
-        joined = self._tokens_to_join(planned.plan, stream)
-        for launcher, grid in self._steps(workspace, launches, joined, tensors, prepared):
+        for launcher, grid in self._steps(workspace, launches, joined_tokens, tensors, prepared):
             launcher.launch(*tensors.addresses(), grid, stream)
         self._remember(workspace, planned, tensors, stream, prepared)
 
@@ -234,30 +233,23 @@ class Session:
         tensors: RunTensors,
         prepared: LaunchersByKernel,
     ) -> Steps:
-        steps: list[tuple[Launcher | Joiner, int]] = []
+        steps = []
         for variant, grid in launches:
             launcher = prepared.get(variant)
             if launcher is None:
-                launcher = prepared[variant] = Launcher(
+                launcher = prepared[variant] = Launcher.of(
                     self.driver, variant, self._spec, tensors, workspace.buffers
                 )
             steps.append((launcher, grid))
         if joined_tokens:
-            joiner = prepared.get(self._join)
-            if joiner is None:
-                joiner = prepared[self._join] = Joiner(
+            launcher = prepared.get(self._join)
+            if launcher is None:
+                launcher = prepared[self._join] = Launcher.that_joins(
                     self.driver, self._join, self._spec, tensors, workspace.buffers
                 )
             num_rows = joined_tokens * self._spec.num_qo_heads
-            steps.append((joiner, ctas_of(self._join, num_rows, self._num_sms)))
+            steps.append((launcher, ctas_of(self._join, num_rows, self._num_sms)))
         return tuple(steps)
-
-    def _tokens_to_join(self, plan: Plan, captured_on: int | None = None) -> int:
-        """Return how many tokens a launch joins: those of a plan, or of any within the limits."""
-        reserved = self.reservation
-        if captured_on is not None and reserved and self.driver.is_capturing(captured_on):
-            return reserved.limits.max_joined_tokens
-        return 0 if plan.joins is None else len(plan.joins.tokens)
 
     def _remember(
         self,
@@ -279,7 +271,7 @@ class Session:
             return  # the long way says so
         tokens = batch.total_tokens
         most = self.reservation.limits.max_tokens if self.reservation else tokens
-        of_batch = planned.launches, self._tokens_to_join(planned.plan)
+        of_batch = planned.launches, planned.plan.num_joined_tokens
         steps = self._steps(repeat.workspace, *of_batch, repeat.tensors, repeat.prepared)
         repeat.aim(planned, steps, tokens, max(most, tokens))
         self._repeat = repeat
