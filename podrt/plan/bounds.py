@@ -109,11 +109,9 @@ def plan_bounds(
         partial_rows=partial_rows,
         merges=min(sum(side.tiles for side in split), partials // 2),
     )
-    return (
-        bounds
-        if prefixes is None
-        else _with_prefixes(bounds, prefixes, tiling, num_kv_heads, group)
-    )
+    if prefixes is None:
+        return bounds
+    return _with_prefixes(bounds, prefixes, tiling, num_kv_heads, group)
 
 
 def _with_prefixes(

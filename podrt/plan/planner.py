@@ -52,13 +52,6 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     if decode_side is not None:
         decode = _tiles(decode_side, batch, tiling.decode_kv_tile, spec)
     prefill_cut, decode_cut = _cuts_within(prefill, decode, tiling, spec.num_kv_heads)
-    if batch.first_prefix is not None and prefill is not None and tiling.request_cuts is None:
-        of_prefixes = len(prefill) - int(prefill.request.searchsorted(batch.first_prefix))
-        if of_prefixes:
-            side = Side(
-                tiling.min_prefill_keys, spec.num_kv_heads, tiling.prefill_slots, tiling.costs
-            )
-            prefill_cut = split_prefixes(prefill, side, of_prefixes)
     prefill_items = decode_items = _NO_ITEMS
     in_order, runs = _NO_ITEMS.items, NO_RUNS
     if prefill is not None and prefill_side is not None:
@@ -236,10 +229,12 @@ def _cut_prefill(
     beside: Tiles | None,
 ) -> Cut | None:
     waves, slots = tiling.prefill_waves, tiling.prefill_slots
+    side = Side(tiling.min_prefill_keys, num_kv_heads, slots, tiling.costs, max_partials)
+    if prefill.of_prefixes:
+        return split_prefixes(prefill, side)
     num_beside = 0 if beside is None else len(beside) * num_kv_heads
     if waves is not None and num_beside >= tiling.decode_slots:
         return None  # decode keeps busy what prefill leaves idle
-    side = Side(tiling.min_prefill_keys, num_kv_heads, slots, tiling.costs, max_partials)
     if waves is None:
         return split_for_waves(prefill, side)
     if prefill.longest < side.costs.least_cut_keys:

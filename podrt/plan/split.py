@@ -113,19 +113,20 @@ def split_to_fill_waves(tiles: Tiles, side: Side) -> Cut | None:
     return best if best_end <= latest else None
 
 
-def split_prefixes(tiles: Tiles, side: Side, of_prefixes: int) -> Cut:
+def split_prefixes(tiles: Tiles, side: Side) -> Cut:
     """Cut tiles of shared prefixes so that none takes longer than a slot's share of the work.
 
     They are few and long, and joined in any case, so that cutting them costs no merge. Others stay
-    whole.
+    whole. Not bound by `side.max_partials`, beyond which there is room for them (`plan_bounds`).
 
     Parameters
     ----------
     tiles : Tiles
-        The tiles; those of prefixes are the last `of_prefixes`.
+        The tiles, some of them of prefixes.
     side : Side
         What they are cut for.
     """
+    of_prefixes = tiles.of_prefixes
     if of_prefixes == len(tiles):
         limit = limit_for(tiles, side, side.slots // side.units_per_tile)
     else:

@@ -54,6 +54,8 @@ class Tiles:
         First packed row of each tile; None where all are 0.
     key_begin : float64 array [tiles] or None
         First key of each tile; None where all are 0.
+    of_prefixes : int
+        How many, the last ones, are of shared prefixes.
     rising_total : int or None
         Keys of all, where each tile is known to have more than the one before.
     grown : (Tiles, int) or None
@@ -74,6 +76,7 @@ class Tiles:
         "kv_tile",
         "longest",
         "longest_steps",
+        "of_prefixes",
         "request",
         "row_begin",
         "total",
@@ -86,12 +89,13 @@ class Tiles:
         kv_tile: int,
         row_begin: Floats | None = None,
         key_begin: Floats | None = None,
+        of_prefixes: int = 0,
         *,
         rising_total: int | None = None,
         grown: tuple[Tiles, int] | None = None,
     ) -> None:
         self.request, self.row_begin, self.key_begin = request, row_begin, key_begin
-        self.keys, self.kv_tile = keys, kv_tile
+        self.keys, self.kv_tile, self.of_prefixes = keys, kv_tile, of_prefixes
         self._order: Indices | None = None
         self._falling_keys: Floats | None = None
         if rising_total is not None:
@@ -210,14 +214,14 @@ def tiles_of(
         begin -= begin % window_step(page_size)
         keys = keys - begin
     if rows.row_begin is not None or not _FEW_KEPT <= len(keys) <= _MOST_KEPT:
-        return Tiles(rows.request, keys, kv_tile, rows.row_begin, begin)
+        return Tiles(rows.request, keys, kv_tile, rows.row_begin, begin, of_prefixes)
     # From one step of a server to the next its decodes grow alike, and stay in the same order.
     memory = _memory(len(keys), kv_tile, begin is not None)
     before, grown = memory.tiles, None
     if before is not None:
         growth = _common_growth(before.keys, keys)
         grown = None if growth is None else (before, growth)
-    tiles = memory.tiles = Tiles(rows.request, keys, kv_tile, None, begin, grown=grown)
+    tiles = memory.tiles = Tiles(rows.request, keys, kv_tile, None, begin, of_prefixes, grown=grown)
     return tiles
 
 

@@ -57,14 +57,13 @@ class HopperChoices:
     def __init__(self, spec: AttentionSpec, gpu: DeviceInfo, policy: Policy) -> None:
         self._calibration = calibration = calibration_of(gpu)
         self.cuts = _cuts(calibration.hopper_cuts, spec.head_dim)
-        self._spec, self._gpu = spec, gpu
+        self._spec, self._gpu, self._policy = spec, gpu, policy
         self._form = calibration.fused_form
         self._all_rows = decode_rows_of(spec.head_dim, spec.page_size)
         self._fixed_rows = _fixed_rows(policy, spec)
         self._tiles = policy.tiles
         self._built: dict[tuple[Form, int, bool], HopperConfig] = {}
         self._rows_of_one = self.decode_rows_for(1)
-        self._policy = policy
         if policy.deterministic:  # neither batches nor limits decide
             self._fixed_rows = self._rows_of_one
         self._large_tile = _large_tile(policy, spec)
