@@ -58,16 +58,15 @@ def expected_coverage(plan: Plan, batch: HybridBatch) -> list[Counts]:
         _sees(np.arange(abs(q_len) * plan.group), np.arange(kv_len), q_len, kv_len, plan).astype(
             np.int32
         )
-        for q_len, kv_len in zip(_item_q_lens(batch).tolist(), batch.kv_lens.tolist(), strict=True)
+        for q_len, kv_len in (_item_lengths(batch, i) for i in range(batch.num_requests))
     ]
 
 
-def _item_q_lens(batch: HybridBatch) -> npt.NDArray[np.int32]:
-    """Return the query tokens that items have of each request: of prefixes negative numbers."""
-    lengths = batch.q_lens.copy()
-    if batch.prefixes:
-        lengths[batch.first_prefix :] *= -1
-    return lengths
+def _item_lengths(batch: HybridBatch, request: int) -> tuple[int, int]:
+    """Return query tokens and keys of a request's items; tokens of a prefix are negative."""
+    is_prefix = batch.first_prefix is not None and request >= batch.first_prefix
+    q_len, kv_len = int(batch.q_lens[request]), int(batch.kv_lens[request])
+    return -q_len if is_prefix else q_len, kv_len
 
 
 def check_plan(plan: Plan, batch: HybridBatch) -> None:
@@ -139,16 +138,15 @@ def _require_inside(where: str, item: Any, batch: HybridBatch, group: int) -> No
 
 def _require_same_lengths(where: str, item: Any, batch: HybridBatch) -> None:
     request = _request(where, item, batch)
-    for field, of_batch in (
-        ("page_begin", batch.page_begin),
-        ("q_begin", batch.queries.q_begin),
-        ("q_len", _item_q_lens(batch)),
-        ("kv_len", batch.kv_lens),
+    q_len, kv_len = _item_lengths(batch, request)
+    for field, of_request in (
+        ("page_begin", batch.page_begin[request]),
+        ("q_begin", batch.queries.q_begin[request]),
+        ("q_len", q_len),
+        ("kv_len", kv_len),
     ):
-        if item[field] != of_batch[request]:
-            raise ValueError(
-                f"{where}: {field}={item[field]}; request {request} has {of_batch[request]}"
-            )
+        if item[field] != of_request:
+            raise ValueError(f"{where}: {field}={item[field]}; request {request} has {of_request}")
 
 
 def _require_no_hidden_keys(where: str, item: Any, plan: Plan) -> None:
@@ -226,13 +224,11 @@ def _require_pairs_once(plan: Plan, batch: HybridBatch) -> None:
         for item in items:
             row_begin, q_rows = int(item["row_begin"]), abs(int(item["q_len"])) * plan.group
             rows = row_begin, min(row_begin + tile_rows, q_rows)
-            requests[int(item["request"])].append(
-                (*rows, int(item["kv_begin"]), int(item["kv_end"]))
-            )
+            requests[item["request"]].append((*rows, int(item["kv_begin"]), int(item["kv_end"])))
     for request, rectangles in enumerate(requests):
         if rectangles:
-            q_len, kv_len = int(_item_q_lens(batch)[request]), int(batch.kv_lens[request])
-            _require_cut_once(request, np.array(rectangles), q_len, kv_len, plan)
+            lengths = _item_lengths(batch, request)
+            _require_cut_once(request, np.array(rectangles), *lengths, plan)
 
 
 def _require_cut_once(
@@ -270,7 +266,7 @@ def _require_written_once(plan: Plan, batch: HybridBatch) -> None:
     writes = [np.zeros(int(q_len) * plan.group, np.int32) for q_len in batch.q_lens]
     for _, items, tile_rows in _sides(plan):
         for item in items[items["split"] == 0]:
-            writes[int(item["request"])][_rows(item, tile_rows, plan.group)] += 1
+            writes[item["request"]][_rows(item, tile_rows, plan.group)] += 1
     for request, of_rows in enumerate(writes):
         for row in np.flatnonzero(of_rows != 1):
             raise ValueError(

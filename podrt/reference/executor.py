@@ -181,8 +181,8 @@ class _Run:
             self._store_partial(item, kv_head, tile_rows, out, lse2)
             if not item["num_splits"] or not self._is_last(item, kv_head):
                 return
-            splits = _partial_begins(item, tile_rows, plan.num_kv_heads)
-            begins = splits + kv_head * tile_rows
+            splits = np.arange(item["num_splits"])
+            begins = self._partial_begin(item["partial_row"], kv_head, tile_rows, splits)
             out, lse2 = self._merged(np.add.outer(begins, np.arange(len(token))))
         self._write(item["q_begin"] + token, head, out, lse2)
 
@@ -199,9 +199,8 @@ class _Run:
                 of_tile, in_tile = np.divmod(row + in_group, tile_rows)
                 partial_row, num_splits = joins.tiles[tile + of_tile].T
                 for split in range(num_splits.max()):
-                    block = (partial_row + split * tile_rows) * plan.num_kv_heads
-                    at = block + kv_head * tile_rows + in_tile
-                    begins.append(np.where(split < num_splits, at, -1))
+                    begin = self._partial_begin(partial_row, kv_head, tile_rows, split)
+                    begins.append(np.where(split < num_splits, begin + in_tile, -1))
             self._write(np.full(len(heads), token), heads, *self._merged(np.array(begins)))
 
     def _write(self, token: Any, head: Any, out: Any, lse2: Any) -> None:
@@ -253,8 +252,7 @@ class _Run:
         return _normalise(acc, total, top)
 
     def _store_partial(self, item: Any, kv_head: int, tile_rows: int, out: Any, lse2: Any) -> None:
-        block = (int(item["partial_row"]) + int(item["split"]) * tile_rows) * self.plan.num_kv_heads
-        at = block + kv_head * tile_rows
+        at = self._partial_begin(item["partial_row"], kv_head, tile_rows, item["split"])
         self.partial_out[at : at + len(out)] = out
         self.partial_lse2[at : at + len(out)] = lse2
 
@@ -276,12 +274,10 @@ class _Run:
         acc = (weights[:, :, None] * partial_out).sum(axis=0)
         return _normalise(acc, weights.sum(axis=0), top)
 
-
-def _partial_begins(item: Any, tile_rows: int, num_kv_heads: int) -> npt.NDArray[np.int64]:
-    """Return where partial results of the first KV head begin, of each split of a tile."""
-    splits = np.arange(item["num_splits"], dtype=np.int64)
-    begins: npt.NDArray[np.int64] = (item["partial_row"] + splits * tile_rows) * num_kv_heads
-    return begins
+    def _partial_begin(self, partial_row: Any, kv_head: Any, tile_rows: int, split: Any) -> Any:
+        """Return where the partial results of a split begin; of several numbers, of each."""
+        block = (np.int64(partial_row) + np.int64(split) * tile_rows) * self.plan.num_kv_heads
+        return block + kv_head * tile_rows
 
 
 def _finite_or_zero(top: Float64Array) -> Float64Array:
