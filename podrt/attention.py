@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from podrt.gpu.device import checked_ordinal, current_device, device_info, part_of
@@ -239,12 +240,9 @@ class HybridAttention:
             session = self._session_ready()
             lengths, pages = (qo_indptr, kv_lens), (block_table, kv_indptr, kv_indices)
             batch, table = self._read_batch(session, lengths, pages)
-            if shared_prefixes is not None:
-                batch = self._sharing(session, batch, table, shared_prefixes)
+            more = device_kv_lens, tree_mask, shared_prefixes
             with session.driver.current():
-                session.adopt(
-                    *self._prepare(session, batch, table, device_kv_lens, tree_mask, stream)
-                )
+                session.adopt(*self._prepare(session, batch, table, *more, stream))
 
     @property
     def shared_prefixes(self) -> tuple[SharedPrefix, ...]:
@@ -286,10 +284,9 @@ class HybridAttention:
         """
         with self._lock:
             session = self._session_ready()
-            if shared_prefixes is not None:
-                batch = self._sharing(session, batch, table, shared_prefixes)
+            more = device_kv_lens, tree_mask, shared_prefixes
             with session.driver.current():
-                return self._prepare(session, batch, table, device_kv_lens, tree_mask, stream)
+                return self._prepare(session, batch, table, *more, stream)
 
     def adopt(self, prepared: Prepared) -> None:
         """Make a batch of `prepare` the one that runs compute."""
@@ -473,24 +470,18 @@ class HybridAttention:
         session: Session,
         batch: HybridBatch,
         table: PageTable | None,
-        asked: SharedPrefixes,
+        asked: str | Iterable[Sequence[int]],
     ) -> HybridBatch:
         """Return a batch with the prefixes that its requests share."""
-        if self.policy.deterministic:
-            raise ValueError(
-                "shared_prefixes: with deterministic=True results do not depend on what else is in "
-                "the batch, and so not on who shares keys; leave one of them out"
-            )
-        reserved = session.reservation
-        if reserved is None:
-            return with_prefixes(batch, table, asked, self.layer)
+        limits = session.reservation.limits if session.reservation else None
         return with_prefixes(
             batch,
             table,
             asked,
             self.layer,
-            most_tokens=reserved.limits.max_decode_tokens,
-            most_prefixes=reserved.limits.max_prefixes,
+            deterministic=self.policy.deterministic,
+            most_tokens=limits.max_decode_tokens if limits else None,
+            most_prefixes=limits.max_prefixes if limits else None,
         )
 
     def _prepare(
@@ -500,9 +491,12 @@ class HybridAttention:
         table: PageTable | None,
         device_kv_lens: Any,
         tree_mask: Any,
+        shared_prefixes: SharedPrefixes,
         stream: Any,
     ) -> Prepared:
         """Do what `prepare` says, under the lock, with the GPU current."""
+        if shared_prefixes is not None:
+            batch = self._sharing(session, batch, table, shared_prefixes)
         if device_kv_lens is not None and batch.prefixes:
             raise ValueError(
                 "shared_prefixes: requests with device_kv_lens have keys that are known on the GPU "

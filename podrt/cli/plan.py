@@ -102,9 +102,7 @@ def _sharing(batch: HybridBatch, keys: int, scheduler: Scheduler) -> HybridBatch
             "one after another"
         )
     try:
-        if scheduler.policy.deterministic:
-            raise ValueError("shared_prefixes: with a deterministic policy none can be shared")
-        require_shareable(scheduler.spec)
+        require_shareable(scheduler.spec, deterministic=scheduler.policy.deterministic)
         return sharing(batch, checked_prefixes(batch, [(decodes[0], decodes[-1] + 1, keys)]))
     except ValueError as error:
         raise ValueError(f"--shared-keys {keys}: {error}") from error

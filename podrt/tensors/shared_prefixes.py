@@ -21,8 +21,13 @@ _LEAST_SAVED_KEYS, _LEAST_SAVED_A_TOKEN = 8192, 384
 _MOST_ROWS = 128
 
 
-def require_shareable(layer: AttentionSpec) -> None:
-    """Raise ValueError unless requests of a layer may share keys."""
+def require_shareable(layer: AttentionSpec, *, deterministic: bool) -> None:
+    """Raise ValueError unless requests of a layer, planned like that, may share keys."""
+    if deterministic:
+        raise ValueError(
+            "shared_prefixes: with deterministic=True results do not depend on what else is in the "
+            "batch, and so not on who shares keys; leave one of them out"
+        )
     if layer.page_size is None:
         raise ValueError("shared_prefixes: requests share keys in pages; use a paged cache")
     if layer.mask.window_left is not None or layer.mask.tree:
@@ -36,9 +41,10 @@ def require_shareable(layer: AttentionSpec) -> None:
 def with_prefixes(
     batch: HybridBatch,
     table: PageTable | None,
-    asked: SharedPrefixes,
+    asked: str | Iterable[Sequence[int]],
     layer: AttentionSpec,
     *,
+    deterministic: bool,
     most_tokens: int | None = None,
     most_prefixes: int | None = None,
 ) -> HybridBatch:
@@ -50,10 +56,12 @@ def with_prefixes(
         As read.
     table : PageTable or None
         Its page table.
-    asked : SharedPrefixes
+    asked : iterable of (begin, end, num_keys), or "find"
         What a caller says.
     layer : AttentionSpec
         What it is for.
+    deterministic : bool
+        As of its `Policy`.
     most_tokens, most_prefixes : int, optional
         Bounds of what is looked for: query tokens of a request, and prefixes.
 
@@ -61,11 +69,10 @@ def with_prefixes(
     ------
     ValueError
         A prefix does not fit the batch; there are no pages, or those to be compared lie on a GPU;
-        the layer has a window or trees, with which none can be shared.
+        the layer has a window or trees, or its plans are deterministic, with which none can be
+        shared.
     """
-    if asked is None:
-        return batch
-    require_shareable(layer)
+    require_shareable(layer, deterministic=deterministic)
     assert table is not None  # as pages are needed
     if not isinstance(asked, str):
         return sharing(batch, checked_prefixes(batch, asked))
