@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from podrt.spec.attention import AttentionSpec, make_spec
 from podrt.spec.mask import Mask
 from podrt.spec.types import ELEMENT_BYTES, DType
@@ -124,6 +127,11 @@ class Case:
     def q_lens(self) -> tuple[int, ...]:
         """Query tokens of every request."""
         return tuple(q_len for q_len, _ in self.lengths)
+
+    @property
+    def qo_indptr(self) -> npt.NDArray[np.int32]:
+        """First row of each request in q, int32 ``[requests + 1]``."""
+        return np.concatenate(([0], np.cumsum(self.q_lens))).astype(np.int32)
 
     @property
     def kv_lens(self) -> tuple[int, ...]:

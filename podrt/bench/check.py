@@ -195,10 +195,14 @@ def _on_gpu(case: Case) -> Iterator[tuple[CaseTensors, Expected]]:
 def _run(tensors: CaseTensors, policy: Policy) -> tuple[Any, Any]:
     """Run a case and return output and LSE on the host; rows that nobody writes are NaN."""
     cupy, case = load_cupy(), tensors.case
-    qo_indptr = np.concatenate(([0], np.cumsum(case.q_lens))).astype(np.int32)
     kv_lens = np.array(case.kv_lens, np.int32)
     attention = planned_attention(
-        case.spec(), policy, qo_indptr, kv_lens, tensors.block_table, tree_mask=tensors.tree_mask
+        case.spec(),
+        policy,
+        case.qo_indptr,
+        kv_lens,
+        tensors.block_table,
+        tree_mask=tensors.tree_mask,
     )
     lse = cupy.full(tensors.q.shape[:2], np.nan, "float32")
     tensors.poison()

@@ -107,8 +107,7 @@ def launch_of(
 ) -> tuple[HybridAttention, Enqueue]:
     """Plan some of a case's requests; return what runs them, and what enqueues that."""
     case = tensors.case
-    starts = np.concatenate(([0], np.cumsum(case.q_lens))).astype(np.int32)
-    qo_indptr = starts[requests.start : requests.stop + 1]
+    qo_indptr = case.qo_indptr[requests.start : requests.stop + 1]
     rows = slice(int(qo_indptr[0]), int(qo_indptr[-1]))
     caches: tuple[Any, ...] = (tensors.k_cache, tensors.v_cache)
     block_table = tensors.block_table

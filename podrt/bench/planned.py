@@ -1,4 +1,4 @@
-"""A `HybridAttention` that is planned for a batch with a page table on the GPU."""
+"""A `HybridAttention` that is planned for a batch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from podrt.attention import HybridAttention
 from podrt.gpu.device import load_cupy
 from podrt.policy.policies import Policy
 from podrt.spec.attention import AttentionSpec
+from podrt.tensors.shared_prefixes import SharedPrefixes
 
 
 def planned_attention(
@@ -19,6 +20,7 @@ def planned_attention(
     block_table: npt.NDArray[np.int32] | None,
     *,
     tree_mask: npt.NDArray[np.uint64] | None = None,
+    shared_prefixes: SharedPrefixes = None,
     num_sms: int | None = None,
 ) -> HybridAttention:
     """Return attention of a layer, planned on the current GPU.
@@ -32,9 +34,11 @@ def planned_attention(
     qo_indptr, kv_lens : int32 arrays
         Lengths of the batch.
     block_table : int32 array [requests, max_pages] or None
-        Pages of a paged layer, copied to the GPU.
+        Pages of a paged layer; copied to the GPU, but for prefixes to be looked for.
     tree_mask : uint64 array [total tokens], optional
         Words of a layer with trees.
+    shared_prefixes : optional
+        As of `HybridAttention.plan`.
     num_sms : int, optional
         SMs that its runs have; all of the GPU's if None.
     """
@@ -53,6 +57,9 @@ def planned_attention(
         policy=policy,
         num_sms=num_sms,
     )
-    table = None if block_table is None else load_cupy().asarray(block_table)
-    attention.plan(qo_indptr, kv_lens, block_table=table, tree_mask=tree_mask)
+    table = block_table
+    if table is not None and shared_prefixes != "find":
+        table = load_cupy().asarray(table)
+    more = {"tree_mask": tree_mask, "shared_prefixes": shared_prefixes}
+    attention.plan(qo_indptr, kv_lens, block_table=table, **more)
     return attention

@@ -24,6 +24,7 @@ from podrt.bench.case import Case
 from podrt.bench.environment import describe, gpu_slug
 from podrt.bench.peer_flashinfer import cascade
 from podrt.bench.peers import installed_peers, make_works
+from podrt.bench.planned import planned_attention
 from podrt.bench.results import write_whole
 from podrt.bench.tensors import CaseTensors, fetch, free_memory, make_tensors
 from podrt.bench.timing import Timing, Work, capture_graph, time_all
@@ -43,7 +44,7 @@ CASES = (
     "64x16384/17000+1024@8192",
 )
 _CASE = re.compile(r"(\d+)x(\d+)/(\d+)(?:\+(\d+)@(\d+))?")
-#: Of a row, as `podrt.bench.floors` has them for suites: an H100's nominal bandwidth is 3.35 TB/s.
+#: What an H100, of a nominal 3.35 TB/s, reads at best.
 _READ_GBS = 3050
 
 
@@ -154,12 +155,9 @@ def measure(text: str, peers: Sequence[str]) -> dict[str, Any]:
 
 
 def _planned(tensors: CaseTensors, policy: str = "auto", **given: Any) -> HybridAttention:
-    case = tensors.case
-    attention = HybridAttention(*LAYER, page_size=PAGE_SIZE, dtype=case.dtype, policy=policy)
-    indptr = np.concatenate(([0], np.cumsum(case.q_lens))).astype(np.int32)
-    kv_lens = np.array(case.kv_lens, np.int32)
-    attention.plan(indptr, kv_lens, block_table=tensors.block_table, **given)
-    return attention
+    case, kv_lens = tensors.case, np.array(tensors.case.kv_lens, np.int32)
+    table = tensors.block_table
+    return planned_attention(case.spec(), policy, case.qo_indptr, kv_lens, table, **given)
 
 
 def _run(attention: HybridAttention, tensors: CaseTensors) -> None:

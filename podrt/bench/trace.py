@@ -129,9 +129,8 @@ def _point(kernels: Sequence[LoadedKernel], address: int) -> None:
 
 def _planned(tensors: CaseTensors, policy: str) -> HybridAttention:
     case, chosen = tensors.case, parse_policy(policy)
-    qo_indptr = np.concatenate(([0], np.cumsum(case.q_lens))).astype(np.int32)
     kv_lens = np.array(case.kv_lens, np.int32)
-    return planned_attention(case.spec(), chosen, qo_indptr, kv_lens, tensors.block_table)
+    return planned_attention(case.spec(), chosen, case.qo_indptr, kv_lens, tensors.block_table)
 
 
 def _run(tensors: CaseTensors, attention: HybridAttention) -> None:
