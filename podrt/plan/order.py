@@ -64,7 +64,7 @@ def order_to_share_keys(
     """Return items of prefill in the order in which they are handed out, and `Plan.prefill_runs`.
 
     Longest first over all heads where order changes nothing: all units run at once, all keys stay
-    in L2, or there is one head.
+    in L2, there is one head, or no two items share keys.
 
     Parameters
     ----------
@@ -79,6 +79,8 @@ def order_to_share_keys(
     """
     heads = spec.num_kv_heads
     if heads == 1 or len(items) * heads <= sharing.units_at_once:
+        return items, NO_RUNS
+    if tiles.row_begin is None and len(items) == len(tiles):  # each the only one of its request
         return items, NO_RUNS
     key_bytes = (spec.head_dim + spec.value_dim) * ELEMENT_BYTES[spec.dtype]
     resident_keys = sharing.resident_bytes // (heads * key_bytes)
