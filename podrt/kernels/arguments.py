@@ -79,6 +79,7 @@ OUTPUT_STRIDES = (
 HEADS = (
     Field("int", "num_kv_heads", ""),
     Field("int", "group", "query heads per KV head"),
+    Field("u32", "group_reciprocal", "(2^32 - 1) / group, rounded down: common/item.cuh"),
 )
 #: What becomes of a product of q and k before the softmax, in base 2.
 SCORES = (
@@ -166,6 +167,7 @@ def shared_arguments(spec: AttentionSpec, tensors: RunTensors, buffers: Buffers)
         "lse_stride_head": lse[1],
         "num_kv_heads": spec.num_kv_heads,
         "group": spec.group,
+        "group_reciprocal": (2**32 - 1) // spec.group,
         "sinks_stride": sinks,
         **_score_arguments(spec),
     }

@@ -13,13 +13,14 @@ import numpy.typing as npt
 #: C type -> NumPy type; pointers travel as 64-bit integers.
 _NUMPY_TYPES: dict[str, Any] = {
     "int": np.int32,
+    "u32": np.uint32,
     "float": np.float32,
     "i64": np.int64,
     "TensorMap": "V128",
 }
 
 #: NumPy type -> code of the module `struct`; anything else, arrays too, is packed as bytes.
-_PACK_CODES = {"i4": "i", "f4": "f", "i8": "q", "u8": "Q"}
+_PACK_CODES = {"i4": "i", "u4": "I", "f4": "f", "i8": "q", "u8": "Q"}
 
 
 class Field(NamedTuple):

@@ -24,6 +24,18 @@ __device__ __forceinline__ void prefetch_items(const PlanHeader* plan, int lane)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const char*>(plan) + line * kLine));
 }
 
+// A packed row of a request: one of the query heads that share a KV head, of one of its tokens. The
+// product with the reciprocal is the quotient or one less, whatever the row.
+struct PackedRow {
+  int token, head;
+  __device__ __forceinline__ PackedRow(const Params& p, int row)
+      : token(__umulhi(row, p.group_reciprocal)), head(row - token * p.group) {
+    if (head < p.group) return;
+    token++;
+    head -= p.group;
+  }
+};
+
 // Packed rows of an item's request. Of a prefix, all of whose keys its tokens see, `q_len` is negative:
 // its tokens then stand behind all keys, which costs the masks nothing.
 __device__ __forceinline__ int packed_rows(const Params& p, const WorkItem& item) {
@@ -55,7 +67,7 @@ __device__ __forceinline__ void load_item(WorkItem& to, const WorkItem* from, co
   if (lane > 0) return;
   to.kv_len = max(0, min(to.kv_len, __ldg(plan.kv_lens + to.request)));
   if (to.split == 0) {
-    int first = first_visible(p, to, to.row_begin / p.group);
+    int first = first_visible(p, to, PackedRow(p, to.row_begin).token);
     if (Config::kTree && to.q_len <= Config::kMostTreeTokens)  // decode
       first = min(first, to.kv_len - to.q_len);
     first = max(0, first);
@@ -70,12 +82,14 @@ __device__ __forceinline__ int visible_keys(const WorkItem& item, int token) {
   return Config::kCausal ? min(item.kv_end, item.kv_len - item.q_len + token + 1) : item.kv_end;
 }
 
-// Addresses of one packed row of a tile: token row / group, query head kv_head * group + row % group.
+// Addresses of one packed row of a tile.
 struct RowAddress {
   int token, head;
-  __device__ __forceinline__ RowAddress(const Params& p, const WorkItem& item, int kv_head, int row)
-      : token(item.q_begin + (item.row_begin + row) / p.group),
-        head(kv_head * p.group + (item.row_begin + row) % p.group) {}
+  __device__ __forceinline__ RowAddress(const Params& p, const WorkItem& item, int kv_head, int row) {
+    const PackedRow packed(p, item.row_begin + row);
+    token = item.q_begin + packed.token;
+    head = kv_head * p.group + packed.head;
+  }
   __device__ __forceinline__ const u16* q(const Params& p) const {
     return p.q + i64(token) * p.q_stride_token + i64(head) * p.q_stride_head;
   }
@@ -92,7 +106,7 @@ struct RowAddress {
 __device__ __forceinline__ float sink_log2(const Params& p, const WorkItem& item, int kv_head,
                                            int row) {
   if (!p.sinks) return -infinity();
-  const int head = kv_head * p.group + (item.row_begin + row) % p.group;
+  const int head = kv_head * p.group + PackedRow(p, item.row_begin + row).head;
   return __ldg(p.sinks + i64(head) * p.sinks_stride) * kLog2E;
 }
 

@@ -22,9 +22,9 @@ struct TileItem : WorkItem {
   __device__ __forceinline__ void prepare(const Params& p, const PlanHeader& plan, int tile_rows) {
     const int last_row = min(row_begin + tile_rows, packed_rows(p, *this)) - 1;
     pages = plan.page_table + page_begin;
-    first_seen = first_seen_key<kTree>(p, *this, row_begin / p.group);
-    first_full = first_seen_key<kTree>(p, *this, last_row / p.group);
-    end_full = end_of_sure_keys<Config, kTree>(*this, row_begin / p.group);
+    first_seen = first_seen_key<kTree>(p, *this, PackedRow(p, row_begin).token);
+    first_full = first_seen_key<kTree>(p, *this, PackedRow(p, last_row).token);
+    end_full = end_of_sure_keys<Config, kTree>(*this, PackedRow(p, row_begin).token);
   }
 };
 

@@ -77,7 +77,7 @@ __device__ __forceinline__ float sink_term(float sink_log2, float reference) {
 }
 
 // What a finished row is multiplied by: zeros stay zeros where it has seen no key.
-__device__ __forceinline__ float inverse_of(float sum) { return sum > 0.f ? 1.f / sum : 0.f; }
+__device__ __forceinline__ float inverse_of(float sum) { return sum > 0.f ? reciprocal_approx(sum) : 0.f; }
 
 // Base-2 log-sum-exp of a finished row; -inf when it has seen no key. `sum` is over all lanes.
 __device__ __forceinline__ float row_lse_log2(float reference, float sum) {

@@ -116,8 +116,8 @@ struct DecodeConsumer {
     const int steps = warp_uniform(ceil_div(item.kv_end - item.kv_begin, kKeys));
     // Keys that every row sees: from what the last one begins with to what the first one ends with.
     const int seen_begin =
-        first_seen_key<kTree>(p, item, (item.row_begin + num_rows(item) - 1) / p.group);
-    const int seen_end = end_of_sure_keys<Config, kTree>(item, item.row_begin / p.group);
+        first_seen_key<kTree>(p, item, PackedRow(p, item.row_begin + num_rows(item) - 1).token);
+    const int seen_end = end_of_sure_keys<Config, kTree>(item, PackedRow(p, item.row_begin).token);
     int first_key = item.kv_begin + (steps - 1) * kKeys;
     for (int step = 0; step < steps; step++, first_key -= kKeys) {
       multiply_kq();
@@ -125,7 +125,7 @@ struct DecodeConsumer {
       const bool masked = first_key < seen_begin || first_key + kKeys > seen_end;
       if (masked) {
         mask(item, first_key);
-        clear_values(first_seen_key<kTree>(p, item, item.row_begin / p.group) - first_key,
+        clear_values(first_seen_key<kTree>(p, item, PackedRow(p, item.row_begin).token) - first_key,
                      item.kv_len - first_key);
       }
       softmax(masked || step == 0);
@@ -242,7 +242,7 @@ struct DecodeConsumer {
   __device__ __forceinline__ void mask(const WorkItem& item, int first_key) {
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
-      const int token = (item.row_begin + column_row(c, lane)) / p.group;
+      const int token = PackedRow(p, item.row_begin + column_row(c, lane)).token;
       const int first = first_key + warp * 16 + lane / 4;
       const int begin = first_seen_key<kTree>(p, item, token) - first;
       const int end = end_of_seen_keys<Config, kTree>(item, token) - first;

@@ -22,6 +22,9 @@ struct PrefillConsumer {
   static constexpr int kScores = Config::kKvTile / 2;  // accumulators of a thread
   static constexpr int kOut = Config::kValueDim / 2;
   static constexpr int kValueColumns = Config::kValueColumns;
+  // Whether a unit's first P V overwrites `out`, which is then neither cleared nor rescaled before. Beside
+  // decode and where values are wide, no register is left to tell it from the others.
+  static constexpr bool kTellsFirst = !Config::kHasDecode && Config::kValueDim <= 128;
 
   const Params& p;
   const Smem& smem;
@@ -33,6 +36,7 @@ struct PrefillConsumer {
   u32 probabilities[kScores / 2];
   float row_max[2];  // what the rows' sums refer to: a score near the largest so far
   float row_sum[2];
+  int any_out;  // whether `out` holds anything yet
 
   __device__ __forceinline__ PrefillConsumer(const Params& p, const Smem& smem, int warpgroup,
                                              int thread)
@@ -71,14 +75,15 @@ struct PrefillConsumer {
     for (int half = 0; half < 2; half++)
       row_max[half] = tile_row(half) < existing_rows(item) ? kNothingSeen : -kNothingSeen;
     row_sum[0] = row_sum[1] = 0.f;
-    clear_registers(out);
     const int tiles = warp_uniform(ceil_div(item.kv_end - item.kv_begin, Config::kKvTile));
+    any_out = !kTellsFirst;
+    if (any_out || tiles <= 0) clear_registers(out);
     if (tiles > 0) attend(item, tiles);
     finish(item, kv_head);
   }
 
   __device__ __forceinline__ void attend(const WorkItem& item, int tiles) {
-    const int first_token = item.row_begin / p.group;
+    const int first_token = PackedRow(p, item.row_begin).token;
     const int last_token = min(first_token + p.tile_tokens, item.q_len) - 1;
     // Every row sees the tiles from `window` to before `unmasked` whole. Those from `unmasked` on, which
     // end beyond what the first row sees, come first; those before `window`, last.
@@ -189,10 +194,15 @@ struct PrefillConsumer {
 #pragma unroll
     for (int i = 0; i < Config::kKvTile / 16; i++)
 #pragma unroll
-      for (int column = 0; column < Config::kValueDim; column += kValueColumns)
-        wgmma_pv(reinterpret_cast<float(&)[kValueColumns / 2]>(out[column / 2]),
-                 probabilities + 4 * i,
-                 advance(v_tile, ValueTile::rows(i) + column / 64 * ValueTile::kBlockBytes));
+      for (int column = 0; column < Config::kValueDim; column += kValueColumns) {
+        auto& to = reinterpret_cast<float(&)[kValueColumns / 2]>(out[column / 2]);
+        const u64 from = advance(v_tile, ValueTile::rows(i) + column / 64 * ValueTile::kBlockBytes);
+        if (i == 0)
+          wgmma_pv_if_any(to, probabilities, from, any_out);
+        else
+          wgmma_pv(to, probabilities + 4 * i, from);
+      }
+    any_out = 1;
     wgmma_commit();
   }
 
@@ -211,7 +221,7 @@ struct PrefillConsumer {
     const int first_column = first_key + 2 * (lane % 4);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int token = first_token + tile_row(half) / p.group;
+      const int token = first_token + PackedRow(p, tile_row(half)).token;
       const int edge = (kBefore ? first_visible(p, item, token) : visible_keys<Config>(item, token)) -
                        first_column;
 #pragma unroll
@@ -259,6 +269,7 @@ struct PrefillConsumer {
     exponentiate(reference, sum);
 #pragma unroll
     for (int half = 0; half < 2; half++) row_sum[half] = row_sum[half] * rescale[half] + sum[half];
+    if (!any_out) return;
 #pragma unroll
     for (int i = 0; i < kOut; i++) out[i] *= rescale[i / 2 % 2];
   }
@@ -298,39 +309,54 @@ struct PrefillConsumer {
   __device__ __forceinline__ void finish(const WorkItem& item, int kv_head) {
     const int tile_rows = p.group * p.tile_tokens;
     const int num_rows = existing_rows(item);
+    // Both rows of a thread side by side: whatever is done for one waits for what it needs.
+    float sum[2], reference[2], lse[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float sum = quad_sum(row_sum[half]);
-      const float reference = row_max[half] * p.scale_log2;
-      const float lse = row_lse_log2(reference, sum);
-      const int row = tile_row(half);
-      // Splits are merged without sinks, and the merged row has one.
-      if (item.num_splits == 1) sum += sink_term(sink_log2(p, item, kv_head, row), reference);
-      const float inverse = inverse_of(sum);
-      if (item.num_splits != 1)
-        store_partial(item, kv_head, tile_rows, row, num_rows, half, inverse, lse);
-      else
-        store(item, kv_head, row, num_rows, half, inverse, lse);
+      sum[half] = quad_sum(row_sum[half]);
+      reference[half] = row_max[half] * p.scale_log2;
+      lse[half] = row_lse_log2(reference[half], sum[half]);
     }
-    if (item.num_splits > 1) merge(item, kv_head, tile_rows, num_rows);
+    if (item.num_splits == 1) {
+      if (p.sinks) {  // splits are merged without, and the merged row has one
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          sum[half] += sink_term(sink_log2(p, item, kv_head, tile_row(half)), reference[half]);
+      }
+      const float inverse[2] = {inverse_of(sum[0]), inverse_of(sum[1])};
+      store(item, kv_head, num_rows, inverse, lse);
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        store_partial(item, kv_head, tile_rows, tile_row(half), num_rows, half, inverse_of(sum[half]),
+                      lse[half]);
+      if (item.num_splits > 1) merge(item, kv_head, tile_rows, num_rows);
+    }
   }
 
   // Two neighbouring lanes trade halves of two neighbouring column blocks, so that each stores 8
   // bytes and the four lanes of a row whole sectors of 32.
-  __device__ __forceinline__ void store(const WorkItem& item, int kv_head, int row, int num_rows,
-                                        int half, float inverse, float lse) {
-    const RowAddress address(p, item, kv_head, min(row, num_rows - 1));
+  __device__ __forceinline__ void store(const WorkItem& item, int kv_head, int num_rows,
+                                        const float (&inverse)[2], const float (&lse)[2]) {
     const bool odd = lane % 2;
-    u16* destination = address.out(p) + odd * 8 + lane / 2 % 2 * 4;
+    u16* destination[2];
 #pragma unroll
-    for (int n = 0; n < kOut / 4; n += 2) {
-      const u32 first = packed_out(n, half, inverse), second = packed_out(n + 1, half, inverse);
-      const u32 traded = __shfl_xor_sync(~0u, odd ? first : second, 1);
-      if (row < num_rows)
-        *reinterpret_cast<uint2*>(destination + n * 8) =
-            odd ? make_uint2(traded, second) : make_uint2(first, traded);
+    for (int half = 0; half < 2; half++) {
+      const RowAddress address(p, item, kv_head, min(tile_row(half), num_rows - 1));
+      destination[half] = address.out(p) + odd * 8 + lane / 2 % 2 * 4;
+      if (tile_row(half) < num_rows && lane % 4 == 0) address.store_lse(p, lse[half]);
     }
-    if (row < num_rows && lane % 4 == 0) address.store_lse(p, lse);
+#pragma unroll
+    for (int n = 0; n < kOut / 4; n += 2)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const u32 first = packed_out(n, half, inverse[half]);
+        const u32 second = packed_out(n + 1, half, inverse[half]);
+        const u32 traded = __shfl_xor_sync(~0u, odd ? first : second, 1);
+        if (tile_row(half) < num_rows)
+          *reinterpret_cast<uint2*>(destination[half] + n * 8) =
+              odd ? make_uint2(traded, second) : make_uint2(first, traded);
+      }
   }
 
   // This thread's two results of column block n.

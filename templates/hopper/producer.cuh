@@ -161,7 +161,7 @@ __device__ __forceinline__ void produce_prefill_qk(const Params& p,
     if (lane < Smem::kColumnBlocks)
       tma_load_3d(smem.address + Smem::kQ + lane * Smem::kQBlockBytes, &p.q_map,
                   smem.barrier(Smem::kQFull), lane * 64, slot.kv_head * p.group,
-                  slot.item.q_begin + slot.item.row_begin / p.group);
+                  slot.item.q_begin + PackedRow(p, slot.item.row_begin).token);
   };
   // Units find Q still in use and begin with K, but for the first one: for Q no page is looked up.
   // Beside decode that is not worth the registers.

@@ -249,7 +249,7 @@ struct AttentionTile {
     for (int block = 0; block < Tile::kBlocks; block++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const int token = (item.row_begin + tile_row(block, half)) / p.group;
+        const int token = PackedRow(p, item.row_begin + tile_row(block, half)).token;
         const int limit = end_of_seen_keys<Config, kTree>(item, token) - first_column;
         const int begin = first_seen_key<kTree>(p, item, token) - first_column;
         const TreeRow<kTree> tree(p, plan, item, token, first_column);
