@@ -36,6 +36,8 @@ from podrt.workloads.pages import contiguous_rows, shuffled_pages
 
 _FOLDER = "repro"
 _SCRIPTS = ("run.py", "tools.py")
+#: How numbers travel, by NumPy's kind.
+_KINDS = {"i": "int", "u": "uint", "f": "float"}
 #: Buffers whose addresses kernels are given, by the name of the argument; the rest are null.
 _BUFFERS = {
     "q": "q",
@@ -175,11 +177,11 @@ def _params(variant: Variant, layer: AttentionSpec, tensors: RunTensors) -> list
             else:
                 found.append([offset, "address", tensor])
                 found += [[offset + at, "int", value] for at, value in shape.by_offset().items()]
-        elif member.kind == "u":
+        elif member == np.uint64:
             if name in _BUFFERS:
                 found.append([offset, "address", _BUFFERS[name]])
         else:
-            found.append([offset, "float" if member.kind == "f" else "int", fixed[name]])
+            found.append([offset, _KINDS[member.kind], fixed[name]])
     return found
 
 

@@ -205,7 +205,7 @@ def test_the_parameter_is_what_podrt_would_pass(name, tmp_path, monkeypatch):
             mine[offset : offset + 128] = bytes([number]) * 128
         else:
             number = at[value] if kind == "address" else value
-            code = {"address": "<Q", "int": "<i", "float": "<f"}[kind]
+            code = {"address": "<Q", "int": "<i", "uint": "<I", "float": "<f"}[kind]
             struct.pack_into(code, mine, offset, number)
     got = np.frombuffer(bytes(mine), params_dtype(repro.variant), 1)[0]
     for member in expected.dtype.names:
