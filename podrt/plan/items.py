@@ -22,10 +22,10 @@ from podrt.spec.batch import HybridBatch
 Rows = npt.NDArray[np.int32]  # [items, fields of WORK_ITEM]
 
 _COLUMN = {name: column for column, (name, _) in enumerate(WORK_ITEM_FIELDS)}
-_REQUEST, _PAGE_BEGIN, _Q_BEGIN = (_COLUMN[name] for name in ("request", "page_begin", "q_begin"))
-_Q_LEN, _KV_LEN, _ROW_BEGIN = (_COLUMN[name] for name in ("q_len", "kv_len", "row_begin"))
-_KV_BEGIN, _KV_END, _SPLIT = (_COLUMN[name] for name in ("kv_begin", "kv_end", "split"))
-_NUM_SPLITS, _PARTIAL_ROW, _MERGE = (
+REQUEST, PAGE_BEGIN, Q_BEGIN = (_COLUMN[name] for name in ("request", "page_begin", "q_begin"))
+Q_LEN, KV_LEN, _ROW_BEGIN = (_COLUMN[name] for name in ("q_len", "kv_len", "row_begin"))
+_KV_BEGIN, KV_END, SPLIT = (_COLUMN[name] for name in ("kv_begin", "kv_end", "split"))
+NUM_SPLITS, _PARTIAL_ROW, _MERGE = (
     _COLUMN[name] for name in ("num_splits", "partial_row", "merge")
 )
 
@@ -108,14 +108,14 @@ class TileItems:
         ):
             return kept
         of_tiles = whole.copy()
-        of_tiles[:, _NUM_SPLITS] = places.counts
+        of_tiles[:, NUM_SPLITS] = places.counts
         of_tiles[:, _PARTIAL_ROW] = places.first_partial * float(self.rows.tile_rows)
         of_tiles[:, _MERGE] = places.split_before
         if first_merge:
             of_tiles[:, _PARTIAL_ROW] += first_partial_row
             of_tiles[:, _MERGE] += first_merge
         rows = of_tiles.take(places.tile, axis=0, mode="clip")
-        rows[:, _SPLIT] = places.split
+        rows[:, SPLIT] = places.split
         return _Pieces(whole, places, first, rows)
 
     def give_back(self, pieces: _Pieces) -> None:
@@ -132,9 +132,9 @@ def _items_of_requests(batch: HybridBatch) -> Rows:
     requests = len(queries.q_lens)
     many = requests > _FEW_REQUESTS
     items = _blank_items(requests) if many else _few_blank_items()[:requests].copy()
-    items[:, _PAGE_BEGIN] = page_begin
-    items[:, _Q_BEGIN] = queries.q_begin
-    items[:, _Q_LEN] = queries.q_lens
+    items[:, PAGE_BEGIN] = page_begin
+    items[:, Q_BEGIN] = queries.q_begin
+    items[:, Q_LEN] = queries.q_lens
     queries.derived[_items_of_requests] = page_begin, items
     return items
 
@@ -142,8 +142,8 @@ def _items_of_requests(batch: HybridBatch) -> Rows:
 def _blank_items(requests: int) -> Rows:
     """Return what is the same in all batches of so many requests."""
     items = np.zeros((requests, len(WORK_ITEM_FIELDS)), np.int32)
-    items[:, _REQUEST] = np.arange(requests)
-    items[:, _NUM_SPLITS] = 1
+    items[:, REQUEST] = np.arange(requests)
+    items[:, NUM_SPLITS] = 1
     return items
 
 
@@ -208,13 +208,13 @@ def _whole(rows: Rows, tiles: Tiles, kv_len: int | npt.NDArray[Any]) -> Rows:
     items = rows.copy() if all_alike else rows.take(order, axis=0, mode="clip")
     ends = tiles.falling_keys()
     if kv_len is tiles.keys:
-        items[:, _KV_LEN] = ends
+        items[:, KV_LEN] = ends
     else:
-        items[:, _KV_LEN] = kv_len if isinstance(kv_len, int) else kv_len.take(order)
+        items[:, KV_LEN] = kv_len if isinstance(kv_len, int) else kv_len.take(order)
         if tiles.key_begin is not None:
             items[:, _KV_BEGIN] = begin = tiles.key_begin[order]
             ends = begin + ends
-    items[:, _KV_END] = ends
+    items[:, KV_END] = ends
     return items
 
 
@@ -227,9 +227,9 @@ def _pieces(
     begin = split * length
     keys = tiles.keys[tile]
     if kv_len is tiles.keys:
-        rows[:, _KV_LEN] = keys
+        rows[:, KV_LEN] = keys
     else:
-        rows[:, _KV_LEN] = kv_len if isinstance(kv_len, int) else kv_len[tile]
+        rows[:, KV_LEN] = kv_len if isinstance(kv_len, int) else kv_len[tile]
     keys -= begin
     np.minimum(keys, length, out=keys)
     order = longest_first(keys, min(cut.longest, tiles.longest))
@@ -237,5 +237,5 @@ def _pieces(
         begin += tiles.key_begin[tile]
     rows[:, _KV_BEGIN] = begin
     begin += keys
-    rows[:, _KV_END] = begin
+    rows[:, KV_END] = begin
     return rows.take(order, axis=0, mode="clip")

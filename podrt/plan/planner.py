@@ -10,6 +10,7 @@ import numpy.typing as npt
 from podrt.plan.by_request import cut_decode_by_request, cut_prefill_by_request
 from podrt.plan.cut import Cut, Side, num_partials
 from podrt.plan.end_together import split_to_end_together
+from podrt.plan.growth import growth_of, lay_out_grown
 from podrt.plan.items import SideItems, TileItems, lay_out
 from podrt.plan.joins import SideWork, leave_to_join
 from podrt.plan.order import NO_RUNS, order_to_share_keys
@@ -49,8 +50,11 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
     prefill = decode = None
     if prefill_side is not None:
         prefill = _tiles(prefill_side, batch, tiling.prefill_kv_tile, spec)
+    growth = None
     if decode_side is not None:
-        decode = _tiles(decode_side, batch, tiling.decode_kv_tile, spec)
+        if tiling.request_cuts is None:
+            growth = growth_of(decode_side.rows, batch, spec.mask)
+        decode = _tiles(decode_side, batch, tiling.decode_kv_tile, spec, growth or 0)
     prefill_cut, decode_cut = _cuts_within(prefill, decode, tiling, spec.num_kv_heads)
     prefill_items = decode_items = _NO_ITEMS
     in_order, runs = _NO_ITEMS.items, NO_RUNS
@@ -61,7 +65,8 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
             in_order, runs = order_to_share_keys(in_order, prefill, spec, tiling.key_sharing)
     if decode is not None and decode_side is not None:
         _, merges, partial_rows = prefill_items
-        decode_items = lay_out(decode_side, batch, decode, decode_cut, merges, partial_rows)
+        of_decode = decode_side, batch, decode, decode_cut, merges, partial_rows
+        decode_items = lay_out(*of_decode) if growth is None else lay_out_grown(*of_decode, growth)
     partial_rows, joins = prefill_items.partial_rows + decode_items.partial_rows, None
     if batch.prefixes:
         sides = (
@@ -78,7 +83,7 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
         num_merges=prefill_items.num_merges + decode_items.num_merges,
         partial_rows=partial_rows,
         prefill_keys=0 if prefill is None else prefill.total,
-        decode_keys=0 if decode is None else decode.total,
+        decode_keys=0 if decode is None else decode.total + len(decode) * (growth or 0),
         prefill_runs=runs,
         joins=joins,
     )
@@ -150,8 +155,11 @@ def _counting_to(count: int) -> Indices:
     return numbers
 
 
-def _tiles(side: TileItems, batch: HybridBatch, kv_tile: int, spec: AttentionSpec) -> Tiles:
-    lengths = batch.kv_lens, kv_tile, spec.mask, batch.page_size
+def _tiles(
+    side: TileItems, batch: HybridBatch, kv_tile: int, spec: AttentionSpec, growth: int = 0
+) -> Tiles:
+    kv_lens = batch.kv_lens - np.int32(growth) if growth else batch.kv_lens
+    lengths = kv_lens, kv_tile, spec.mask, batch.page_size
     return tiles_of(side.rows, *lengths, batch.first_prefix)
 
 
@@ -212,13 +220,21 @@ def _fair_shares(
 def _cut_decode(
     decode: Tiles, tiling: Tiling, num_kv_heads: int, max_partials: int | None, beside: Tiles | None
 ) -> Cut | None:
+    made_for = tiling, num_kv_heads, max_partials, beside is None
+    kept: tuple[object, Cut | None] | None = decode.last_cut
+    if kept is not None and kept[0] == made_for:
+        return kept[1]
     side = Side(
         tiling.min_decode_keys, num_kv_heads, tiling.decode_slots, tiling.costs, max_partials
     )
     if beside is None:
-        return split_to_end_together(decode, side, max_keys=tiling.decode_piece_keys)
-    cut = split_to_end_together(decode, side, max_keys=tiling.fused_piece_keys)
-    return taper(decode, side, cut) if tiling.taper_decode else cut
+        cut = split_to_end_together(decode, side, max_keys=tiling.decode_piece_keys)
+    else:
+        cut = split_to_end_together(decode, side, max_keys=tiling.fused_piece_keys)
+        if tiling.taper_decode:
+            cut = taper(decode, side, cut)
+    decode.last_cut = made_for, cut
+    return cut
 
 
 def _cut_prefill(

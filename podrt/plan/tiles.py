@@ -23,8 +23,8 @@ Indices = npt.NDArray[np.intp]
 RADIX_LIMIT = 2**16
 #: But for so few.
 _FEW = 40
-#: Tiles in such numbers are kept, to compare the next batch's with.
-_FEW_KEPT, _MOST_KEPT = 16, 4096
+#: So many tiles are kept, to compare the next batch's with.
+MOST_KEPT = 4096
 
 #: Tiles whose first keys are hidden begin at multiples of so many, or of less in smaller pages.
 _WINDOW_STEP = 64
@@ -64,6 +64,8 @@ class Tiles:
         Keys of the longest tile, at least 1, and of all.
     longest_steps : int
         KV tiles of the longest tile; pieces of at most so many leave every tile whole.
+    last_cut, laid_out
+        What was last made of them, for who keeps it here; None at first.
     """
 
     __slots__ = (
@@ -74,6 +76,8 @@ class Tiles:
         "key_begin",
         "keys",
         "kv_tile",
+        "laid_out",
+        "last_cut",
         "longest",
         "longest_steps",
         "of_prefixes",
@@ -96,6 +100,8 @@ class Tiles:
     ) -> None:
         self.request, self.row_begin, self.key_begin = request, row_begin, key_begin
         self.keys, self.kv_tile, self.of_prefixes = keys, kv_tile, of_prefixes
+        self.last_cut: Any = None
+        self.laid_out: Any = None
         self._order: Indices | None = None
         self._falling_keys: Floats | None = None
         if rising_total is not None:
@@ -213,27 +219,37 @@ def tiles_of(
         begin = np.minimum(mask.key_begin(rows.first_token() + q_len, q_len, kv_len), keys)
         begin -= begin % window_step(page_size)
         keys = keys - begin
-    if rows.row_begin is not None or not _FEW_KEPT <= len(keys) <= _MOST_KEPT:
+    if rows.row_begin is not None or len(keys) > MOST_KEPT:
         return Tiles(rows.request, keys, kv_tile, rows.row_begin, begin, of_prefixes)
     # From one step of a server to the next its decodes grow alike, and stay in the same order.
     memory = _memory(len(keys), kv_tile, begin is not None)
     before, grown = memory.tiles, None
     if before is not None:
         growth = _common_growth(before.keys, keys)
+        is_alike = growth == 0 and begin is None and of_prefixes == before.of_prefixes == 0
+        if is_alike and _are_same(memory.picked, rows.picked):
+            return before
         grown = None if growth is None else (before, growth)
-    tiles = memory.tiles = Tiles(rows.request, keys, kv_tile, None, begin, of_prefixes, grown=grown)
+    tiles = Tiles(rows.request, keys, kv_tile, None, begin, of_prefixes, grown=grown)
+    memory.tiles, memory.picked = tiles, rows.picked
     return tiles
 
 
 class _Memory:
-    """The last tiles."""
+    """The last tiles, and what picks their requests."""
 
     tiles: Tiles | None = None
+    picked: int | slice | Indices | None = None
 
 
 @lru_cache(maxsize=16)
 def _memory(num_tiles: int, kv_tile: int, has_window: bool) -> _Memory:
     return _Memory()
+
+
+def _are_same(before: object, now: object) -> bool:
+    """Whether two ways to pick requests pick the same, as far as that is told at once."""
+    return before is now or (isinstance(before, slice) and isinstance(now, slice) and before == now)
 
 
 def _common_growth(before: Floats, now: Floats) -> int | None:

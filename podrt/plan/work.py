@@ -60,7 +60,8 @@ class Plan(NamedTuple):
     ----------
     prefill, decode : structured arrays of `WORK_ITEM`
         Work items in the order in which they are handed out, longest first; those of prefill as
-        `podrt.plan.order` has it.
+        `podrt.plan.order` has it, those of decode by what they were planned with
+        (`podrt.plan.growth`), to within a few keys.
     spec : AttentionSpec
         The attention layer that it was made for; only variants of the same `KernelSpec` run it.
     prefill_rows, decode_rows : int

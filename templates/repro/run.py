@@ -38,7 +38,10 @@ for offset, kind, value, *shape in launch["params"]:
     else:
         number = gpu[value].data.ptr if kind == "address" else value
         struct.pack_into(
-            {"address": "<Q", "int": "<i", "uint": "<I", "float": "<f"}[kind], params, offset, number
+            {"address": "<Q", "int": "<i", "uint": "<I", "float": "<f"}[kind],
+            params,
+            offset,
+            number,
         )
 
 module = cupy.cuda.function.Module()

@@ -1,0 +1,112 @@
+"""Decodes are planned at lengths that stay the same for some steps of a server.
+
+From one step to the next all decodes grow by a key, or by a few. Their side is planned as if each
+had less by what the longest has beyond a multiple of `GROWTH_STEP`, and then the ends of their last
+pieces are moved. So steps in a row have the same pieces in the same order, of which only ends
+differ, and what was planned for one of them serves the others. It follows from a batch alone: which
+steps came before changes no plan.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from podrt.plan.cut import Cut
+from podrt.plan.items import (
+    KV_END,
+    KV_LEN,
+    NUM_SPLITS,
+    PAGE_BEGIN,
+    Q_BEGIN,
+    Q_LEN,
+    REQUEST,
+    SPLIT,
+    Rows,
+    SideItems,
+    TileItems,
+    lay_out,
+)
+from podrt.plan.tile_rows import TileRows
+from podrt.plan.tiles import MOST_KEPT, Tiles
+from podrt.plan.work import WORK_ITEM
+from podrt.spec.batch import HybridBatch
+from podrt.spec.mask import Mask
+
+#: Keys that decodes grow by before they are planned anew. The last piece of a decode is longer than
+#: planned by less than this, as are those of all others, which is little beside a KV tile.
+GROWTH_STEP = 16
+
+
+class _LaidOut(NamedTuple):
+    """Items of tiles as they were planned, and what they were made of."""
+
+    made_of: tuple[Cut | None, int, int]
+    q_begin: npt.NDArray[np.int32]
+    page_begin: npt.NDArray[np.int32]
+    rows: Rows
+    is_last: npt.NDArray[np.int32]  # 1 for the last piece of a tile, else 0
+    num_merges: int
+    partial_rows: int
+
+
+def growth_of(rows: TileRows, batch: HybridBatch, mask: Mask) -> int | None:
+    """Return how many keys less decodes are planned with; None where it saves nothing.
+
+    Parameters
+    ----------
+    rows : TileRows
+        The tiles of decode.
+    batch : HybridBatch
+        Lengths.
+    mask : Mask
+        Which keys a token sees. The first key in a window moves too, and a tree's tiles end apart.
+    """
+    if rows.row_begin is not None or len(rows.request) > MOST_KEPT:
+        return None
+    if mask.window_left is not None or mask.tree or batch.prefixes:
+        return None
+    kv_lens = batch.kv_lens[rows.picked]
+    growth: int = kv_lens.item(kv_lens.argmax()) % GROWTH_STEP
+    return growth if growth and kv_lens.item(kv_lens.argmin()) > growth else 0
+
+
+def lay_out_grown(
+    side: TileItems,
+    batch: HybridBatch,
+    tiles: Tiles,
+    cut: Cut | None,
+    first_merge: int,
+    first_partial_row: int,
+    growth: int,
+) -> SideItems:
+    """Lay out tiles that have `growth` keys more than planned; the rest is as in `lay_out`."""
+    queries, page_begin = batch.queries, batch.page_begin
+    made_of = cut, first_merge, first_partial_row
+    kept: _LaidOut | None = tiles.laid_out
+    if kept is None or not _are_same(kept.made_of, made_of):
+        items, num_merges, partial_rows = lay_out(
+            side, batch, tiles, cut, first_merge, first_partial_row
+        )
+        rows = items.view(np.int32).reshape(len(items), -1)
+        is_last = (rows[:, SPLIT] == rows[:, NUM_SPLITS] - 1).astype(np.int32)
+        kept = tiles.laid_out = _LaidOut(
+            made_of, queries.q_begin, page_begin, rows, is_last, num_merges, partial_rows
+        )
+    rows = kept.rows.copy()
+    if queries.q_begin is not kept.q_begin:  # a chunk before them has another length
+        rows[:, Q_BEGIN] = queries.q_begin.take(rows[:, REQUEST])
+        rows[:, Q_LEN] = queries.q_lens.take(rows[:, REQUEST])
+    if page_begin is not kept.page_begin:
+        rows[:, PAGE_BEGIN] = page_begin.take(rows[:, REQUEST])
+    if growth:
+        rows[:, KV_LEN] += growth
+        rows[:, KV_END] += kept.is_last * np.int32(growth)
+    return SideItems(np.frombuffer(rows, WORK_ITEM), kept.num_merges, kept.partial_rows)
+
+
+def _are_same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
+    return all(map(operator.is_, before, now))
