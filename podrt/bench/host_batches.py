@@ -21,6 +21,8 @@ HEAD_DIM = 128
 _DTYPE = "bfloat16"
 #: Keys that a batch grows by from step to step at most, before it starts anew.
 _GROWTH = 64
+#: Chunks of a prompt that moves on, before the next prompt.
+_CHUNKS = 8
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,15 @@ class HostBatch:
     q_lens, kv_lens : int32 arrays [requests]
     heads : (int, int)
         Query and KV heads of the layer.
+    chunk : int
+        Tokens by which the first request, a prompt, moves on at every step; 0: by one, as all.
     """
 
     name: str
     q_lens: Int32Array
     kv_lens: Int32Array
     heads: tuple[int, int] = (32, 8)
+    chunk: int = 0
 
     @property
     def requests(self) -> int:
@@ -53,7 +58,11 @@ class HostBatch:
     @property
     def max_pages(self) -> int:
         """Pages of the longest request, when it has grown."""
-        return -(-(int(self.kv_lens.max()) + _GROWTH) // PAGE_SIZE)
+        return -(-self._max_kv_len // PAGE_SIZE)
+
+    @property
+    def _max_kv_len(self) -> int:
+        return int(self.kv_lens.max()) + max(_GROWTH, self.chunk * _CHUNKS)
 
     @property
     def limits(self) -> dict[str, int]:
@@ -61,12 +70,15 @@ class HostBatch:
         return {
             "max_requests": self.requests,
             "max_tokens": int(self.q_lens.sum()),
-            "max_kv_len": int(self.kv_lens.max()) + _GROWTH,
+            "max_kv_len": self._max_kv_len,
         }
 
     def at_step(self, step: int) -> Int32Array:
         """Return its kv_lens some steps later: a batch that no earlier plan was made for."""
-        return self.kv_lens + np.int32(step % _GROWTH)
+        kv_lens = self.kv_lens + np.int32(step % _GROWTH)
+        if self.chunk:
+            kv_lens[0] = self.kv_lens[0] + self.chunk * (step % _CHUNKS)
+        return kv_lens
 
     def block_table(self) -> Int32Array:
         """Return page numbers ``[requests, max_pages]``; requests share the pages of one cache."""
@@ -90,16 +102,22 @@ class HostBatch:
         }
 
 
-def decodes(requests: int, *, prefill: int = 0, kv_len: int = 1024) -> HostBatch:
-    """Return decodes of ragged lengths around `kv_len`, behind a prefill chunk if there is one."""
+def decodes(
+    requests: int, *, prefill: int = 0, kv_len: int = 1024, moves_on: bool = False
+) -> HostBatch:
+    """Return decodes of ragged lengths around `kv_len`, behind a prefill chunk if there is one.
+
+    The chunk grows by a key a step, as the decodes do, or moves on to the prompt's next tokens.
+    """
     name = f"{requests} decodes" if not prefill else f"1 prefill({prefill}) + {requests}"
+    name += ", the next chunk at every step" * moves_on
     rng = np.random.default_rng(requests)
     kv_lens = rng.integers(kv_len // 2, 3 * kv_len // 2, requests).astype(np.int32)
     q_lens = np.ones(requests, np.int32)
     if prefill:
         kv_lens = np.concatenate(([2 * prefill], kv_lens)).astype(np.int32)
         q_lens = np.concatenate(([prefill], q_lens)).astype(np.int32)
-    return HostBatch(name, q_lens, kv_lens)
+    return HostBatch(name, q_lens, kv_lens, chunk=prefill if moves_on else 0)
 
 
 def short_prompts(requests: int, tokens: int, heads: tuple[int, int]) -> HostBatch:
