@@ -1,6 +1,9 @@
 """Skips this folder on a machine without a usable GPU."""
 
+import fcntl
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +28,14 @@ def family(request):
     if request.param == "hopper":
         skip_without_hopper()
     return request.param
+
+
+@pytest.fixture
+def much_memory():
+    """Wait until no other process has a test that takes gigabytes: several leave nothing."""
+    with (Path(tempfile.gettempdir()) / "podrt-gpu-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 #: What fixtures of a module may keep, in bytes.

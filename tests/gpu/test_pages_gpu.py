@@ -212,6 +212,7 @@ def test_caches_are_read_where_they_lie(family, head_dim, page_size, layout):
     case.check(out.get(), allowed_steps=ALLOWED_STEPS)
 
 
+@pytest.mark.usefixtures("much_memory")
 @pytest.mark.parametrize("page_size", [1, 4, 16])
 def test_caches_beyond_32_bits(family, page_size):
     """Keys and values in one tensor of more than 2^32 elements, and pages all over it."""

@@ -21,6 +21,7 @@ def test_python_examples_run():
     assert outputs >= 2  # eager and replayed
 
 
+@pytest.mark.usefixtures("much_memory")
 def test_python_examples_of_the_tutorial_run(capsys):
     """Making its large batch takes 9 GB."""
     pytest.importorskip("cupy")

@@ -103,8 +103,8 @@ _PREFILL_TILES: dict[Dims, int] = {
 LARGE_PREFILL_TILES: dict[Dims, int] = {80: 176, 96: 176, 112: 176, 128: 176}
 
 #: Depth of the decode ring, by form, dims and keys of a prefill tile: what shared memory has
-#: left, but for decode alone at head_dim 64, where less on its way is read faster
-#: (`bench/results/h100/decode-ring.json`).
+#: left, but for decode alone of narrow heads, where less on its way is read faster
+#: (`bench/results/h100/decode-ring.json`, `narrow-heads.txt`).
 _DECODE_SLOTS: dict[tuple[Form, Dims, int], int] = {
     ("pod", 64, 128): 8,
     ("pod", 64, 112): 8,
@@ -113,6 +113,9 @@ _DECODE_SLOTS: dict[tuple[Form, Dims, int], int] = {
     ("pod", 128, 96): 4,
     ("pod", 128, 80): 4,
     ("decode", 64, 128): 5,
+    ("decode", 80, 128): 3,
+    ("decode", 96, 128): 3,
+    ("decode", 112, 128): 3,
     ("decode", 128, 128): 4,
     ("pod", 192, 80): 5,
     ("pod", 192, 64): 6,
@@ -152,4 +155,5 @@ def prefill_budget(dims: Dims, *, large_tile: bool) -> Budget:
 def decode_slots(form: Form, dims: Dims, kv_tile: int) -> int:
     """Return the depth of the decode ring; heads of 80 to 112 take the room of those of 128."""
     is_padded = isinstance(dims, int) and dims % BLOCK_COLUMNS
-    return _DECODE_SLOTS.get((form, 128 if is_padded else dims, kv_tile), 2)
+    in_room_of_128 = _DECODE_SLOTS.get((form, 128 if is_padded else dims, kv_tile), 2)
+    return _DECODE_SLOTS.get((form, dims, kv_tile), in_room_of_128)
