@@ -47,14 +47,15 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
         The attention layer: its heads and mask.
     """
     prefill_side, decode_side = _sides(batch.queries, tiling, spec)
+    mask = spec.mask.within(batch.max_kv_len)
     prefill = decode = None
     if prefill_side is not None:
-        prefill = _tiles(prefill_side, batch, tiling.prefill_kv_tile, spec)
+        prefill = _tiles(prefill_side, batch, tiling.prefill_kv_tile, mask)
     growth = None
     if decode_side is not None:
         if tiling.request_cuts is None:
-            growth = growth_of(decode_side.rows, batch, spec.mask)
-        decode = _tiles(decode_side, batch, tiling.decode_kv_tile, spec, growth or 0)
+            growth = growth_of(decode_side.rows, batch, mask)
+        decode = _tiles(decode_side, batch, tiling.decode_kv_tile, mask, growth or 0)
     prefill_cut, decode_cut = _cuts_within(prefill, decode, tiling, spec.num_kv_heads)
     prefill_items = decode_items = _NO_ITEMS
     in_order, runs = _NO_ITEMS.items, NO_RUNS
@@ -155,11 +156,9 @@ def _counting_to(count: int) -> Indices:
     return numbers
 
 
-def _tiles(
-    side: TileItems, batch: HybridBatch, kv_tile: int, spec: AttentionSpec, growth: int = 0
-) -> Tiles:
+def _tiles(side: TileItems, batch: HybridBatch, kv_tile: int, mask: Mask, growth: int = 0) -> Tiles:
     kv_lens = batch.kv_lens - np.int32(growth) if growth else batch.kv_lens
-    lengths = kv_lens, kv_tile, spec.mask, batch.page_size
+    lengths = kv_lens, kv_tile, mask, batch.page_size
     return tiles_of(side.rows, *lengths, batch.first_prefix)
 
 

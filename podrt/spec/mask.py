@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,12 @@ class Mask:
             return kv_len + np.zeros_like(tokens)
         end = np.minimum(np.maximum(tokens + (kv_len - q_len + 1), 0), kv_len)
         return np.where(self.may_have_tree(q_len), kv_len, end) if self.tree else end
+
+    def within(self, max_kv_len: int) -> Mask:
+        """Return what it hides of requests of at most so many keys: a longer window nothing."""
+        if self.window_left is None or self.window_left + 1 < max_kv_len:
+            return self
+        return replace(self, window_left=None)
 
     def may_have_tree(self, q_len: Numbers) -> Any:
         """Tell whether requests of so many tokens may have a tree."""

@@ -205,3 +205,20 @@ def test_heads_go_one_by_one_only_where_what_tiles_see_at_once_does_not_stay_in_
     at_once = (1024 + 17 * 32 + 16) * 8 * 2 * 128 * 2
     assert runs_of(1024, 65_536, resident_bytes=at_once).prefill_runs == NO_RUNS
     assert runs_of(1024, 65_536, resident_bytes=at_once // 2).prefill_runs != NO_RUNS
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.name)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_window_that_hides_no_key_changes_no_plan(config: Variant, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kv_lens = rng.integers(1, 5000, 40).tolist()
+    lengths = [(1 if i % 4 else min(kv, 200), kv) for i, kv in enumerate(kv_lens)]
+    tiling = tiling_of(config, num_sms=132, group=4)
+    without = make_plan(batch_of(lengths), tiling, spec_of(4, 4))
+    for window in (max(kv_lens) - 1, 10**6):
+        plan = make_plan(batch_of(lengths), tiling, spec_of(4, 4, window_left=window))
+        assert plan._replace(spec=without.spec, prefill=None, decode=None) == without._replace(
+            prefill=None, decode=None
+        )
+        assert plan.prefill.tolist() == without.prefill.tolist()
+        assert plan.decode.tolist() == without.decode.tolist()
