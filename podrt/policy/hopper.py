@@ -40,7 +40,10 @@ def _variant(
         ("decode_slots", usual.has_decode, fixed.decode_ring),
     )
     changes: Any = {name: value for name, has, value in wanted if has and value is not None}
-    return replace(usual, **changes) if changes else usual
+    found = replace(usual, **changes) if changes else usual
+    if fixed.decode_ring is not None and form == "pod" and fixed.decode_ring < found.next_slots:
+        return replace(found, next_decode_slots=fixed.decode_ring)
+    return found
 
 
 class HopperChoices:

@@ -98,10 +98,10 @@ class Policy:
         needs head_dim 80, 96, 112 or 128. If None, the large ones for units of many keys.
     prefill_tile_keys, prefill_ring, decode_ring : int, optional
         Of the family that is named: keys of a prefill tile, and how many tiles the rings of prefill
-        and of decode hold in shared memory. A variant that registers or shared memory have no room
-        for is refused when the first batch is planned; one that compiles is right, but may spill
-        registers. They are for experiments (``podrt explore sweep``). If None, those that were
-        measured best.
+        and of decode hold in shared memory, at most where lanes decode in the place of prefill
+        tiles. A variant that registers or shared memory have no room for is refused when the first
+        batch is planned; one that compiles is right, but may spill registers. They are for
+        experiments (``podrt explore sweep``). If None, those that were measured best.
     limit_splits : bool, optional
         Whether keys of prefill are split only as far as that pays beside decodes; False splits as
         if there were none (FlashAttention-2's rule, the "vanilla" one of POD-Attention). If None,

@@ -59,6 +59,7 @@ def test_the_role_with_most_registers_counts(form: str, registers: int) -> None:
         ({"arch": "sm_100"}, "arch='sm_100': allowed are 'sm_90a'"),
         ({"stages": 1}, "stages=1"),
         ({"decode_slots": 1}, "decode_slots=1: must be an int of at least 2"),
+        ({"next_decode_slots": 1}, "next_decode_slots=1: must be an int of at least 2"),
     ],
 )
 def test_refusal_names_field_value_and_what_is_allowed(
@@ -157,6 +158,7 @@ def test_names_are_unique_and_safe_for_files() -> None:
         {"decode_rows": 16, "decode_registers": 24},
         {"kv_tile": 64},
         {"decode_slots": 2},
+        {"next_decode_slots": 2},
         {"decode_registers": 24},
         {"producer_registers": 24},
         {"prefill_registers": 128},

@@ -245,6 +245,7 @@ def test_tiles_and_rings() -> None:
     pod, prefill, decode = hopper.variants(8)
     assert {(v.kv_tile, v.stages) for v in (pod, prefill)} == {(64, 3)}  # type: ignore[union-attr]
     assert {v.decode_slots for v in (pod, decode)} == {2}  # type: ignore[union-attr]
+    assert {v.next_slots for v in (pod, decode)} == {2}  # type: ignore[union-attr]
     assert (decode, prefill) == (  # what a kernel has not stays as it is
         replace(hopper_variant("decode", "bfloat16", 128), decode_slots=2),
         replace(hopper_variant("prefill", "bfloat16", 128), kv_tile=64, stages=3),

@@ -98,6 +98,8 @@ class HopperConfig(VariantForm):
         Decodes have trees; likewise.
     v_head_dim : int or None
         128 beside 192; None for values as wide as keys.
+    next_decode_slots : int or None
+        Most of `next_slots` in a fused kernel; None for as many as the prefill tiles have room for.
     """
 
     form: Form
@@ -116,6 +118,7 @@ class HopperConfig(VariantForm):
     tree_mask: bool = False
     arch: str = HOPPER_ARCH
     v_head_dim: int | None = None
+    next_decode_slots: int | None = None
 
     def __post_init__(self) -> None:
         if self.page_size is not None and (type(self.page_size) is not int or self.page_size < 1):
@@ -136,7 +139,8 @@ class HopperConfig(VariantForm):
                 raise UnsupportedConfigError(
                     f"{field}={value!r}: allowed are {', '.join(map(repr, allowed))}"
                 )
-        for field in ("stages", "decode_slots"):
+        depths = ("stages", "decode_slots")
+        for field in depths if self.next_decode_slots is None else (*depths, "next_decode_slots"):
             value = getattr(self, field)
             if type(value) is not int or value < 2:
                 raise UnsupportedConfigError(f"{field}={value!r}: must be an int of at least 2")
@@ -257,7 +261,8 @@ class HopperConfig(VariantForm):
         if self.has_prefill:
             parts.append(f"p{PREFILL_ROWS}x{self.kv_tile}s{self.stages}")
         if self.has_decode:
-            parts.append(f"d{self.decode_rows}x{DECODE_KEYS}s{self.decode_slots}")
+            next_slots = "" if self.next_decode_slots is None else f"n{self.next_decode_slots}"
+            parts.append(f"d{self.decode_rows}x{DECODE_KEYS}s{self.decode_slots}{next_slots}")
             registers.append(self.decode_registers)
         if self.has_prefill:
             registers.append(self.prefill_registers)

@@ -55,6 +55,9 @@ class Sizes(Protocol):
     def decode_slots(self) -> int: ...
 
     @property
+    def next_decode_slots(self) -> int | None: ...
+
+    @property
     def decode_tiles(self) -> int: ...
 
     @property
@@ -152,7 +155,8 @@ def next_slots(config: Sizes) -> int:
     key, value = (_row_bytes(config, columns) for columns in (config.head_dim, config.value_dim))
     prefill = PREFILL_ROWS * key + config.stages * config.kv_tile * (key + value)
     half = prefill // (config.lanes - 1)
-    return (half - offsets_of(lane_tiles(config, 0))["End"]) // _slot_bytes(config)
+    room = (half - offsets_of(lane_tiles(config, 0))["End"]) // _slot_bytes(config)
+    return room if config.next_decode_slots is None else min(room, config.next_decode_slots)
 
 
 def smem_bytes(config: Sizes) -> int:
