@@ -37,9 +37,9 @@ lint: $(TEST_STAMP)
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# One process: GPU tests share the device.
+# Tests share the device: one process, or several that take turns with what needs much memory.
 gpu-test: $(TEST_STAMP)
-	$(BIN)/pytest tests/gpu
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest tests/gpu $(GPU_TEST_ARGS)
 
 # vLLM on a CPU, in an environment of its own: docs/vllm.md. One thread is faster than several that
 # find other processes on their cores.
