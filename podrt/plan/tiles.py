@@ -223,23 +223,23 @@ def tiles_of(
         return Tiles(rows.request, keys, kv_tile, rows.row_begin, begin, of_prefixes)
     # From one step of a server to the next its decodes grow alike, and stay in the same order.
     memory = _memory(len(keys), kv_tile, begin is not None)
-    before, grown = memory.tiles, None
-    if before is not None:
+    last, grown = memory.last, None  # read once: other threads write it
+    if last is not None:
+        before, picked_before = last
         growth = _common_growth(before.keys, keys)
         is_alike = growth == 0 and begin is None and of_prefixes == before.of_prefixes == 0
-        if is_alike and _are_same(memory.picked, rows.picked):
+        if is_alike and _are_same(picked_before, rows.picked):
             return before
         grown = None if growth is None else (before, growth)
     tiles = Tiles(rows.request, keys, kv_tile, None, begin, of_prefixes, grown=grown)
-    memory.tiles, memory.picked = tiles, rows.picked
+    memory.last = tiles, rows.picked
     return tiles
 
 
 class _Memory:
-    """The last tiles, and what picks their requests."""
+    """The last tiles, with what picks their requests; None before the first."""
 
-    tiles: Tiles | None = None
-    picked: int | slice | Indices | None = None
+    last: tuple[Tiles, int | slice | Indices] | None = None
 
 
 @lru_cache(maxsize=16)

@@ -65,7 +65,7 @@ _PODS: dict[tuple[Dims, int], dict[str, Budget]] = {
     (96, 32): _ROWS_OF_32,
     (112, 8): {"": Budget(112, 40, 72, 200)},
     (112, 16): {"": Budget(112, 40, 88, 192), "cap tree": Budget(96, 40, 88, 192)},
-    (112, 32): _ROWS_OF_32 | {"cap": Budget(96, 40, 136, 168)},
+    (112, 32): _ROWS_OF_32 | dict.fromkeys(("", "cap"), Budget(96, 40, 136, 168)),
     (128, 8): {
         "": Budget(112, 40, 104, 184),
         _CAP_GATHER: Budget(96, 40, 104, 184),
