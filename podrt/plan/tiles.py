@@ -126,9 +126,10 @@ class Tiles:
     def steps(self) -> Floats:
         """KV tiles of each tile, float64 ``[tiles]``, at least 1."""
         if self._steps is None:
-            self._steps = steps = self.keys / self.kv_tile
+            steps = self.keys / self.kv_tile
             np.ceil(steps, steps)
             np.maximum(steps, 1.0, out=steps)
+            self._steps = steps  # whole: other threads may have these tiles
         return self._steps
 
     @property

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import types
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,3 +151,58 @@ def test_requests_that_are_cut_by_themselves_are_planned_as_they_are() -> None:
     own = ["kv_begin", "kv_end", "split"]
     of_first = beside.decode[beside.decode["request"] == 0]
     assert sorted(of_first[own].tolist()) == sorted(alone.decode[own].tolist())
+
+
+def in_a_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_threads_do_not_see_half_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread plans other requests of as many while this one compares with the last ones."""
+    tiling = tiling_of(FAMILIES["hopper"], num_sms=132, group=4)
+    keys = np.arange(1600, 1600 + 32 * 16, 16)
+    behind = contiguous([64] + [1] * 32, np.array([64, *keys]))
+    in_front = contiguous([1] * 32 + [64], np.array([*keys, 64]))
+    others = contiguous([64] + [1] * 32, np.array([64, *(2 * keys)]))
+    forget()
+    make_plan(in_front, tiling, SPEC)
+    compare, others_planned = tiles._common_growth, []
+
+    def interrupted(before: Any, now: Any) -> int | None:
+        if len(now) == 32 and not others_planned:
+            others_planned.append(True)
+            in_a_thread(lambda: make_plan(others, tiling, SPEC))
+        return compare(before, now)
+
+    monkeypatch.setattr(tiles, "_common_growth", interrupted)
+    check_plan(make_plan(behind, tiling, SPEC), behind)
+    assert others_planned
+
+
+def test_threads_do_not_see_steps_before_they_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = contiguous([1] * 4, np.array([6000, 5000, 4000, 0]))
+    tiling = replace(
+        tiling_of(FAMILIES["hopper"], num_sms=8, group=4),
+        decode_piece_keys=128,
+        min_decode_keys=128,
+    )
+    plans: list[Plan] = []
+    asked: list[bool] = []
+
+    class Interrupted(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(np, name)
+
+        def ceil(self, *arguments: Any) -> Any:
+            if not asked:
+                asked.append(True)
+                in_a_thread(lambda: plans.append(make_plan(batch, tiling, spec_of(2, 4))))
+            return np.ceil(*arguments)
+
+    forget()
+    monkeypatch.setattr(tiles, "np", Interrupted("numpy"))
+    make_plan(batch, tiling, spec_of(8, 4))
+    check_plan(plans[0], batch)
+    assert set(plans[0].decode["request"].tolist()) == {0, 1, 2, 3}
