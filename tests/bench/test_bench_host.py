@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from podrt import cli
 from podrt.bench import host, host_timing
 from podrt.bench.environment import cpu_model
-from podrt.bench.host_batches import decodes, short_prompts
+from podrt.bench.host_batches import PAGE_SIZE, decodes, short_prompts
 from podrt.bench.host_rows import HostRow, host_table, replay_lines, row_of
 from podrt.bench.results import write_rows
 from podrt.cli import bench
@@ -153,3 +153,13 @@ def test_the_command_saves_and_prints(tmp_path, monkeypatch):
     assert "40.00" in result.stdout
     assert "a CPU" in result.stdout
     assert json.loads((tmp_path / "host.json").read_text())["rows"][0]["median_us"] == 40.0
+
+
+def test_a_prompt_may_move_on_by_a_chunk_at_every_step() -> None:
+    batch = decodes(3, prefill=512, moves_on=True)
+    first, second = batch.at_step(0), batch.at_step(1)
+    assert (second - first).tolist() == [512, 1, 1, 1]
+    assert "next chunk" in batch.name
+    longest = max(int(batch.at_step(step).max()) for step in range(200))
+    assert longest <= batch.limits["max_kv_len"]
+    assert longest <= batch.max_pages * PAGE_SIZE
