@@ -9,7 +9,6 @@ steps came before changes no plan.
 
 from __future__ import annotations
 
-import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +86,7 @@ def lay_out_grown(
     queries, page_begin = batch.queries, batch.page_begin
     made_of = cut, first_merge, first_partial_row
     kept: _LaidOut | None = tiles.laid_out
-    if kept is None or not _are_same(kept.made_of, made_of):
+    if kept is None or kept.made_of != made_of:
         items, num_merges, partial_rows = lay_out(
             side, batch, tiles, cut, first_merge, first_partial_row
         )
@@ -106,7 +105,3 @@ def lay_out_grown(
         rows[:, KV_LEN] += growth
         rows[:, KV_END] += kept.is_last * np.int32(growth)
     return SideItems(np.frombuffer(rows, WORK_ITEM), kept.num_merges, kept.partial_rows)
-
-
-def _are_same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
-    return all(map(operator.is_, before, now))
