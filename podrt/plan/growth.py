@@ -18,8 +18,10 @@ from podrt.plan.cut import Cut
 from podrt.plan.items import (
     KV_END,
     KV_LEN,
+    MERGE,
     NUM_SPLITS,
     PAGE_BEGIN,
+    PARTIAL_ROW,
     Q_BEGIN,
     Q_LEN,
     REQUEST,
@@ -41,9 +43,10 @@ GROWTH_STEP = 16
 
 
 class _LaidOut(NamedTuple):
-    """Items of tiles as they were planned, and what they were made of."""
+    """Items of tiles as they were planned by a cut, and what else they were made of."""
 
-    made_of: tuple[Cut | None, int, int]
+    cut: Cut | None
+    first: tuple[int, int]  # merge and partial row
     q_begin: npt.NDArray[np.int32]
     page_begin: npt.NDArray[np.int32]
     rows: Rows
@@ -84,18 +87,19 @@ def lay_out_grown(
 ) -> SideItems:
     """Lay out tiles that have `growth` keys more than planned; the rest is as in `lay_out`."""
     queries, page_begin = batch.queries, batch.page_begin
-    made_of = cut, first_merge, first_partial_row
+    first = first_merge, first_partial_row
     kept: _LaidOut | None = tiles.laid_out
-    if kept is None or kept.made_of != made_of:
-        items, num_merges, partial_rows = lay_out(
-            side, batch, tiles, cut, first_merge, first_partial_row
-        )
+    if kept is None or kept.cut is not cut:
+        items, num_merges, partial_rows = lay_out(side, batch, tiles, cut, *first)
         rows = items.view(np.int32).reshape(len(items), -1)
         is_last = (rows[:, SPLIT] == rows[:, NUM_SPLITS] - 1).astype(np.int32)
         kept = tiles.laid_out = _LaidOut(
-            made_of, queries.q_begin, page_begin, rows, is_last, num_merges, partial_rows
+            cut, first, queries.q_begin, page_begin, rows, is_last, num_merges, partial_rows
         )
     rows = kept.rows.copy()
+    if first != kept.first:  # prefill beside them is cut otherwise
+        rows[:, MERGE] += first_merge - kept.first[0]
+        rows[:, PARTIAL_ROW] += first_partial_row - kept.first[1]
     if queries.q_begin is not kept.q_begin:  # a chunk before them has another length
         rows[:, Q_BEGIN] = queries.q_begin.take(rows[:, REQUEST])
         rows[:, Q_LEN] = queries.q_lens.take(rows[:, REQUEST])

@@ -25,9 +25,7 @@ _COLUMN = {name: column for column, (name, _) in enumerate(WORK_ITEM_FIELDS)}
 REQUEST, PAGE_BEGIN, Q_BEGIN = (_COLUMN[name] for name in ("request", "page_begin", "q_begin"))
 Q_LEN, KV_LEN, _ROW_BEGIN = (_COLUMN[name] for name in ("q_len", "kv_len", "row_begin"))
 _KV_BEGIN, KV_END, SPLIT = (_COLUMN[name] for name in ("kv_begin", "kv_end", "split"))
-NUM_SPLITS, _PARTIAL_ROW, _MERGE = (
-    _COLUMN[name] for name in ("num_splits", "partial_row", "merge")
-)
+NUM_SPLITS, PARTIAL_ROW, MERGE = (_COLUMN[name] for name in ("num_splits", "partial_row", "merge"))
 
 #: Most batches have no more requests.
 _FEW_REQUESTS = 1024
@@ -109,11 +107,11 @@ class TileItems:
             return kept
         of_tiles = whole.copy()
         of_tiles[:, NUM_SPLITS] = places.counts
-        of_tiles[:, _PARTIAL_ROW] = places.first_partial * float(self.rows.tile_rows)
-        of_tiles[:, _MERGE] = places.split_before
+        of_tiles[:, PARTIAL_ROW] = places.first_partial * float(self.rows.tile_rows)
+        of_tiles[:, MERGE] = places.split_before
         if first_merge:
-            of_tiles[:, _PARTIAL_ROW] += first_partial_row
-            of_tiles[:, _MERGE] += first_merge
+            of_tiles[:, PARTIAL_ROW] += first_partial_row
+            of_tiles[:, MERGE] += first_merge
         rows = of_tiles.take(places.tile, axis=0, mode="clip")
         rows[:, SPLIT] = places.split
         return _Pieces(whole, places, first, rows)
@@ -181,8 +179,8 @@ def lay_out(
     if cut is None:
         items = _whole(whole, tiles, kv_len)
         if first_merge:
-            items[:, _PARTIAL_ROW] = first_partial_row
-            items[:, _MERGE] = first_merge
+            items[:, PARTIAL_ROW] = first_partial_row
+            items[:, MERGE] = first_merge
         return SideItems(np.frombuffer(items, WORK_ITEM), 0, 0)
     places = cut.places
     pieces = tile_items.take_pieces(whole, places, first_merge, first_partial_row)
