@@ -88,12 +88,12 @@ def lay_out_grown(
     """Lay out tiles that have `growth` keys more than planned; the rest is as in `lay_out`."""
     queries, page_begin = batch.queries, batch.page_begin
     first = first_merge, first_partial_row
-    kept: _LaidOut | None = tiles.laid_out
+    kept: _LaidOut | None = tiles.derived.get(lay_out_grown)
     if kept is None or kept.cut is not cut:
         items, num_merges, partial_rows = lay_out(side, batch, tiles, cut, *first)
         rows = items.view(np.int32).reshape(len(items), -1)
         is_last = (rows[:, SPLIT] == rows[:, NUM_SPLITS] - 1).astype(np.int32)
-        kept = tiles.laid_out = _LaidOut(
+        kept = tiles.derived[lay_out_grown] = _LaidOut(
             cut, first, queries.q_begin, page_begin, rows, is_last, num_merges, partial_rows
         )
     rows = kept.rows.copy()

@@ -220,7 +220,7 @@ def _cut_decode(
     decode: Tiles, tiling: Tiling, num_kv_heads: int, max_partials: int | None, beside: Tiles | None
 ) -> Cut | None:
     made_for = tiling, num_kv_heads, max_partials, beside is None
-    kept: tuple[object, Cut | None] | None = decode.last_cut
+    kept: tuple[object, Cut | None] | None = decode.derived.get(_cut_decode)
     if kept is not None and kept[0] == made_for:
         return kept[1]
     side = Side(
@@ -232,7 +232,7 @@ def _cut_decode(
         cut = split_to_end_together(decode, side, max_keys=tiling.fused_piece_keys)
         if tiling.taper_decode:
             cut = taper(decode, side, cut)
-    decode.last_cut = made_for, cut
+    decode.derived[_cut_decode] = made_for, cut
     return cut
 
 

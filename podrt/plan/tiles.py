@@ -7,6 +7,7 @@ several times faster than integers.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -64,8 +65,8 @@ class Tiles:
         Keys of the longest tile, at least 1, and of all.
     longest_steps : int
         KV tiles of the longest tile; pieces of at most so many leave every tile whole.
-    last_cut, laid_out
-        What was last made of them, for who keeps it here; None at first.
+    derived : dict
+        What others have made of them last, by what made it: to be looked up, not changed.
     """
 
     __slots__ = (
@@ -73,11 +74,10 @@ class Tiles:
         "_order",
         "_steps",
         "_steps_bytes",
+        "derived",
         "key_begin",
         "keys",
         "kv_tile",
-        "laid_out",
-        "last_cut",
         "longest",
         "longest_steps",
         "of_prefixes",
@@ -100,8 +100,7 @@ class Tiles:
     ) -> None:
         self.request, self.row_begin, self.key_begin = request, row_begin, key_begin
         self.keys, self.kv_tile, self.of_prefixes = keys, kv_tile, of_prefixes
-        self.last_cut: Any = None
-        self.laid_out: Any = None
+        self.derived: dict[Hashable, Any] = {}
         self._order: Indices | None = None
         self._falling_keys: Floats | None = None
         if rising_total is not None:
