@@ -6,8 +6,7 @@ compute-sanitizer --tool racecheck python tests/gpu/mbarrier_case.py copies
 
 A warp fills slots of shared memory, by plain stores or by cp.async, and arrives at a slot's
 barrier; four other warps wait for it, clear some rows, read all, and give the slot back by another.
-Every access is ordered by these, as in `hopper/row_gather.cuh`, and the sums are checked. For the
-stores this is the ring of NVIDIA's own examples.
+Every access is ordered by these, as in `hopper/row_gather.cuh`, and the sums are checked.
 """
 
 import sys
