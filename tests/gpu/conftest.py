@@ -1,11 +1,15 @@
 """Skips this folder on a machine without a usable GPU."""
 
 import fcntl
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+# JAX takes three quarters of the GPU's memory at its first call, and keeps them, unless told.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def pytest_collection_modifyitems(items):

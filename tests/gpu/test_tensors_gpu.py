@@ -27,8 +27,7 @@ def torch():
 
 
 @pytest.fixture
-def jax(monkeypatch):
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+def jax():
     module = pytest.importorskip("jax")
     if module.default_backend() != "gpu":
         pytest.skip("this JAX has no CUDA")
