@@ -29,6 +29,12 @@ SUITES = {
     "h200": ("peers", "balanced", "solo", "traces"),
 }
 HELD_OUT = ("peers", "balanced", "solo")
+#: The allocation by which all batches of `measurements` ran.
+ALLOCATION_THEN = replace(
+    calibration.H200.sm_sharing,
+    time_ratios=(0.2, 0.36, 0.6, 0.75),
+    best_shares=(0.0, 0.25, 0.13, 0.0),
+)
 
 
 class Measurement(NamedTuple):
@@ -125,12 +131,11 @@ def _by_length(case: Case, gpu: str, serial: bool) -> Schedule:
 
 
 def _allocated(case: Case, device: DeviceInfo, policy: Policy) -> Schedule:
-    """Return the schedule with the allocation that was fitted to an H200, as all rows had it."""
+    """Return the schedule with the allocation of then, fitted to an H200, as all rows had it."""
     found = scheduled(case, device, policy)
     if len(found.variants) != 1 or not case.is_hybrid:
         return found
-    speeds = calibration.H200.sm_sharing
-    sms = SmAllocation(device.num_sms, device.memory_gbs, speeds)
+    sms = SmAllocation(device.num_sms, device.memory_gbs, ALLOCATION_THEN)
     decode_only, prefill_only = sms.shares(found.plan)
     plan = found.plan._replace(decode_only_ctas=decode_only, prefill_only_ctas=prefill_only)
     return found._replace(plan=plan)

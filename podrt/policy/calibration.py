@@ -69,9 +69,11 @@ H200 = Calibration(
     ),
     sm_sharing=SmSharing(
         _H200,
-        f"{_HOPPER_NOTES}, items 9, 11, 34 and 35",
-        time_ratios=(0.2, 0.36, 0.6, 0.75),
-        best_shares=(0.0, 0.25, 0.13, 0.0),
+        f"{_HOPPER_NOTES}, items 9, 11, 34, 35 and 41",
+        time_ratios=(0.2, 0.36, 0.6, 0.75, 0.95),
+        best_shares=(0.0, 0.25, 0.13, 16.5 / 132, 0.0),
+        short_decode_us=0.0,  # not measured
+        short_share=0.0,
         prefill_first_share=0.0,  # not measured
         prefill_tflops_per_sm=6.0,
         decode_gbs_per_sm=85.0,
@@ -115,7 +117,8 @@ H200 = Calibration(
 #: As the H200's, but for what was measured of an H100, whose memory is slower: with prefill in an
 #: order that shares keys, the bus is full whatever the SMs do, and more than a few of them only
 #: hold prefill up. Four are what a wave of 128 units leaves idle. Where prefill is the longer side,
-#: 16 SMs that begin with it keep its last wave from waiting for SMs that decode.
+#: 16 SMs that begin with it keep its last wave from waiting for SMs that decode. Launches of 40 to
+#: 60 us are over before decode beside prefill has filled the bus: 16 decode first.
 H100 = replace(
     H200,
     sm_sharing=replace(
@@ -124,6 +127,8 @@ H100 = replace(
         source="design/prefill-order.md",
         time_ratios=(0.05, 0.1, 0.7, 0.9),
         best_shares=(0.0, 4.5 / 132, 4.5 / 132, 0.0),
+        short_decode_us=40.0,
+        short_share=16.5 / 132,
         prefill_first_share=16.5 / 132,
     ),
     launch_costs=LaunchCosts(

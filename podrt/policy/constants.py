@@ -87,6 +87,9 @@ class SmSharing(Measured):
     time_ratios, best_shares : tuple of float
         Prefill time over decode time, each alone, and the share of the SMs that then did best when
         they decoded alone.
+    short_decode_us, short_share : float
+        Decode that alone takes less than that is over before memory is busy: at least that share of
+        the SMs then decodes first, where prefill takes no longer than the last of `time_ratios`.
     prefill_first_share : float
         Share of the SMs that take prefill first, at least, where prefill takes longer than the last
         of `time_ratios`.
@@ -107,6 +110,8 @@ class SmSharing(Measured):
 
     time_ratios: tuple[float, ...]
     best_shares: tuple[float, ...]
+    short_decode_us: float
+    short_share: float
     prefill_first_share: float
     prefill_tflops_per_sm: float
     decode_gbs_per_sm: float

@@ -114,6 +114,8 @@ class SmAllocation:
         decode_us = work.decode_us
         ratio = work.prefill_us / decode_us
         share = _interpolated(ratio, speeds.time_ratios, speeds.best_shares)
+        if decode_us < speeds.short_decode_us and ratio < speeds.time_ratios[-1]:
+            share = max(share, speeds.short_share)
         wanted = int(min(share * num_sms, read_gbs / speeds.decode_gbs_per_sm))
         if not wanted:
             return 0

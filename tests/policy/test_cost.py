@@ -72,7 +72,7 @@ def test_predictions_hold_for_what_was_measured_after_the_fit() -> None:
     assert len(rows) >= 250
     found = errors(rows, "h100")
     assert geomean(found) <= 1.04
-    assert max(found) <= 1.2
+    assert max(found) <= 1.22  # 8/1: `design/cost-model.md`, "Since prefill is faster"
 
 
 def test_its_choice_holds_for_what_was_measured_after_the_fit() -> None:
@@ -84,7 +84,7 @@ def test_its_choice_holds_for_what_was_measured_after_the_fit() -> None:
     assert len(choices) == 23
     regrets = [min(rows)[1] / min(time_us for _, time_us in rows) for rows in choices]
     assert geomean(regrets) <= 1.015
-    assert max(regrets) <= 1.05
+    assert max(regrets) <= 1.06
 
 
 @pytest.mark.parametrize("gpu", GPUS)

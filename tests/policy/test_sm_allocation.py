@@ -161,3 +161,18 @@ def test_slow_memory_is_kept_full_by_a_few_sms() -> None:
     sharing = SmAllocation(NUM_SMS, H100_GBS, calibration.H100.sm_sharing)
     few = [sharing.shares(plan_of((2048, 16384), n, 16384)) for n in (8, 50, 64, 120, 800)]
     assert few == [(0, 16), (4, 0), (4, 0), (4, 0), (0, 0)]
+
+
+def test_launches_that_are_over_soon_have_more_sms_that_decode_first() -> None:
+    sharing = SmAllocation(NUM_SMS, H100_GBS, calibration.H100.sm_sharing)
+    short, longer = (sharing.shares(plan_of((1008, 1248), n, 2000)) for n in (14, 28))
+    assert (short, longer) == ((16, 0), (4, 0))
+
+
+def test_short_launches_that_wait_for_prefill_do_not() -> None:
+    sharing = SmAllocation(NUM_SMS, H100_GBS, calibration.H100.sm_sharing)
+    assert sharing.shares(plan_of((1008, 4000), 12, 2000))[0] == 0
+
+
+def test_sixteen_decode_first_beside_a_long_chunk_on_an_h200() -> None:
+    assert 15 <= chosen(plan_of((2048, 16384), 64, 16384)) <= 17
