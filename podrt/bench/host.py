@@ -28,10 +28,12 @@ from podrt.bench.host_timing import (
     interpreter_ns,
     time_after,
     time_alone,
+    time_apart,
     time_bursts,
     time_steps,
 )
 from podrt.bench.timing import Work, capture_graph, time_all
+from podrt.cache_write import write_cache
 from podrt.gpu.device import DeviceInfo, current_device, load_cupy
 from podrt.kernels.hopper.config import HOPPER_ARCH
 
@@ -41,7 +43,10 @@ HOST_SUITE = "host"
 LAYERS = 32
 _SAMPLES = 300
 _FEW_SAMPLES = 60
+_STEP_SAMPLES = 100
 _REPLAY_SAMPLES = 100
+#: Memory that other work touches between two calls in a row of cold caches: more than a core's own.
+_OTHER_BYTES = 4 * 2**20
 #: Batches of more requests than this are timed less often.
 _MANY_REQUESTS = 10_000
 
@@ -69,6 +74,7 @@ BARS_US = {
     **{("run", f"{batch.name}, out="): 10.0 for batch in _RUN_BATCHES},
     **{("run", f"{batch.name}, no out"): 15.0 for batch in _RUN_BATCHES},
     **{("first run", f"{batch.name}, out="): 25.0 for batch in _RUN_BATCHES},
+    **{("step", f"{batch.name}, {LAYERS} layers"): 1000.0 for batch in _RUN_BATCHES},
     ("plan", "256 decodes"): 70.0,
     ("plan", "1 prefill(512) + 255"): 120.0,
     ("plan", "1 prefill(512) + 255, the next chunk at every step"): 120.0,
@@ -117,6 +123,7 @@ def _rows() -> Iterator[HostRow]:
         with default_stream():
             for batch in _RUN_BATCHES:
                 yield from _run_rows(batch, framework)
+                yield from _step_rows(batch, framework)
             for batch in _PLAN_BATCHES:
                 yield _plan_row(batch, framework)
         for batch in _RESERVED_PLAN_BATCHES:
@@ -144,6 +151,38 @@ def _run_rows(batch: HostBatch, framework: Framework) -> Iterator[HostRow]:
     with framework.stream():
         prepare(0)
         yield row("run", "out=, side stream", time_bursts(with_out, _wait, _SAMPLES))
+
+
+def _step_rows(batch: HostBatch, framework: Framework) -> Iterator[HostRow]:
+    """What podrt adds to an eager step of an engine, in a row and between other work."""
+    attention = _attention(batch)
+    tensors = make_tensors(batch, framework, LAYERS)
+    plan = _planner(attention, batch, tensors.block_table)
+    writes, (_, runs) = _write_calls(batch, framework, tensors), _layer_calls(attention, tensors)
+    layers = [call for pair in zip(writes, runs, strict=True) for call in pair]
+    others = np.ones(_OTHER_BYTES, np.uint8)
+
+    def calls_of(step: int) -> list[Call]:
+        return [partial(plan, step), *layers]
+
+    def row(what: Any, how: str, samples_us: list[float]) -> HostRow:
+        return row_of(what, framework.name, batch.requests, f"{batch.name}, {how}", samples_us)
+
+    yield row("write", "keys and values", time_bursts(writes, _wait, _SAMPLES))
+    for how, between in (("", bool), (", other work between calls", others.max)):
+        samples_us = time_apart(calls_of, between, _wait, _STEP_SAMPLES)
+        yield row("step", f"{LAYERS} layers{how}", samples_us)
+
+
+def _write_calls(batch: HostBatch, framework: Framework, tensors: Tensors) -> list[Call]:
+    """Return for each layer what writes new keys and values of all tokens to its cache."""
+    cupy = load_cupy()
+    num_kv_heads = batch.heads[1]
+    slots = framework.convert(cupy.arange(int(batch.q_lens.sum()), dtype=cupy.int64))
+    return [  # any rows of as many heads do
+        partial(write_cache, q[:, :num_kv_heads], out[:, :num_kv_heads], k_cache, v_cache, slots)
+        for q, k_cache, v_cache, out in tensors.layers
+    ]
 
 
 def _attention(batch: HostBatch, policy: str = "auto") -> HybridAttention:

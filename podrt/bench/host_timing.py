@@ -70,6 +70,26 @@ def time_steps(
     return times_us[warm_up:]
 
 
+def time_apart(
+    make_calls: Callable[[int], Sequence[Call]], between: Call, synchronize: Call, samples: int
+) -> list[float]:
+    """Return what the calls of each step take together, in us, without what comes between them.
+
+    `between` is called before each of them, as an engine does other work.
+    """
+    times_us = []
+    for step in range(_WARM_UP + samples):
+        calls = make_calls(step)
+        synchronize()
+        total_us = 0.0
+        for call in calls:
+            between()
+            total_us += _burst_us([call])
+        times_us.append(total_us)
+    synchronize()
+    return times_us[_WARM_UP:]
+
+
 def _burst_us(calls: Iterable[Call]) -> float:
     begin_ns = time.perf_counter_ns()
     for call in calls:

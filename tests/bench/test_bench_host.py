@@ -60,6 +60,17 @@ def test_every_step_has_a_call_of_its_own(clock):
     assert host_timing.time_steps(make_call, lambda: None, 3, warm_up=2) == [2.0, 3.0, 4.0]
 
 
+def test_calls_of_a_step_count_together_without_what_comes_between(clock):
+    def make_calls(step):
+        clock.spend(50)
+        return [lambda: clock.spend(2), lambda: clock.spend(3)]
+
+    times_us = host_timing.time_apart(
+        make_calls, lambda: clock.spend(1000), lambda: clock.spend(100), samples=3
+    )
+    assert times_us == [5.0] * 3
+
+
 def test_rows_hold_median_and_99th_percentile():
     row = row_of("run", "torch", 256, "256 decodes, out=", [*[5.0] * 98, 50.0, 70.0])
     assert (row.median_us, row.p99_us) == (5.0, pytest.approx(50.2))
@@ -107,7 +118,8 @@ def test_replays_are_compared_with_the_first_row_of_their_batch():
 
 def test_bars_are_of_batches_that_are_measured():
     measured = {batch.name for batch in host._PLAN_BATCHES}
-    runs = {f"{batch.name}, {how}" for batch in host._RUN_BATCHES for how in ("out=", "no out")}
+    ways = ("out=", "no out", f"{host.LAYERS} layers")
+    runs = {f"{batch.name}, {how}" for batch in host._RUN_BATCHES for how in ways}
     for what, case in host.BARS_US:
         assert case in (measured if what == "plan" else runs)
 

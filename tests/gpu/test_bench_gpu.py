@@ -70,6 +70,7 @@ def test_a_little_of_the_suite_host(monkeypatch):
     for name, value in {
         "LAYERS": 3,
         "_SAMPLES": 4,
+        "_STEP_SAMPLES": 4,
         "_REPLAY_SAMPLES": 4,
         "_RUN_BATCHES": (batch,),
         "_PLAN_BATCHES": (batch,),
@@ -79,7 +80,8 @@ def test_a_little_of_the_suite_host(monkeypatch):
     }.items():
         monkeypatch.setattr(host, name, value)
     rows = host.measure_host()
-    assert {row.what for row in rows} == {"run", "run alone", "first run", "plan", "replay"}
+    whats = {"run", "run alone", "first run", "plan", "write", "step", "replay"}
+    assert {row.what for row in rows} == whats
     assert {row.framework for row in rows} == {each.name for each in frameworks()}
     assert all(0 < row.median_us <= row.p99_us for row in rows)
 
