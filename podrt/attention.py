@@ -138,7 +138,11 @@ class HybridAttention:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The kernels that `run` launches for the planned batch, in order."""
+        """The kernels that `run` launches for the planned batch, in order.
+
+        Of those for heads in pairs (`Policy.head_pairs`) the ones for heads one by one run in their
+        place over caches whose heads do not lie side by side.
+        """
         return self._require_plan().variants
 
     @property

@@ -27,7 +27,8 @@ from podrt.workloads.accuracy import (
 from podrt.workloads.lengths import batch_of_lengths
 
 #: Query and KV heads of the layers: a group of 1, of 4, and one that divides no tile.
-HEADS = ((2, 2), (8, 2), (6, 1))
+#: An even number of KV heads, which some variants take in pairs.
+HEADS = ((2, 2), (8, 2), (12, 2))
 
 Status = Literal["right", "wrong", "failed"]
 

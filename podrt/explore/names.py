@@ -25,7 +25,7 @@ def parts_of(variant: Variant) -> list[str]:
     where values are narrower), pages; then
     the packed query rows of a Hopper decode tile (``r8``), the keys of a Hopper prefill tile
     (``k176``) or the CTAs that share an SM (``c2``); ``full`` for the mask that is not
-    causal, ``softcap`` for capped scores, ``tree`` for tree masks.
+    causal, ``softcap`` for capped scores, ``tree`` for tree masks, ``pairs`` for KV heads in pairs.
     """
     fields = vars(variant)  # to_dict() would copy them, and thousands of variants are told apart
     is_hopper = variant.family == "hopper"
@@ -41,7 +41,9 @@ def parts_of(variant: Variant) -> list[str]:
         parts.append("full")
     if variant.soft_cap:
         parts.append("softcap")
-    return [*parts, "tree"] if variant.tree_mask else parts
+    if variant.tree_mask:
+        parts.append("tree")
+    return [*parts, "pairs"] if fields.get("head_pairs") else parts
 
 
 def alias_of(variant: Variant) -> str:
@@ -123,7 +125,8 @@ def pages_named(words: Iterable[str]) -> list[int]:
 def tiles_of(variant: Variant) -> str:
     """Return what a variant's full name has besides its alias: tiles, stages, registers, warps."""
     parts = variant.name.split("_")
-    end = -2 - variant.soft_cap - variant.tree_mask  # pages and mask
+    pairs = bool(vars(variant).get("head_pairs"))
+    end = -2 - variant.soft_cap - variant.tree_mask - pairs  # pages and mask
     return " ".join(parts[parts.index(variant.spec.heads_tag) + 1 : end])
 
 

@@ -104,7 +104,7 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
     """Return the one variant that words select, as of `select`.
 
     Where they fit several, a full name means that one, and those of the current GPU's architecture
-    are meant, unless `archs` says which.
+    are meant, unless `archs` says which, and of heads one by one rather than in pairs.
 
     Raises
     ------
@@ -114,6 +114,7 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
     found = select(words, archs=archs or ["all"])
     if not archs:
         found = [v for v in found if v.arch == detected_arch()] or found
+    found = [v for v in found if "pairs" not in parts_of(v)] or found
     return the_one(found, " ".join(words))
 
 

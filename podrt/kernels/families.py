@@ -55,6 +55,17 @@ def why_unreadable(config: Variant, tensors: RunTensors) -> str | None:
     return family_of(config).why_unreadable(config, tensors)
 
 
+def stand_ins(config: Variant) -> tuple[Variant, ...]:
+    """Return what may run a variant's plans in its place, depending on how tensors lie."""
+    return family_of(config).stand_ins(config)
+
+
+def variant_for(config: Variant, tensors: RunTensors) -> Variant:
+    """Return what runs a variant's plans over tensors that lie like that: it or a stand-in."""
+    found: Variant = family_of(config).variant_for(config, tensors)
+    return found
+
+
 def params_dtype(config: Variant) -> np.dtype[np.void]:
     """Return the layout of a variant's arguments."""
     return family_of(config).params_dtype()

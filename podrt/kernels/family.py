@@ -111,7 +111,16 @@ class Family(Protocol):
         """
 
     def why_unreadable(self, config: Any, tensors: RunTensors) -> str | None:
-        """Say why a variant cannot read tensors that lie like that; None if it can."""
+        """Say why a variant cannot read tensors that lie like that; None if it can.
+
+        It can too where a stand-in does it (`variant_for`).
+        """
+
+    def stand_ins(self, config: Any) -> tuple[Any, ...]:
+        """Return what may run a variant's plans in its place, depending on how tensors lie."""
+
+    def variant_for(self, config: Any, tensors: RunTensors) -> Any:
+        """Return what runs a variant's plans over tensors that lie like that: it or a stand-in."""
 
 
 class Arguments(Protocol):

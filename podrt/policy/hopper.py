@@ -10,7 +10,13 @@ from typing import Any, cast
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.families import Variant
-from podrt.kernels.hopper.config import HopperConfig, decode_rows_of, gathers_rows
+from podrt.kernels.hopper.config import (
+    DECODE_ROWS,
+    HopperConfig,
+    decode_rows_of,
+    gathers_rows,
+    may_pair_heads,
+)
 from podrt.kernels.hopper.presets import has_large_tile, hopper_variant
 from podrt.kernels.variant import Form
 from podrt.plan import Plan, most_decode_tokens
@@ -65,6 +71,7 @@ class HopperChoices:
         self._all_rows = decode_rows_of(spec.head_dim, spec.page_size)
         self._fixed_rows = _fixed_rows(policy, spec)
         self._tiles = policy.tiles
+        self._head_pairs = _head_pairs(policy, spec)
         self._built: dict[tuple[Form, int, bool], HopperConfig] = {}
         self._rows_of_one = self.decode_rows_for(1)
         if policy.deterministic:  # neither batches nor limits decide
@@ -143,6 +150,7 @@ class HopperChoices:
                 soft_cap=spec.logits_soft_cap is not None,
                 tree_mask=spec.mask.tree,
                 v_head_dim=spec.v_head_dim,
+                head_pairs=self._head_pairs,
             )
         return found
 
@@ -245,6 +253,25 @@ def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:
             f"large_prefill_tile=True: {layer} has no large tiles; leave it at None"
         )
     return False
+
+
+def _head_pairs(policy: Policy, spec: AttentionSpec) -> bool:
+    """Return whether heads are decoded in pairs, in tiles of rows for which there are kernels.
+
+    Neighbours lie side by side in most caches; over others a stand-in runs (`variant_for`).
+    """
+    has_pairs = (
+        spec.kv_layout == "NHD"
+        and spec.num_kv_heads % 2 == 0
+        and may_pair_heads("decode", spec.head_dim, DECODE_ROWS[0], spec.page_size)
+    )
+    if policy.head_pairs and not has_pairs:
+        raise UnsupportedConfigError(
+            f"head_pairs=True: the layer has head_dim={spec.head_dim}, "
+            f"num_kv_heads={spec.num_kv_heads}, page_size={spec.page_size} and "
+            f"kv_layout={spec.kv_layout!r}; leave it at None"
+        )
+    return has_pairs and policy.head_pairs is not False
 
 
 def _shares(policy: Policy) -> tuple[int, int] | None:

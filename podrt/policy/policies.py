@@ -33,12 +33,13 @@ _OF_FAMILY: dict[str, Family] = {
     "prefill_only_sms": "hopper",
     "decode_rows": "hopper",
     "large_prefill_tile": "hopper",
+    "head_pairs": "hopper",
 }
 #: Fields that share out a fused launch.
 _SHARES = ("ratio", "decode_only_sms", "prefill_only_sms")
 #: Fields that say how a batch's splits follow from all of it.
 _OF_BATCH = ("limit_splits", "taper_decode", "max_partial_bytes")
-_FLAGS = ("serial", "large_prefill_tile", "limit_splits", "taper_decode")
+_FLAGS = ("serial", "large_prefill_tile", "head_pairs", "limit_splits", "taper_decode")
 #: Least and most of the fields that are numbers.
 _RANGES = {
     "decode_only_sms": (0, _MAX_ONLY),
@@ -96,6 +97,11 @@ class Policy:
     large_prefill_tile : bool, optional
         Hopper family: whether prefill that is launched alone has tiles of 176 keys or of 128; True
         needs head_dim 80, 96, 112 or 128. If None, the large ones for units of many keys.
+    head_pairs : bool, optional
+        Hopper family: whether a unit of decode is two neighbouring KV heads, where these lie side
+        by side in the caches; tiles of 32 rows have one in any case. True needs head_dim 96,
+        ``kv_layout="NHD"``, an even number of KV heads and no pages that are gathered row by row.
+        If None, two where the layer is like that.
     prefill_tile_keys, prefill_ring, decode_ring : int, optional
         Of the family that is named: keys of a prefill tile, and how many tiles the rings of prefill
         and of decode hold in shared memory, at most where lanes decode in the place of prefill
@@ -149,6 +155,7 @@ class Policy:
     prefill_only_sms: int | None = None
     decode_rows: int | None = None
     large_prefill_tile: bool | None = None
+    head_pairs: bool | None = None
     prefill_tile_keys: int | None = None
     prefill_ring: int | None = None
     decode_ring: int | None = None

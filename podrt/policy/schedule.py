@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from podrt.errors import UnsupportedConfigError
 from podrt.gpu.device import DeviceInfo
-from podrt.kernels.families import FAMILIES, Variant, family_of
+from podrt.kernels.families import FAMILIES, Variant, family_of, stand_ins
 from podrt.kernels.variant import Form, TileGeometry
 from podrt.plan import (
     DEFAULT_PARTIAL_BYTES,
@@ -208,10 +208,10 @@ class Scheduler:
     def variants(self, decode_rows: int) -> tuple[Variant, ...]:
         """Return all kernels that batches may be run with, given the decode tile."""
         variants = self._choices.variants(decode_rows)
-        if not self.policy.deterministic:
-            return variants
-        captured = self.captured(decode_rows)
-        return tuple(variant for variant in variants if variant in captured)
+        if self.policy.deterministic:
+            captured = self.captured(decode_rows)
+            variants = tuple(variant for variant in variants if variant in captured)
+        return variants + tuple(other for variant in variants for other in stand_ins(variant))
 
     def _own_trials(self) -> dict[Bucket | None, Trial]:
         """Return what was measured of this layer on this GPU."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from podrt.jit import LoadedKernel
 from podrt.kernels.arguments import Buffers
-from podrt.kernels.families import Variant, argument_block
+from podrt.kernels.families import Variant, argument_block, variant_for
 from podrt.kernels.family import Arguments
 from podrt.kernels.joins import JoinArguments, JoinConfig
 from podrt.runtime.driver import Driver
@@ -77,8 +77,9 @@ class Launcher:
         tensors: RunTensors,
         buffers: Buffers,
     ) -> Launcher:
-        """Return that of a variant."""
+        """Return that of a variant, or of the one that is to read such tensors in its place."""
         variant.require_spec(spec)
+        variant = variant_for(variant, tensors)
         kernel = load_kernel(variant, driver.ordinal)
         return cls(driver, variant, kernel, argument_block(variant, spec, tensors, buffers))
 

@@ -5,6 +5,12 @@
 // A thread owns, for column block b of 8 rows: rows (of the tile) 8b + 2(t%4) + {0, 1}, and of them
 // keys (or v_head_dim elements) 16 warp + t/4 + {0, 8}.
 //
+// A unit may be a pair of KV heads that lie side by side in memory, whose row is whole lines where that of
+// one is not. The tile then has the rows of the first member and those of the second behind them, and tiles
+// of keys have the columns of both. A member's rows are multiplied with its own columns alone: what a head
+// holds, NaN too, shows in no other. The second one's begin in the middle of a block of 64, so that its
+// output has columns of the first in front, which are dropped as are those behind the first.
+//
 // A step takes several such tiles of keys. Each is little work in a long chain (products behind those
 // of prefill, softmax across warps, products again), which one step goes through once for all.
 #pragma once
@@ -23,15 +29,19 @@ struct DecodeConsumer {
   using Tile = typename Smem::DecodeTile;
   static constexpr bool kTree = Config::kTree;
   static constexpr int kRows = Config::kDecodeRows;
-  static constexpr int kScores = kRows / 2;  // accumulators of a thread
+  static constexpr int kMembers = Config::kDecodeHeads;  // KV heads of a unit
+  static constexpr int kMemberRows = kRows / kMembers;
+  static constexpr int kScores = kRows / 2;  // accumulators of a thread, those of members in turn
+  static constexpr int kMemberScores = kMemberRows / 2;
   static constexpr int kColumns = kRows / 4;  // tile rows of a thread: 2 for each block of 8
-  static constexpr int kBlocks = ceil_div(Config::kValueDim, 64);  // 64-wide blocks of the output
+  static constexpr int kMemberColumns = kMemberRows / 4;
+  static constexpr int kBlocks = ceil_div(Config::kValueDim, 64);  // 64-wide blocks of a row's output
   static constexpr int kTileKeys = 64;
   static constexpr int kTiles = Config::kDecodeTiles;
   static constexpr int kKeys = kTiles * kTileKeys;  // of a step
   // Slots of the ring that a tile takes, each with some column blocks.
-  static constexpr int kParts = Config::kHeadDim / Tile::kColumns;
-  static constexpr int kValueParts = Config::kValueDim / Tile::kColumns;
+  static constexpr int kParts = kMembers * Config::kHeadDim / Tile::kColumns;
+  static constexpr int kValueParts = kMembers * Config::kValueDim / Tile::kColumns;
   static constexpr int kPartBlocks = Tile::kColumnBlocks;
   static constexpr int kProbabilityBytes = kRows * 128;  // of a tile
   // Column blocks of results, as floats, that find room where Q and the probabilities were.
@@ -39,6 +49,8 @@ struct DecodeConsumer {
   static constexpr int kStagedColumns = kStaged * 64;
   static_assert(kBlocks % kStaged == 0, "");
   static_assert(kStagedColumns * kRows * 4 <= Smem::kLaneRing, "");
+  static_assert(kMembers == 1 || kMembers == 2, "");
+  static_assert((kMembers - 1) * Config::kValueDim % 64 + Config::kValueDim <= kBlocks * 64, "");
 
   const Params& p;
   const Smem& smem;
@@ -97,8 +109,23 @@ struct DecodeConsumer {
     return c / 2 * 8 + 2 * (lane % 4) + c % 2;
   }
 
+  // What belongs to a member of an array in which members' accumulators follow each other.
+  static __device__ __forceinline__ auto of_member(float (&all)[kScores], int member)
+      -> float (&)[kMemberScores] {
+    return reinterpret_cast<float(&)[kMemberScores]>(all[member * kMemberScores]);
+  }
+
+  // Block of V's columns, and column in it, with which a member begins.
+  static constexpr __device__ __forceinline__ int block_of(int member) {
+    return member * Config::kValueDim / 64;
+  }
+  static constexpr __device__ __forceinline__ int column_of(int member) {
+    return member * Config::kValueDim % 64;
+  }
+
+  // Rows of the item, in a tile that has so many of each member.
   __device__ __forceinline__ int num_rows(const WorkItem& item) const {
-    return min(kRows, packed_rows(p, item) - item.row_begin);
+    return min(kMemberRows, packed_rows(p, item) - item.row_begin);
   }
 
   __device__ __forceinline__ void run_unit(const WorkItem& item, int kv_head) {
@@ -137,15 +164,17 @@ struct DecodeConsumer {
 
   // Copies the rows of Q to shared memory, zeros where the tile has none.
   __device__ __forceinline__ void load_q(const WorkItem& item, int kv_head) const {
-    constexpr int kChunks = Config::kHeadDim / 8;
+    constexpr int kChunks = Config::kHeadDim / 8;  // a row's own columns, whichever member it is of
     const int rows = num_rows(item);
     // At head_dim 256 registers do not suffice to keep addresses from one unit to the next.
     const int first = Config::kHeadDim > 128 ? computed_here(thread) : thread;
     for (int i = first; i < kRows * kChunks; i += kWarpgroup) {
       const int row = i / kChunks, chunk = i % kChunks;
+      const int member = kMembers > 1 && row >= kMemberRows, own_row = row - member * kMemberRows;
       uint4 value = make_uint4(0, 0, 0, 0);
-      if (row < rows)
-        value = __ldg(reinterpret_cast<const uint4*>(RowAddress(p, item, kv_head, row).q(p)) +
+      if (own_row < rows)
+        value = __ldg(reinterpret_cast<const uint4*>(
+                          RowAddress(p, item, kv_head + member, own_row).q(p)) +
                       chunk);
       *reinterpret_cast<uint4*>(smem.base + at.tiles + Smem::kLaneQ +
                                 chunk / 8 * Smem::kDecodeQBlockBytes +
@@ -182,15 +211,20 @@ struct DecodeConsumer {
     const u64 q_tile = descriptor(smem.address + at.tiles + Smem::kLaneQ);
     multiply<kParts>([&](int t, int part, u32 address) {
       const u64 k_tile = Tile::k_descriptor(address);
-      const int first = part * kPartBlocks * Smem::kDecodeQBlockBytes;
-      if (part == 0)
-        wgmma_kq_first(scores[t], k_tile, q_tile);
-      else
-        wgmma_kq(scores[t], k_tile, advance_here(q_tile, first));
 #pragma unroll
-      for (int i = 1; i < Tile::kColumns / 16; i++)
-        wgmma_kq(scores[t], advance_here(k_tile, Tile::columns(i)),
-                 advance_here(q_tile, first + i / 4 * Smem::kDecodeQBlockBytes + i % 4 * 32));
+      for (int i = 0; i < Tile::kColumns / 16; i++) {
+        const int column = part * Tile::kColumns + i * 16, member = column / Config::kHeadDim;
+        const int own = column % Config::kHeadDim;
+        const int q = own / 64 * Smem::kDecodeQBlockBytes + own % 64 * 2 +
+                      member * kMemberRows * 128;
+        auto& to = of_member(scores[t], member);
+        const u64 k_columns = i == 0 ? k_tile : advance_here(k_tile, Tile::columns(i));
+        const u64 q_columns = q == 0 ? q_tile : advance_here(q_tile, q);
+        if (own == 0)
+          wgmma_kq_first(to, k_columns, q_columns);
+        else
+          wgmma_kq(to, k_columns, q_columns);
+      }
     });
 #pragma unroll
     for (int t = 0; t < kTiles; t++) fence_operand(scores[t]);
@@ -205,8 +239,14 @@ struct DecodeConsumer {
       for (int i = 0; i < kTileKeys / 16; i++)
 #pragma unroll
         for (int block = 0; block < kPartBlocks; block++)
-          wgmma_vp(out[part * kPartBlocks + block], advance(v_tile, block * Tile::kBlockBytes + Tile::rows(i)),
-                   advance(p_tile, t * kProbabilityBytes + i * 32));
+#pragma unroll
+          for (int member = 0; member < kMembers; member++) {
+            const int own = part * kPartBlocks + block - block_of(member);
+            if (own < 0 || own >= kBlocks) continue;
+            wgmma_vp(of_member(out[own], member),
+                     advance(v_tile, block * Tile::kBlockBytes + Tile::rows(i)),
+                     advance(p_tile, t * kProbabilityBytes + member * kMemberRows * 128 + i * 32));
+          }
     });
     hold_out();
   }
@@ -242,7 +282,8 @@ struct DecodeConsumer {
   __device__ __forceinline__ void mask(const WorkItem& item, int first_key) {
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
-      const int token = PackedRow(p, item.row_begin + column_row(c, lane)).token;
+      const int member_column = kMembers > 1 ? c % kMemberColumns : c;  // they have the same tokens
+      const int token = PackedRow(p, item.row_begin + column_row(member_column, lane)).token;
       const int first = first_key + warp * 16 + lane / 4;
       const int begin = first_seen_key<kTree>(p, item, token) - first;
       const int end = end_of_seen_keys<Config, kTree>(item, token) - first;
@@ -352,7 +393,9 @@ struct DecodeConsumer {
       sync();  // no warp uses Q and the probabilities any longer, or the blocks before
       stage(block);
       sync();
-      for (int row = warp; row < rows; row += 4) store_row(item, kv_head, block, row);
+      for (int member = 0; member < kMembers; member++)
+        for (int row = warp ^ 2 * member; row < rows; row += 4)
+          store_row(item, kv_head, block, member, row);
     }
     sync();  // all has been read
     if (item.num_splits > 1) merge(item, kv_head, rows);
@@ -398,48 +441,54 @@ struct DecodeConsumer {
   }
 
   // Whether a lane's columns of a block are some of the head's.
-  __device__ __forceinline__ bool column_exists(int block) const {
-    return Tile::kWholeBlocks || block * 64 + 2 * lane < Config::kValueDim;
+  __device__ __forceinline__ bool column_exists(int block, int member) const {
+    const int column = block * 64 + 2 * lane - column_of(member);
+    if constexpr (kMembers > 1) return column >= 0 && column < Config::kValueDim;
+    return Tile::kWholeBlocks || column < Config::kValueDim;
   }
 
-  // Called by a warp: normalises what is staged of a row and writes it.
+  // Called by a warp: normalises what is staged of a member's row and writes it.
   __device__ __forceinline__ void store_row(const WorkItem& item, int kv_head, int first_block,
-                                            int row) const {
+                                            int member, int row) const {
+    const int tile_row = member * kMemberRows + row;
+    kv_head += member;
     float sum = 0.f;
 #pragma unroll
-    for (int w = 0; w < 4; w++) sum += reduction()[w * kRows + row];
-    const float reference = reduction()[4 * kRows + row];
+    for (int w = 0; w < 4; w++) sum += reduction()[w * kRows + tile_row];
+    const float reference = reduction()[4 * kRows + tile_row];
     const float lse = row_lse_log2(reference, sum);
     // Splits are merged without sinks, and the merged row has one.
     if (item.num_splits == 1) sum += sink_term(sink_log2(p, item, kv_head, row), reference);
     const float inverse = inverse_of(sum);
     const bool stores_lse = first_block == 0 && lane == 0;
+    const int begin = first_block * 64 - column_of(member);  // of lane 0's columns in the head
     float2 value[kStaged];
 #pragma unroll
     for (int i = 0; i < kStaged; i++) {
       const float2 staged = *reinterpret_cast<const float2*>(
-          staged_row(row) + i * 64 + staged_column(row, 2 * lane));
+          staged_row(tile_row) + i * 64 + staged_column(tile_row, 2 * lane));
       value[i] = make_float2(staged.x * inverse, staged.y * inverse);
     }
     if (item.num_splits == 1) {
       const RowAddress address(p, item, kv_head, row);
-      u32* destination = reinterpret_cast<u32*>(address.out(p) + first_block * 64) + lane;
+      u32* destination = reinterpret_cast<u32*>(address.out(p) + begin) + lane;
 #pragma unroll
       for (int i = 0; i < kStaged; i++)
-        if (column_exists(first_block + i))
+        if (column_exists(first_block + i, member))
           destination[i * 32] = Config::Element::pack(value[i].x, value[i].y);
       if (stores_lse) address.store_lse(p, lse);
     } else {
-      const i64 partial = partial_row(p, item, kv_head, kRows, item.split, row);
-      float2* destination = reinterpret_cast<float2*>(p.partial_o + partial * Config::kValueDim +
-                                                      first_block * 64) + lane;
+      const i64 partial = partial_row(p, item, kv_head, kMemberRows, item.split, row);
+      float2* destination =
+          reinterpret_cast<float2*>(p.partial_o + partial * Config::kValueDim + begin) + lane;
 #pragma unroll
       for (int i = 0; i < kStaged; i++)
-        if (column_exists(first_block + i)) destination[i * 32] = value[i];
+        if (column_exists(first_block + i, member)) destination[i * 32] = value[i];
       if (stores_lse) p.partial_lse[partial] = lse;
     }
   }
 
+  // Members are split alike, so that the first one's counter serves all.
   __device__ __forceinline__ void merge(const WorkItem& item, int kv_head, int rows) const {
     volatile int* flag = reinterpret_cast<volatile int*>(reduction());
     __threadfence();
@@ -452,8 +501,11 @@ struct DecodeConsumer {
       __threadfence();
       // At once, as many as registers allow beside prefill.
       constexpr int kTogether = Config::kHasPrefill ? 1 : 2, kSplits = Config::kHasPrefill ? 3 : 8;
-      for (int row = warp * kTogether; row < rows; row += 4 * kTogether)
-        merge_rows<Config, kTogether, kSplits>(p, item, kv_head, kRows, row, rows, lane);
+#pragma unroll 1
+      for (int member = 0; member < kMembers; member++)
+        for (int row = (warp ^ 2 * member) * kTogether; row < rows; row += 4 * kTogether)
+          merge_rows<Config, kTogether, kSplits>(p, item, kv_head + member, kMemberRows, row, rows,
+                                                 lane);
     }
     sync();  // the flag has been read
   }

@@ -52,16 +52,17 @@ struct WorkProducer {
     if constexpr (Config::kGathersRows) lane = lane_id();  // the given one would take registers
     const int unit = queue.draw(lane);
     // Read again for every unit: a producer has few registers.
+    constexpr int kHeads = kSide == kPrefill ? 1 : Config::kDecodeHeads;  // of a unit
     const int num_items = kSide == kPrefill ? plan.num_prefill_items : plan.num_decode_items;
     const WorkItem* items = items_of(p.plan) + (kSide == kPrefill ? 0 : plan.num_prefill_items);
-    const bool any = unit < num_items * p.num_kv_heads;
+    const bool any = unit < num_items * (p.num_kv_heads / kHeads);
     mbarrier_wait(empty + 8 * position.slot, position.parity ^ 1);
     WorkSlot& slot = reinterpret_cast<WorkSlot*>(slots)[position.slot];
     if (any) {
       const Unit drawn = kSide == kPrefill ? prefill_unit_of(plan, unit, p.num_kv_heads, lane)
-                                           : unit_of(unit, p.num_kv_heads);
+                                           : unit_of(unit, p.num_kv_heads / kHeads);
       load_item<Config>(slot.item, items + drawn.item, p, plan, lane);
-      if (lane == 0) slot.kv_head = drawn.kv_head;
+      if (lane == 0) slot.kv_head = drawn.kv_head * kHeads;
     } else if (lane == 0) {
       slot.kv_head = -1;
       TRACE_DRY(kSide);
@@ -206,8 +207,13 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
   using Tile = typename Smem::DecodeTile;
   using Copy = KvCopy<Config, Tile>;
   constexpr int kTiles = Config::kDecodeTiles, kKeys = kTiles * 64;
-  constexpr int kParts = Config::kHeadDim / Tile::kColumns;
-  constexpr int kValueParts = Config::kValueDim / Tile::kColumns;
+  constexpr int kParts = Config::kDecodeHeads * Config::kHeadDim / Tile::kColumns;
+  constexpr int kValueParts = Config::kDecodeHeads * Config::kValueDim / Tile::kColumns;
+  // Block of columns with which a unit's first head begins; heads of pairs lie side by side.
+  const auto head_block = [&](int kv_head, int is_v) {
+    return Config::kDecodeHeads > 1 ? kv_head * Config::kHeadDim / 64
+                                    : kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks);
+  };
   const u32 control = smem.address + to.control;
   WorkProducer<Config, kDecode> work{p,
                                      smem.plan(),
@@ -242,9 +248,7 @@ __device__ __forceinline__ void produce_decode(const Params& p, const SharedMemo
                       smem.address + to.tiles + Smem::kLaneRing + ring.slot * Tile::kBytes,
                       control + Smem::kRingFull + 8 * ring.slot,
                       Copy::bytes(item.kv_len, first_key + t * 64),
-                      kv_head * (is_v ? p.v_head_blocks : p.k_head_blocks) +
-                          part * Tile::kColumnBlocks,
-                      lane);
+                      head_block(kv_head, is_v) + part * Tile::kColumnBlocks, lane);
           ring.advance();
         }
       }

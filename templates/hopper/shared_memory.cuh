@@ -7,8 +7,9 @@
 //
 // A decode lane is
 //
-//   Q      [blocks of 64 columns][decode_rows][128 bytes]       one decode tile
-//   P      [decode_tiles][decode_rows][128 bytes]               its probabilities
+//   Q      [blocks of 64 columns][rows][128 bytes]              one decode tile, of decode_rows rows for
+//                                                               each KV head of a unit
+//   P      [decode_tiles][rows][128 bytes]                      its probabilities
 //   ring   [slots][a KvTile of 64 rows]                         K and V tiles in turn; of more than 128
 //                                                               columns a part in each slot
 //
@@ -25,7 +26,7 @@ constexpr int kWorkSlots = Layout::kWorkSlots;  // units handed over ahead of th
 // A unit as a producer hands it to its consumers.
 struct alignas(16) WorkSlot {
   WorkItem item;
-  int kv_head;  // -1: no more work
+  int kv_head;  // the first of the unit's; -1: no more work
 };
 
 // A producer warp and a consumer warpgroup that decode one unit at a time, and their shared memory.

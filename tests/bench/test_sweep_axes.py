@@ -72,6 +72,7 @@ def test_what_is_no_axis_or_value_is_said(text, reason):
         "prefill_tile_keys=256",  # of which some kernels have no room
         "serial=true,false",
         "large_prefill_tile=true",
+        "head_pairs=true,false",
         "deterministic=true",
     ],
 )

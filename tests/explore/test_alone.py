@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from podrt.bench.check import HEADS, edge_case
 from podrt.explore.alone import alone, edge_lengths, gpu_for, layer_for
 from podrt.explore.select import find, select
+from podrt.kernels.hopper.presets import hopper_variant
+from podrt.kernels.variant import Form
 from podrt.reference import check_plan
 from podrt.workloads.lengths import batch_of_lengths
 
 VARIANTS = select(archs=["sm_90a", "sm_80"], dtypes=["bfloat16"])
+VARIANTS += [
+    hopper_variant(form, "bfloat16", 96, page_size=16, head_pairs=head_pairs)
+    for form in get_args(Form)
+    for head_pairs in (False, True)
+]
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)

@@ -99,6 +99,19 @@ def test_other_head_dims_are_found_where_a_word_names_them(word: str, head_dim: 
     assert find([found.name]) == found
 
 
+def test_heads_in_pairs_are_meant_where_a_word_says_so() -> None:
+    pair, one = (
+        hopper_variant("pod", "bfloat16", 96, page_size=16, head_pairs=pairs)
+        for pairs in (True, False)
+    )
+    words = ["pod", "hopper", "bf16", "d96", "page16", "r8"]
+    assert alias_of(pair) == alias_of(one) + "-pairs" == "-".join([*words, "pairs"])
+    assert find(words) == find([alias_of(one)]) == find([one.name]) == one
+    assert find([*words, "pairs"]) == find([alias_of(pair)]) == find([pair.name]) == pair
+    assert find([*words, "head_pairs=true"]) == pair
+    assert tiles_of(pair).split()[:2] == ["p128x112s2", "d8x64s8"]
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -10,7 +10,14 @@ import pytest
 from map_support import record_maps
 
 from podrt.kernels.arguments import Buffers
-from podrt.kernels.families import Variant, argument_block, params_dtype, why_unreadable
+from podrt.kernels.families import (
+    Variant,
+    argument_block,
+    params_dtype,
+    stand_ins,
+    variant_for,
+    why_unreadable,
+)
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.kernels.hopper.rows import CACHE_ROWS_DTYPE, row_steps, why_ungatherable
 from podrt.kernels.portable.presets import variant
@@ -189,3 +196,44 @@ def test_the_hopper_family_says_what_it_cannot_read() -> None:
     assert why_unreadable(PORTABLE, backwards) is None
     with pytest.raises(ValueError, match=r'k_cache: got strides .* use policy="portable"'):
         argument_block(HOPPER, SPEC, between, BUFFERS)
+
+
+def caches_of(k_heads: slice, v_heads: slice) -> RunTensors:
+    """Heads of 96, which are some of those side by side."""
+    cache = np.zeros((6, 16, 8, 96), np.float16)
+    return tensors_of(k_cache=cache[:, :, k_heads], v_cache=cache[:, :, v_heads])
+
+
+EVEN, ODD, APART = slice(2, 4), slice(0, 3), slice(0, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("k_heads", "v_heads", "in_pairs"),
+    [
+        (EVEN, EVEN, True),
+        (ODD, ODD, False),
+        (APART, EVEN, False),
+        (EVEN, APART, False),
+        (APART, APART, False),
+    ],
+)
+def test_tensors_decide_whether_heads_are_in_pairs(
+    k_heads: slice, v_heads: slice, in_pairs: bool
+) -> None:
+    pair, one = (
+        hopper_variant("pod", "float16", 96, page_size=16, head_pairs=pairs)
+        for pairs in (True, False)
+    )
+    tensors = caches_of(k_heads, v_heads)
+    assert variant_for(pair, tensors) == (pair if in_pairs else one)
+    assert why_unreadable(pair, tensors) is None
+    assert stand_ins(pair) == (one,)
+    for other in (one, PORTABLE):
+        assert variant_for(other, tensors) is other
+        assert stand_ins(other) == ()
+
+
+def test_a_stand_in_reads_no_more_than_any_other_kernel() -> None:
+    pair = hopper_variant("pod", "float16", 96, page_size=16, head_pairs=True)
+    backwards = np.zeros((6, 16, 2, 96), np.float16)[::-1]
+    assert "none below 0" in str(why_unreadable(pair, tensors_of(k_cache=backwards)))

@@ -10,7 +10,8 @@ import pytest
 from podrt.errors import UnsupportedConfigError
 from podrt.kernels.hopper import budgets
 from podrt.kernels.hopper.config import HEAD_DIMS, KV_TILES, V_HEAD_DIMS, HopperConfig
-from podrt.kernels.hopper.presets import default_hopper_variants, hopper_variant
+from podrt.kernels.hopper.presets import default_hopper_variants, hopper_variant, unpaired
+from podrt.kernels.hopper.shared_memory import lane_tiles, offsets_of
 
 FUSED = hopper_variant("pod", "bfloat16", 128, page_size=16)
 
@@ -60,6 +61,11 @@ def test_the_role_with_most_registers_counts(form: str, registers: int) -> None:
         ({"stages": 1}, "stages=1"),
         ({"decode_slots": 1}, "decode_slots=1: must be an int of at least 2"),
         ({"next_decode_slots": 1}, "next_decode_slots=1: must be an int of at least 2"),
+        ({"head_pairs": 1}, "head_pairs=1: allowed are True, False"),
+        ({"head_pairs": True}, "head_pairs=True: is of decode at head_dim=(96,) in tiles of"),
+        ({"head_dim": 96, "head_pairs": True, "page_size": 4}, "decode_rows=8, page_size=4"),
+        ({"head_dim": 96, "head_pairs": True, "decode_rows": 32}, "decode_rows=32, page_size=16"),
+        ({"head_dim": 96, "head_pairs": True, "form": "prefill"}, "got form='prefill'"),
     ],
 )
 def test_refusal_names_field_value_and_what_is_allowed(
@@ -175,6 +181,35 @@ def test_every_field_is_in_the_name(fields: dict[str, object]) -> None:
     assert other.name != FUSED.name
 
 
+@pytest.mark.parametrize("decode_rows", [8, 16])
+@pytest.mark.parametrize("form", ["pod", "decode"])
+def test_pairs_of_heads_have_the_rows_of_both_and_slots_of_a_third(
+    form: str, decode_rows: int
+) -> None:
+    pair, one = (
+        hopper_variant(form, "bfloat16", 96, decode_rows=decode_rows, head_pairs=pairs)  # type: ignore[arg-type]
+        for pairs in (True, False)
+    )
+    assert pair.name.endswith("_causal_pairs") and not one.name.endswith("pairs")
+    assert (pair.spec, pair.decode_rows) == (one.spec, one.decode_rows)
+    assert (pair.decode_heads, pair.decode_dim, pair.decode_columns) == (2, 192, 64)
+    assert (one.decode_heads, one.decode_dim, one.decode_columns) == (1, 96, 96)
+    lane = offsets_of(lane_tiles(pair, pair.next_slots))
+    assert lane["LaneP"] == 2 * decode_rows * 256  # padded to 128 columns
+    assert lane["LaneRing"] - lane["LaneP"] == 2 * decode_rows * 128
+    assert lane["End"] - lane["LaneRing"] == pair.next_slots * 64 * 128
+    assert pair.next_slots >= 7
+    assert unpaired(pair) == one
+    assert hopper_variant("prefill", "bfloat16", 96, head_pairs=True).head_pairs is False
+
+
+def test_what_is_fixed_of_prefill_holds_for_heads_that_are_not_in_pairs() -> None:
+    pair, one = (hopper_variant("pod", "bfloat16", 96, head_pairs=pairs) for pairs in (True, False))
+    fixed = {"kv_tile": 64, "stages": 3}
+    assert unpaired(dataclasses.replace(pair, **fixed)) == dataclasses.replace(one, **fixed)  # type: ignore[arg-type]
+    assert unpaired(dataclasses.replace(pair, decode_slots=6, next_decode_slots=6)) == one
+
+
 def test_to_dict_makes_the_same_config() -> None:
     assert HopperConfig(**FUSED.to_dict()) == FUSED
 
@@ -187,6 +222,14 @@ def test_narrower_values_are_in_the_name_and_take_less_of_shared_memory() -> Non
     assert (unlike.value_dim, unlike.value_columns, unlike.decode_columns) == (128, 128, 64)
 
 
+def dims_of(variant: HopperConfig) -> budgets.Dims:
+    if variant.head_pairs:
+        return budgets.PAIRS[variant.head_dim]
+    if variant.v_head_dim is None:
+        return variant.head_dim
+    return variant.head_dim, variant.v_head_dim
+
+
 def test_every_depth_of_a_decode_ring_is_that_of_some_variant() -> None:
     wide = default_hopper_variants(
         head_dims=HEAD_DIMS, page_sizes=(1, 16), soft_caps=(False, True), tree_masks=(False, True)
@@ -197,8 +240,5 @@ def test_every_depth_of_a_decode_ring_is_that_of_some_variant() -> None:
         for v_head_dim in narrower
         for variant in default_hopper_variants(head_dims=[head_dim], v_head_dim=v_head_dim)
     ]
-    used = {
-        (v.form, v.head_dim if v.v_head_dim is None else (v.head_dim, v.v_head_dim), v.kv_tile)
-        for v in (*wide, *narrow)
-    }
+    used = {(v.form, dims_of(v), v.kv_tile) for v in (*wide, *narrow)}
     assert set(budgets._DECODE_SLOTS) <= used

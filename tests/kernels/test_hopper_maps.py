@@ -133,6 +133,48 @@ def test_blocks_come_one_by_one_where_the_last_is_not_a_whole_one(
         np.testing.assert_array_equal(got, np.where(64 * block + column < head_dim, expected, -1))
 
 
+@pytest.mark.parametrize("heads", [2, 6])
+@pytest.mark.parametrize("page_size", [None, 8, 16, 24, 256])
+def test_a_slot_of_heads_in_pairs_has_a_third_of_both(
+    maps: list[tuple[Any, ...]], page_size: int | None, heads: int
+) -> None:
+    """Heads 2i and 2i + 1 begin at block 3i; prefill still takes them one by one."""
+    cache = (
+        nhd(3, page_size or 100, heads, 96)[:, ::2]
+        if page_size is None
+        else nhd(3, page_size, heads, 96)
+    )
+    config = hopper_variant("pod", "float16", 96, page_size=page_size, head_pairs=True)
+    assert cache_maps(view(cache, "k_cache"), config).head_blocks == 1
+    rows = config.piece_rows(DECODE_KEYS)
+    page, token, pair = 2, cache.shape[1] - rows if page_size else 0, heads // 2 - 1
+    step_page, step_token, step_head, _ = (step // 2 for step in cache.strides)
+    for part in range(3):
+        start = (0, token) if page_size is None else (0, 0)
+        inner = () if page_size is None else (token // 8,)
+        got = offsets_of(maps[1], *start, 3 * pair + part, *inner, page)
+        row, column = np.indices((rows, 64))
+        expected = page * step_page + (token + row) * step_token + 2 * pair * step_head
+        expected = expected + 64 * part + column
+        if page_size is None:
+            expected = np.where(token + row < cache.shape[1], expected, -1)
+        np.testing.assert_array_equal(got.reshape(rows, 64), expected)
+    assert maps[0][1:4] == (
+        (96, cache.shape[1], heads, 3),
+        (1, step_token, 96, step_page),
+        (64, config.piece_rows(config.kv_tile), 1, 1),
+    )
+
+
+@pytest.mark.parametrize("layout", [hnd, every_other_head])
+def test_heads_that_do_not_lie_in_pairs_are_refused(layout: Any) -> None:
+    config = hopper_variant("pod", "float16", 96, page_size=16, head_pairs=True)
+    message = r"k_cache: got strides .* an even number of KV heads side by side"
+    for cache in (layout(3, 16, 2, 96), nhd(3, 16, 3, 96)):
+        with pytest.raises(ValueError, match=message):
+            cache_maps(view(cache, "k_cache"), config)
+
+
 def test_heads_of_other_widths_may_be_any_vectors_apart(maps: list[tuple[Any, ...]]) -> None:
     mapped(nhd(2, 16, 3, 104)[..., :96])
     assert maps[1][1:4] == ((96, 16, 3, 2), (1, 312, 104, 4992), (64, 16, 1, 1))

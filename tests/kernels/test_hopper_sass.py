@@ -25,6 +25,10 @@ VARIANTS = [
         for form in ("prefill", "pod")
         for head_dim in (80, 96, 112, 192)
     ),
+    *(
+        hopper_variant("pod", "bfloat16", 96, decode_rows=rows, page_size=16, head_pairs=True)
+        for rows in (8, 16)
+    ),
     *default_hopper_variants(
         forms=("prefill", "pod"),
         dtypes=("bfloat16",),

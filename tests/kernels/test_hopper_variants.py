@@ -74,7 +74,9 @@ def test_every_variant_compiles_without_spills(
         forms=[form], dtypes=["bfloat16"], head_dims=[head_dim], page_sizes=[page_size]
     )
     prefills = 1 + has_large_tile(head_dim)
-    assert len(configs) == (prefills if form == "prefill" else len(decode_rows_of(head_dim)))
+    plain = [config for config in configs if not config.head_pairs]
+    assert len(plain) == (prefills if form == "prefill" else len(decode_rows_of(head_dim)))
+    assert len(configs) - len(plain) == (2 if head_dim == 96 and form != "prefill" else 0)
     if page_size is None and form != "prefill":
         configs = [each for each in configs if each.decode_rows in rows_in_turn(form, head_dim)]
     build_clean(configs)
@@ -106,6 +108,33 @@ def test_fused_kernels_that_gather_rows_and_cap_scores_compile_without_spills(
     )
     rows = decode_rows_of(head_dim, 12) if tree_mask else rows_in_turn("pod", head_dim)
     build_clean([config for config in configs if config.decode_rows in rows])
+
+
+@pytest.mark.parametrize("soft_cap", [False, True])
+@pytest.mark.parametrize("form", ["pod", "decode"])
+def test_kernels_for_heads_in_pairs_compile_without_spills(form: Form, soft_cap: bool) -> None:
+    build_clean(
+        [
+            hopper_variant(
+                form,
+                dtype,
+                96,
+                decode_rows=rows,
+                page_size=page_size,
+                causal=page_size is not None,
+                soft_cap=soft_cap,
+                tree_mask=tree_mask,
+                head_pairs=True,
+            )
+            for rows in (8, 16)
+            for dtype, page_size, tree_mask in (
+                ("bfloat16", 16, False),
+                ("bfloat16", 16, True),
+                ("float16", 8, True),
+                ("float16", None, False),
+            )
+        ]
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -20,7 +20,7 @@ from podrt.errors import UnsupportedConfigError
 from podrt.gpu.nominal import H100
 from podrt.kernels.hopper.presets import hopper_variant
 from podrt.plan import Plan, keys_of, plan_bounds
-from podrt.policy.policies import Policy
+from podrt.policy.policies import Policy, parse_policy
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.reference import check_plan
 
@@ -44,6 +44,7 @@ KNOBS: list[tuple[Policy, Policy, set[str]]] = [
     (Policy(family="hopper", decode_rows=32), HOPPER, {"decode_rows", "prefill_kv_tile"}),
     (Policy(family="hopper", large_prefill_tile=True), HOPPER, set()),
     (Policy(family="hopper", large_prefill_tile=False), HOPPER, set()),
+    (Policy(family="hopper", head_pairs=False), HOPPER, set()),
     (Policy(family="hopper", prefill_tile_keys=96), HOPPER, {"prefill_kv_tile"}),
     (Policy(family="hopper", prefill_tile_keys=64, prefill_ring=3), HOPPER, {"prefill_kv_tile"}),
     (Policy(family="hopper", decode_ring=3), HOPPER, set()),
@@ -74,6 +75,7 @@ OF_VARIANTS = {
     "shape",
     "decode_rows",
     "large_prefill_tile",
+    "head_pairs",
     "prefill_tile_keys",
     "prefill_ring",
     "decode_ring",
@@ -237,6 +239,65 @@ def test_large_prefill_tile() -> None:
     assert variant.kv_tile == 128  # type: ignore[union-attr]
     with pytest.raises(UnsupportedConfigError, match="head_dim=128 with logits_soft_cap has no"):
         scheduled([512], layer=capped, policy=Policy(family="hopper", large_prefill_tile=True))
+
+
+def head_pairs_of(policy: Policy | str = "auto", **layer: Any) -> dict[tuple[str, int], bool]:
+    """Return whether heads are in pairs, by form and rows of a decode tile."""
+    scheduler = Scheduler(replace(layer_of(16, head_dim=96), **layer), H100, parse_policy(policy))
+    variants = (
+        scheduler.captured(rows, decodes_only=alone)[0] for rows in (8, 16, 32) for alone in (0, 1)
+    )
+    return {(v.form, v.decode_rows): v.head_pairs for v in variants}  # type: ignore[union-attr]
+
+
+def test_head_pairs() -> None:
+    pairs = {(form, rows): rows < 32 for form in ("pod", "decode") for rows in (8, 16, 32)}
+    assert head_pairs_of() == head_pairs_of("hopper") == pairs
+    assert head_pairs_of(Policy(family="hopper", head_pairs=True)) == pairs
+    assert not any(head_pairs_of(Policy(family="hopper", head_pairs=False)).values())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"num_qo_heads": 12, "num_kv_heads": 3},
+        {"kv_layout": "HND"},
+        {"page_size": 4},
+        {"head_dim": 128},
+    ],
+    ids=str,
+)
+def test_layers_without_head_pairs(layer: dict[str, Any]) -> None:
+    assert not any(head_pairs_of(**layer).values())
+    (field, value), *_ = reversed(layer.items())
+    with pytest.raises(UnsupportedConfigError, match=f"head_pairs=True: .*{field}={value!r}"):
+        head_pairs_of(Policy(family="hopper", head_pairs=True), **layer)
+
+
+@pytest.mark.parametrize("policy", ["hopper", "serial", Policy(deterministic=True)], ids=str)
+def test_kernels_for_heads_one_by_one_are_at_hand_beside_those_for_pairs(policy: Any) -> None:
+    """Which of them runs, tensors decide, and a capture may be the first to know."""
+    scheduler = Scheduler(layer_of(16, head_dim=96), H100, parse_policy(policy))
+    variants = scheduler.variants(8)
+    assert len(set(variants)) == len(variants)
+    for variant in scheduler.captured(8) + scheduler.captured(8, decodes_only=True):
+        found = [v for v in variants if (v.form, v.spec) == (variant.form, variant.spec)]
+        assert {v.head_pairs for v in found} == {False, variant.form != "prefill"}  # type: ignore[union-attr]
+
+
+def test_plans_of_pairs_fill_the_lanes_with_half_as_many_units() -> None:
+    one, pair = (
+        scheduled(
+            [1] * 8,
+            [16384] * 8,
+            Policy(family="hopper", head_pairs=pairs),
+            layer=layer_of(head_dim=96),
+        )
+        for pairs in (False, True)
+    )
+    assert pair.tiling.decode_slots == 2 * one.tiling.decode_slots
+    assert len(pair.plan.decode) == 2 * len(one.plan.decode)
+    assert pair.plan.decode_rows == one.plan.decode_rows == 8
 
 
 def test_tiles_and_rings() -> None:

@@ -93,6 +93,7 @@ def test_every_field_is_described() -> None:
         ({"limit_splits": "vanilla"}, TypeError, "limit_splits='vanilla': expected True, False"),
         ({"taper_decode": 0}, TypeError, "taper_decode=0: expected True, False or None"),
         ({"large_prefill_tile": 176}, TypeError, "large_prefill_tile=176: expected True, False"),
+        ({"head_pairs": 2}, TypeError, "head_pairs=2: expected True, False or None"),
         ({"ratio": [1, 3]}, TypeError, "ratio=[1, 3]: expected a tuple of two ints"),
         ({"ratio": (1, 2, 3)}, TypeError, "ratio=(1, 2, 3): expected a tuple of two ints"),
         ({"ratio": (1, None)}, TypeError, "ratio=(1, None): expected a tuple of two ints"),
@@ -143,6 +144,7 @@ OF_FAMILY = {
         "prefill_only_sms": 0,
         "decode_rows": 8,
         "large_prefill_tile": False,
+        "head_pairs": False,
     },
 }
 

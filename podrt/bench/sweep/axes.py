@@ -61,6 +61,7 @@ AXES: Mapping[str, Callable[[str], Value]] = {
     "shape": str,
     "decode_rows": _whole,
     "large_prefill_tile": _flag,
+    "head_pairs": _flag,
     "prefill_tile_keys": _whole,
     "prefill_ring": _whole,
     "decode_ring": _whole,

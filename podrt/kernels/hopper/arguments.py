@@ -13,6 +13,7 @@ from podrt.kernels.hopper.maps import (
     QueryMaps,
     cache_map_shapes,
     cache_maps,
+    lies_in_pairs,
     query_map_shape,
     why_unmappable,
 )
@@ -129,6 +130,11 @@ def why_unreadable(config: HopperConfig, tensors: RunTensors) -> str | None:
     else:
         reasons += map(why_unmappable, caches)
     return next(filter(None, reasons), None)
+
+
+def lie_in_pairs(tensors: RunTensors) -> bool:
+    """Tell whether a kernel for heads in pairs can copy from caches that lie like that."""
+    return all(map(lies_in_pairs, (tensors.k_cache, tensors.v_cache)))
 
 
 def _described(cache: TensorView, config: HopperConfig) -> tuple[bytes, bytes]:

@@ -7,7 +7,7 @@ Every entry compiles without spilling, which tests keep so. Plain ones were meas
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from podrt.kernels.hopper.config import BLOCK_COLUMNS
 from podrt.kernels.variant import Form
@@ -22,8 +22,10 @@ class Budget(NamedTuple):
     prefill_registers: int
 
 
-#: The size of heads: head_dim, with v_head_dim where values are narrower.
-Dims = int | tuple[int, int]
+#: The size of heads: head_dim, with v_head_dim where values are narrower. Pairs of heads of 96 have
+#: prefill's tiles of one and decode's of 192.
+Dims = int | tuple[int, int] | Literal["2x96"]
+PAIRS: dict[int, Dims] = {96: "2x96"}
 
 _CAP_GATHER, _TREE_GATHER, _ALL = "cap gather", "tree gather", "cap tree gather"
 #: Where 32 rows of decode leave too few registers for a larger tile and one more feature.
@@ -63,6 +65,12 @@ _PODS: dict[tuple[Dims, int], dict[str, Budget]] = {
         "cap tree": Budget(112, 40, 88, 192),
     },
     (96, 32): _ROWS_OF_32,
+    ("2x96", 8): {
+        "": Budget(112, 40, 88, 192),
+        "tree": Budget(112, 40, 104, 184),
+        "cap tree": Budget(112, 40, 88, 192),
+    },
+    ("2x96", 16): {"": Budget(112, 40, 104, 184), "cap tree": Budget(96, 40, 104, 184)},
     (112, 8): {"": Budget(112, 40, 72, 200)},
     (112, 16): {"": Budget(112, 40, 88, 192), "cap tree": Budget(96, 40, 88, 192)},
     (112, 32): _ROWS_OF_32 | dict.fromkeys(("", "cap"), Budget(96, 40, 136, 168)),
@@ -117,6 +125,9 @@ _DECODE_SLOTS: dict[tuple[Form, Dims, int], int] = {
     ("decode", 96, 128): 3,
     ("decode", 112, 128): 3,
     ("decode", 128, 128): 4,
+    ("pod", "2x96", 112): 8,
+    ("pod", "2x96", 96): 8,
+    ("decode", "2x96", 128): 11,
     ("pod", 192, 80): 5,
     ("pod", 192, 64): 6,
     ("decode", 192, 128): 11,

@@ -16,6 +16,9 @@ HOPPER_ARCH = "sm_90a"
 HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
 #: Values that may be narrower than keys, by `HEAD_DIMS`.
 V_HEAD_DIMS: dict[int, tuple[int, ...]] = {192: (128,)}
+#: Heads of which a unit of decode may take two that lie side by side: their rows are 192 bytes, so
+#: that some of a line of memory, which has 128, is the next head's.
+PAIRED_HEAD_DIMS = (96,)
 KV_TILES = (48, 64, 80, 96, 112, 128, 176)
 DECODE_ROWS = (8, 16, 32)
 #: Tokens of a group that a TMA load places in a swizzled tile; pages that are no whole groups come
@@ -49,6 +52,18 @@ def decode_rows_of(head_dim: int, page_size: int | None = None) -> tuple[int, ..
     return DECODE_ROWS[:1] if gathers_rows(page_size) else DECODE_ROWS[:-1]
 
 
+def may_pair_heads(
+    form: Form, head_dim: int, decode_rows: int, page_size: int | None = None
+) -> bool:
+    """Tell whether there is a kernel for heads in pairs, whose tiles have twice the rows."""
+    return (
+        form != "prefill"
+        and head_dim in PAIRED_HEAD_DIMS
+        and 2 * decode_rows in DECODE_ROWS
+        and not gathers_rows(page_size)
+    )
+
+
 def piece_rows(page_size: int | None, tile_rows: int) -> int:
     """Return the tokens that one TMA load brings of a tile; see `HopperConfig.piece_rows`."""
     return tile_rows if page_size is None else math.gcd(page_size, tile_rows, DECODE_KEYS)
@@ -77,7 +92,7 @@ class HopperConfig(VariantForm):
         64, 80, 96, 112, 128, 192 or 256.
     decode_rows : int
         Packed query rows of a decode tile: 8, 16 or 32; at head_dim 256 8 or 16, where rows are
-        gathered 8.
+        gathered 8. Of heads in pairs those of one of them.
     kv_tile : int
         Keys of a prefill tile.
     stages : int
@@ -100,6 +115,9 @@ class HopperConfig(VariantForm):
         128 beside 192; None for values as wide as keys.
     next_decode_slots : int or None
         Most of `next_slots` in a fused kernel; None for as many as the prefill tiles have room for.
+    head_pairs : bool
+        A unit of decode is two KV heads, which lie side by side in the caches: as `may_pair_heads`
+        says.
     """
 
     form: Form
@@ -119,6 +137,7 @@ class HopperConfig(VariantForm):
     arch: str = HOPPER_ARCH
     v_head_dim: int | None = None
     next_decode_slots: int | None = None
+    head_pairs: bool = False
 
     def __post_init__(self) -> None:
         if self.page_size is not None and (type(self.page_size) is not int or self.page_size < 1):
@@ -144,7 +163,7 @@ class HopperConfig(VariantForm):
             value = getattr(self, field)
             if type(value) is not int or value < 2:
                 raise UnsupportedConfigError(f"{field}={value!r}: must be an int of at least 2")
-        for field in ("causal", "soft_cap", "tree_mask"):
+        for field in ("causal", "soft_cap", "tree_mask", "head_pairs"):
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise UnsupportedConfigError(f"{field}={value!r}: allowed are True, False")
@@ -152,19 +171,38 @@ class HopperConfig(VariantForm):
             raise UnsupportedConfigError(
                 "tree_mask=True with causal=False: a tree is a causal mask"
             )
+        if self.head_pairs and not may_pair_heads(
+            self.form, self.head_dim, self.decode_rows, self.page_size
+        ):
+            raise UnsupportedConfigError(
+                f"head_pairs=True: is of decode at head_dim={PAIRED_HEAD_DIMS} in tiles of 8 or "
+                f"16 rows, over pages of whole groups of {GROUP_TOKENS} tokens; got "
+                f"form={self.form!r}, head_dim={self.head_dim}, decode_rows={self.decode_rows}, "
+                f"page_size={self.page_size}"
+            )
         self._check_budgets()
+
+    @property
+    def decode_heads(self) -> int:
+        """KV heads of a unit of decode."""
+        return 1 + self.head_pairs
+
+    @property
+    def decode_dim(self) -> int:
+        """Columns of the keys of a unit of decode."""
+        return self.decode_heads * self.head_dim
 
     @property
     def decode_tiles(self) -> int:
         """Tiles of `DECODE_KEYS` keys that a step of decode takes."""
-        return DECODE_TILES if self.head_dim <= _MOST_COLUMNS else 1
+        return DECODE_TILES if self.decode_dim <= _MOST_COLUMNS else 1
 
     @property
     def decode_columns(self) -> int:
         """Columns of a decode tile in one slot of the ring; the others follow in the next slot."""
-        if self.head_dim <= _MOST_COLUMNS:
-            return self.head_dim
-        return math.gcd(self.head_dim, _MOST_COLUMNS)
+        if self.decode_dim <= _MOST_COLUMNS:
+            return self.decode_dim
+        return math.gcd(self.decode_dim, _MOST_COLUMNS)
 
     @property
     def value_columns(self) -> int:
@@ -273,6 +311,8 @@ class HopperConfig(VariantForm):
             parts.append("softcap")
         if self.tree_mask:
             parts.append("tree")
+        if self.head_pairs:
+            parts.append("pairs")
         return "_".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -294,7 +334,7 @@ class HopperConfig(VariantForm):
                 f"registers of all roles add up to {sum(roles)}; {self.warpgroups} warpgroups "
                 f"have {pool}"
             )
-        step_slots = self.decode_tiles * self.head_dim // self.decode_columns
+        step_slots = self.decode_tiles * self.decode_dim // self.decode_columns
         if self.has_decode and self.next_slots < step_slots:
             raise UnsupportedConfigError(
                 f"{self.name}: the prefill tiles have room for {self.next_slots} slots of decode "

@@ -82,3 +82,13 @@ class HopperFamily:
     def why_unreadable(self, config: HopperConfig, tensors: RunTensors) -> str | None:
         """Say why a variant cannot copy from tensors that lie like that; None if it can."""
         return arguments.why_unreadable(config, tensors)
+
+    def stand_ins(self, config: HopperConfig) -> tuple[HopperConfig, ...]:
+        """Return, of a variant for heads in pairs, the one for heads of any strides."""
+        return (presets.unpaired(config),) if config.head_pairs else ()
+
+    def variant_for(self, config: HopperConfig, tensors: RunTensors) -> HopperConfig:
+        """Return the variant, or its stand-in where heads are not in pairs."""
+        if not config.head_pairs or arguments.lie_in_pairs(tensors):
+            return config
+        return presets.unpaired(config)

@@ -92,16 +92,15 @@ def cache_maps(cache: TensorView, config: HopperConfig) -> CacheMaps:
     ValueError
         No map can describe the strides.
     """
-    return _cache_maps(
-        _Layout.of(cache), _pieces(cache, config), config.page_size is not None, config.dtype
-    )
+    paged, head_pairs = config.page_size is not None, config.head_pairs
+    return _cache_maps(_Layout.of(cache), _pieces(cache, config), paged, head_pairs, config.dtype)
 
 
 def cache_map_shapes(cache: TensorView, config: HopperConfig) -> tuple[MapShape, MapShape, int]:
     """Return what `cache_maps` encodes for prefill and decode, and `CacheMaps.head_blocks`."""
     require_mappable(cache)
     paged = config.page_size is not None
-    return _cache_map_shapes(_Layout.of(cache), _pieces(cache, config), paged)
+    return _cache_map_shapes(_Layout.of(cache), _pieces(cache, config), paged, config.head_pairs)
 
 
 def _pieces(cache: TensorView, config: HopperConfig) -> tuple[tuple[int, int], ...]:
@@ -127,28 +126,50 @@ class _Layout(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _cache_maps(
-    cache: _Layout, pieces: tuple[tuple[int, int], ...], paged: bool, dtype: DType
+    cache: _Layout,
+    pieces: tuple[tuple[int, int], ...],
+    paged: bool,
+    head_pairs: bool,
+    dtype: DType,
 ) -> CacheMaps:
     require_mappable(cache)
     if 0 in cache.shape:
         return CacheMaps(bytes(TENSOR_MAP_BYTES), bytes(TENSOR_MAP_BYTES), 0)
-    *shapes, head_blocks = _cache_map_shapes(cache, pieces, paged)
+    *shapes, head_blocks = _cache_map_shapes(cache, pieces, paged, head_pairs)
     prefill, decode = (tensor_map(cache.pointer, *each, dtype) for each in shapes)
     return CacheMaps(prefill, decode, head_blocks)
 
 
 def _cache_map_shapes(
-    cache: _Layout, pieces: tuple[tuple[int, int], ...], paged: bool
+    cache: _Layout, pieces: tuple[tuple[int, int], ...], paged: bool, head_pairs: bool
 ) -> tuple[MapShape, MapShape, int]:
-    if cache.shape[3] % _COLUMNS:
-        prefill, decode = (_by_heads_shape(cache, rows) for rows, _ in pieces)
-        return prefill, decode, 1
-    head_blocks = _head_blocks(cache)
-    shape_of = _paged_shape if paged else _contiguous_shape
+    of_decode = _in_pairs(cache) if head_pairs else cache
     prefill, decode = (
-        shape_of(cache, head_blocks, rows, columns // _COLUMNS) for rows, columns in pieces
+        _cache_map_shape(each, *piece, paged)
+        for each, piece in zip((cache, of_decode), pieces, strict=True)
     )
-    return prefill, decode, head_blocks
+    return prefill, decode, _head_blocks(cache)
+
+
+def _cache_map_shape(cache: _Layout, rows: int, columns: int, paged: bool) -> MapShape:
+    if cache.shape[3] % _COLUMNS:
+        return _by_heads_shape(cache, rows)
+    shape_of = _paged_shape if paged else _contiguous_shape
+    return shape_of(cache, _head_blocks(cache), rows, columns // _COLUMNS)
+
+
+def _in_pairs(cache: _Layout) -> _Layout:
+    """Return the cache with two neighbouring heads as one, which has whole blocks of columns."""
+    if not lies_in_pairs(cache):
+        raise ValueError(
+            f"{cache.name}: got strides {cache.strides} (in elements) of {cache.shape}, expected "
+            "an even number of KV heads side by side"
+        )
+    pages, page_size, heads, head_dim = cache.shape
+    page, token, _, _ = cache.strides
+    columns = 2 * head_dim
+    shape, strides = (pages, page_size, heads // 2, columns), (page, token, columns, 1)
+    return cache._replace(shape=shape, strides=strides)
 
 
 def _paged_shape(cache: _Layout, head_blocks: int, rows: int, piece_blocks: int) -> MapShape:
@@ -183,7 +204,15 @@ def _by_heads_shape(cache: _Layout, rows: int) -> MapShape:
 
 
 def _head_blocks(cache: _Layout) -> int:
+    if cache.shape[3] % _COLUMNS:
+        return 1
     return 0 if cache.shape[2] == 1 else cache.strides[2] // _COLUMNS
+
+
+def lies_in_pairs(cache: TensorView | _Layout) -> bool:
+    """Tell whether KV heads lie side by side and none is left without a neighbour."""
+    _, _, heads, head_dim = cache.shape
+    return heads % 2 == 0 and cache.strides[2] == head_dim
 
 
 def why_unmappable(tensor: TensorView | _Layout) -> str | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import get_args
 
 from podrt.kernels.hopper.budgets import (
     LARGE_PREFILL_TILES,
+    PAIRS,
     Dims,
     decode_budget,
     decode_slots,
@@ -23,6 +25,7 @@ from podrt.kernels.hopper.config import (
     decode_rows_of,
     fits_a_warp,
     gathers_rows,
+    may_pair_heads,
 )
 from podrt.kernels.hopper.shared_memory import PREFILL_ROWS
 from podrt.kernels.variant import DEFAULT_HEAD_DIMS, DEFAULT_PAGE_SIZES, Form
@@ -69,9 +72,16 @@ def hopper_variant(
     soft_cap: bool = False,
     tree_mask: bool = False,
     v_head_dim: int | None = None,
+    head_pairs: bool = False,
 ) -> HopperConfig:
-    """Return the default variant for a job; `large_tile` is of prefill alone, where it has one."""
+    """Return the default variant for a job.
+
+    `large_tile` is of prefill alone, and `head_pairs` of decode, where there are such variants.
+    """
     dims: Dims = head_dim if v_head_dim is None else (head_dim, v_head_dim)
+    head_pairs = head_pairs and may_pair_heads(form, head_dim, decode_rows, page_size)
+    if head_pairs:
+        dims = PAIRS[head_dim]
     gathers = gathers_rows(page_size)
     if form == "pod":
         has = {"cap": soft_cap, "tree": tree_mask, "gather": gathers}
@@ -93,7 +103,32 @@ def hopper_variant(
         soft_cap=soft_cap,
         tree_mask=tree_mask,
         v_head_dim=v_head_dim,
+        head_pairs=head_pairs,
     )
+
+
+def unpaired(config: HopperConfig) -> HopperConfig:
+    """Return what runs the plans of a variant for heads in pairs, where they do not lie so.
+
+    What is fixed of prefill (`podrt.policy.policies.FixedTiles`) stays so; a decode ring, whose
+    slots are others, is the usual one.
+    """
+    usual, alone = (
+        hopper_variant(
+            config.form,
+            config.dtype,
+            config.head_dim,
+            decode_rows=config.decode_rows,
+            page_size=config.page_size,
+            causal=config.causal,
+            soft_cap=config.soft_cap,
+            tree_mask=config.tree_mask,
+            head_pairs=head_pairs,
+        )
+        for head_pairs in (True, False)
+    )
+    fixed = [n for n in ("kv_tile", "stages") if getattr(config, n) != getattr(usual, n)]
+    return replace(alone, **{name: getattr(config, name) for name in fixed})
 
 
 def default_hopper_variants(
@@ -124,6 +159,7 @@ def default_hopper_variants(
             soft_cap=soft_cap,
             tree_mask=tree_mask,
             v_head_dim=v_head_dim,
+            head_pairs=head_pairs,
         )
         for tree_mask in tree_masks
         for soft_cap in soft_caps
@@ -136,5 +172,6 @@ def default_hopper_variants(
         for rows in (decode_rows if form != "prefill" else DECODE_ROWS[:1])
         if rows in decode_rows_of(head_dim, page_size)
         for large in (False, True)
+        for head_pairs in (False, True)
     ]
-    return list(dict.fromkeys(found))  # most have no larger tile
+    return list(dict.fromkeys(found))  # most have no larger tile, and no pairs

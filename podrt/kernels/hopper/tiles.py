@@ -23,6 +23,6 @@ def geometry_of(config: HopperConfig, group: int, num_sms: int) -> TileGeometry:
         prefill_kv_tile=math.lcm(config.kv_tile, DECODE_KEYS),
         decode_kv_tile=DECODE_KEYS * config.decode_tiles,
         prefill_slots=num_sms,
-        # Two of an SM's three decode lanes are enough to fill the memory bus.
-        decode_slots=2 * num_sms,
+        # Two of an SM's three decode lanes are enough to fill the memory bus. Planners count heads.
+        decode_slots=2 * num_sms * config.decode_heads,
     )

@@ -78,3 +78,11 @@ class PortableFamily:
     def why_unreadable(self, config: KernelConfig, tensors: RunTensors) -> str | None:
         """Return None: the kernels read whatever passed the checks."""
         return None
+
+    def stand_ins(self, config: KernelConfig) -> tuple[KernelConfig, ...]:
+        """Return nothing: no kernel asks how tensors lie."""
+        return ()
+
+    def variant_for(self, config: KernelConfig, tensors: RunTensors) -> KernelConfig:
+        """Return the variant."""
+        return config
