@@ -18,6 +18,7 @@ from podrt.runtime.plan_stream import stream_of_plan
 from podrt.runtime.planned import Planned, Prepared
 from podrt.runtime.reservation import Limits, Reservation, room_for
 from podrt.runtime.session import Session
+from podrt.runtime.write_and_run import WriteAndRun
 from podrt.spec.attention import AttentionSpec, make_spec, positive_int
 from podrt.spec.batch import HybridBatch
 from podrt.spec.shared_prefix import SharedPrefix
@@ -248,6 +249,21 @@ class HybridAttention:
             with session.driver.current():
                 session.adopt(*self._prepare(session, batch, table, *more, stream))
 
+    def plan_batch(
+        self,
+        batch: HybridBatch,
+        table: PageTable | None,
+        *,
+        shared_prefixes: SharedPrefixes = None,
+        stream: Any = None,
+    ) -> None:
+        """Plan a batch that others have read; `prepare` and `adopt` in one."""
+        with self._lock:
+            session = self._session_ready()
+            with session.driver.current():
+                more = None, None, shared_prefixes, stream
+                session.adopt(*self._prepare(session, batch, table, *more))
+
     @property
     def shared_prefixes(self) -> tuple[SharedPrefix, ...]:
         """The prefixes of the planned batch, as `plan` takes them; none before it."""
@@ -370,6 +386,32 @@ class HybridAttention:
                 self._framework = tensors.q.framework
                 session.run(planned, tensors, handle, decodes_only=decodes_only)
                 return tensors.results(return_lse=return_lse, stream=handle)
+
+    def write_and_run_like(
+        self, q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, slot_mapping: Any, out: Any = None
+    ) -> WriteAndRun | None:
+        """Return what repeats the last write and run over tensors like these; None if nothing can.
+
+        For engines, which in every layer call `podrt.write_cache` and then `run`: as one call it
+        takes half the time. To be called after both. What it returns does nothing and returns None
+        where anything is unlike: then call both again, and this. It goes to the current stream,
+        which must be there as long as the plan.
+
+        Parameters
+        ----------
+        q, k, v : [tokens, heads, head_dim] or [1, heads, tokens, head_dim]
+            PyTorch tensors. Of the latter both calls had views of the former shape, and results are
+            ``[1, tokens, heads, v_head_dim]``.
+        k_cache, v_cache, slot_mapping
+            As in both calls, with ``kv_layout="NHD"``.
+        out : [tokens, heads, v_head_dim], optional
+            Where the result went, if it was not allocated.
+        """
+        with self._lock:
+            session = self._session_ready()
+            with session.driver.current():
+                tensors = q, k, v, k_cache, v_cache, slot_mapping, out
+                return WriteAndRun.of(self._lock, session, *tensors)
 
     def workspace_bytes(
         self,
@@ -506,9 +548,11 @@ class HybridAttention:
                 "shared_prefixes: requests with device_kv_lens have keys that are known on the GPU "
                 "alone; leave one of them out"
             )
-        device = session.driver.ordinal
-        lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
-        tree = read_tree_mask(tree_mask, batch, self.layer.mask, device)
+        device, lengths, tree = session.driver.ordinal, None, None
+        if device_kv_lens is not None:
+            lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
+        if tree_mask is not None or self.layer.mask.tree:
+            tree = read_tree_mask(tree_mask, batch, self.layer.mask, device)
         tensors = table.tensor if table else None, lengths, tree.tensor if tree else None
         on = stream_of_plan(session, stream, self._framework, *tensors)
         return Prepared(session.plan(batch, table, lengths, tree), on)

@@ -25,6 +25,8 @@ import pytest
 from podrt.gpu.arch import get_arch
 from podrt.gpu.device import DeviceInfo
 from podrt.kernels.arguments import PLAN_HEADER_BYTES, PLAN_HEADER_DTYPE
+from podrt.kernels.cache_write import PARAMS_DTYPE as WRITE_PARAMS_DTYPE
+from podrt.kernels.cache_write import CacheWriteConfig
 from podrt.kernels.families import Variant, params_dtype
 from podrt.kernels.joins import PARAMS as JOIN_PARAMS
 from podrt.kernels.joins import JoinConfig
@@ -96,6 +98,9 @@ class FakeGpu:
         self._require_context()
         return stream in self.capturing
 
+    def may_launch(self, stream: int) -> bool:
+        return self.is_current() and not self.is_capturing(stream)
+
     def capture_of(self, stream: int) -> int | None:
         self._require_context()
         return self.capturing.get(stream)
@@ -155,13 +160,18 @@ class FakeGpu:
     ) -> None:
         self._require_context()
         variant = self.functions[function]
+        is_write = isinstance(variant, CacheWriteConfig)
         is_join = isinstance(variant, JoinConfig)
-        dtype = struct_dtype(JOIN_PARAMS) if is_join else params_dtype(variant)
+        if is_write:
+            dtype = WRITE_PARAMS_DTYPE
+        else:
+            dtype = struct_dtype(JOIN_PARAMS) if is_join else params_dtype(variant)
         block = ctypes.c_uint64.from_address(arguments).value
         values = np.frombuffer(ctypes.string_at(block, dtype.itemsize), dtype)[0]
 
         def compute() -> None:
-            self.launches.append(self._computed(Launch(variant, grid, stream, values)))
+            launch = Launch(variant, grid, stream, values)
+            self.launches.append(launch if is_write else self._computed(launch))
 
         if stream in self.capturing:
             self.graphs.setdefault(self.capturing[stream], []).append(compute)
@@ -260,6 +270,9 @@ def _tensor_type() -> type:
 
         def __len__(self) -> int:
             return self.shape[0]
+
+        def numel(self) -> int:
+            return int(np.prod(self.shape))
 
         def stride(self) -> tuple[int, ...]:
             return self.strides

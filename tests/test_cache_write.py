@@ -208,7 +208,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> CacheWriter:
     monkeypatch.setattr(cache_writer, "Driver", KernelOnTheHost)
     monkeypatch.setattr(cache_writer, "device_info", lambda ordinal: H100)
     monkeypatch.setattr(cache_writer, "load_writer", load)
-    monkeypatch.setattr(cache_writer, "current_stream_of", lambda framework, device: 5)
+    monkeypatch.setattr(cache_writer, "current_stream_getter", lambda framework: lambda device: 5)
     monkeypatch.setattr(cache_writer, "resolve_stream", lambda stream, like=None: stream or 5)
     writer: Any = CacheWriter(0)
     writer.loads = 0

@@ -1,6 +1,7 @@
 """From a batch to work items; pure NumPy."""
 
 from podrt.plan.bounds import PlanBounds, PrefixLimits, plan_bounds
+from podrt.plan.growth import Span
 from podrt.plan.order import MAX_RUNS, prefill_unit
 from podrt.plan.planner import is_decode, make_plan, most_decode_tokens
 from podrt.plan.tiling import (
@@ -23,6 +24,7 @@ __all__ = [
     "PlanBounds",
     "PrefixLimits",
     "RequestCuts",
+    "Span",
     "SplitCosts",
     "Tiling",
     "WorkList",

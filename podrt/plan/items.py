@@ -23,7 +23,7 @@ Rows = npt.NDArray[np.int32]  # [items, fields of WORK_ITEM]
 
 _COLUMN = {name: column for column, (name, _) in enumerate(WORK_ITEM_FIELDS)}
 REQUEST, PAGE_BEGIN, Q_BEGIN = (_COLUMN[name] for name in ("request", "page_begin", "q_begin"))
-Q_LEN, KV_LEN, _ROW_BEGIN = (_COLUMN[name] for name in ("q_len", "kv_len", "row_begin"))
+Q_LEN, KV_LEN, ROW_BEGIN = (_COLUMN[name] for name in ("q_len", "kv_len", "row_begin"))
 _KV_BEGIN, KV_END, SPLIT = (_COLUMN[name] for name in ("kv_begin", "kv_end", "split"))
 NUM_SPLITS, PARTIAL_ROW, MERGE = (_COLUMN[name] for name in ("num_splits", "partial_row", "merge"))
 
@@ -74,7 +74,7 @@ class TileItems:
         of_requests, rows = _items_of_requests(batch), self.rows
         if rows.row_begin is not None:
             whole = of_requests.take(rows.request, axis=0, mode="clip")
-            whole[:, _ROW_BEGIN] = rows.row_begin
+            whole[:, ROW_BEGIN] = rows.row_begin
         elif isinstance(rows.picked, slice):
             whole = of_requests[rows.picked]
         else:

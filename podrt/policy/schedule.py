@@ -19,6 +19,7 @@ from podrt.plan import (
     KeySharing,
     Plan,
     RequestCuts,
+    Span,
     Tiling,
     make_plan,
     partial_rows_within,
@@ -34,6 +35,7 @@ from podrt.policy.portable import PortableChoices
 from podrt.policy.winners import RULES, Trial, load_trials
 from podrt.spec.attention import AttentionSpec
 from podrt.spec.batch import HybridBatch
+from podrt.spec.query_lengths import QueryLengths
 
 
 class Schedule(NamedTuple):
@@ -58,6 +60,14 @@ class Schedule(NamedTuple):
     base: Variant
     tiling: Tiling
     trial: Trial | None = None
+
+
+class _Last(NamedTuple):
+    """Decodes of the last steps: of their schedule, the plan alone depends on how long they are."""
+
+    span: Span
+    decode_rows: int | None
+    schedule: Schedule
 
 
 class Choices(Protocol):
@@ -119,6 +129,8 @@ class Scheduler:
         self._bases: dict[int, tuple[Variant, Tiling]] = {}
         self._trials = self._own_trials() if policy.autotuned else {}
         self._winners: dict[str, Scheduler] = {}
+        self._queries: QueryLengths | None = None  # of the batch that was planned last
+        self._last: _Last | None = None  # read once: other threads write it
 
     def schedule(self, batch: HybridBatch, *, decode_rows: int | None = None) -> Schedule:
         """Plan a batch and choose its kernels.
@@ -149,12 +161,23 @@ class Scheduler:
         return winner.schedule(batch, decode_rows=decode_rows)._replace(trial=trial)
 
     def _by_rules(self, batch: HybridBatch, decode_rows: int | None) -> Schedule:
+        last = self._last
+        if last is not None and last.decode_rows == decode_rows:
+            grown = last.span.plan_of(batch)
+            if grown is not None:
+                return Schedule(grown, *last.schedule[1:])
         rows = self._choices.decode_rows(batch) if decode_rows is None else decode_rows
         base, tiling = self._base(rows)
         plan = make_plan(batch, tiling, self.spec)
         plan = self._choices.share(plan)
         variants = tuple([self._choices.variant(form, rows, plan) for form in self._forms(plan)])
-        return Schedule(plan, variants, base, tiling)
+        schedule = Schedule(plan, variants, base, tiling)
+        if not (len(plan.prefill) or tiling.request_cuts) and batch.queries is self._queries:
+            span = Span.of(batch, plan)
+            if span is not None:
+                self._last = _Last(span, decode_rows, schedule)
+        self._queries = batch.queries
+        return schedule
 
     @property
     def family(self) -> Family:

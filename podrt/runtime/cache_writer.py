@@ -18,7 +18,7 @@ from podrt.kernels.cache_write import (
 from podrt.runtime.driver import Driver
 from podrt.tensors.cache_write import WriteTensors, view_write_tensors
 from podrt.tensors.likeness import addresses_if_like
-from podrt.tensors.streams import current_stream_of, resolve_stream
+from podrt.tensors.streams import current_stream_getter, resolve_stream
 
 _ALIGNMENT_BYTES = 16
 #: Layouts whose launches are kept; one is usual.
@@ -35,7 +35,7 @@ class CacheWriter:
     def __init__(self, ordinal: int) -> None:
         self._driver = Driver(ordinal)
         self._lock = threading.Lock()
-        self._prepared: list[_Prepared] = []  # the last used first
+        self._prepared: list[PreparedWrite] = []  # the last used first
 
     def write(
         self,
@@ -57,14 +57,17 @@ class CacheWriter:
                 tensors = view_write_tensors(
                     k, v, k_cache, v_cache, slot_mapping, kv_layout, handle
                 )
-                prepared = _Prepared(self._driver, tensors, kv_layout)
+                prepared = PreparedWrite(self._driver, tensors, kv_layout)
                 prepared.launch(tensors, handle)
             if prepared.is_repeatable:
                 self._prepared = [prepared, *self._prepared][:_MOST_LAYOUTS]
 
 
-class _Prepared:
-    """Launches over tensors of one layout. Anything unlike is left to the long way."""
+class PreparedWrite:
+    """Launches over tensors of one layout. Anything unlike is left to the long way.
+
+    Not for two threads at once: the arguments are changed in place.
+    """
 
     def __init__(self, driver: Driver, tensors: WriteTensors, kv_layout: str) -> None:
         _, page_size, self._heads, head_dim = tensors.k_cache.shape
@@ -78,6 +81,7 @@ class _Prepared:
         self._driver, self._kv_layout = driver, kv_layout
         self._arguments = CacheWriteArguments(tensors)
         self._framework = tensors.k.framework
+        self._current_stream = current_stream_getter(self._framework)
         self._slots_kind = type(tensors.slots.owner)
         self._slots_dtype = getattr(tensors.slots.owner, "dtype", None)
         owners = tensors.k.owner, tensors.k_cache.owner, tensors.v_cache.owner, tensors.v.owner
@@ -91,8 +95,9 @@ class _Prepared:
 
     def launch(self, tensors: WriteTensors, stream: int) -> None:
         """Enqueue the write of tensors that were checked."""
-        k, v, k_cache, v_cache, slots = (tensor.pointer for tensor in tensors)
-        self._launch(k, v, k_cache, v_cache, slots, tensors.num_tokens, stream)
+        if tensors.num_tokens:
+            k, v, k_cache, v_cache, slots = (tensor.pointer for tensor in tensors)
+            self.launch_at(k, v, k_cache, v_cache, slots, tensors.num_tokens, stream)
 
     def write(
         self,
@@ -108,36 +113,38 @@ class _Prepared:
         found = self._addresses(k, k_cache, v_cache, v) if self._addresses else None
         if found is None or kv_layout != self._kv_layout or not self._driver.is_current():
             return False
-        slots = self._slots(slot_mapping)
-        num_tokens = len(slot_mapping) if slots else 0
+        slots, num_tokens = self._slots(slot_mapping)
         at_k, at_k_cache, at_v_cache, at_v, rows = found
         if (
             not 0 < num_tokens <= rows
-            or not (at_k and at_v and at_k_cache and at_v_cache)
+            or not (at_k and at_v and at_k_cache and at_v_cache and slots)
             or (at_k | at_v | at_k_cache | at_v_cache) % _ALIGNMENT_BYTES
         ):
             return False
         if stream is None:
-            handle = current_stream_of(self._framework, self._driver.ordinal)
+            handle = self._current_stream(self._driver.ordinal)
         else:
             handle = resolve_stream(stream)
-        self._launch(at_k, at_v, at_k_cache, at_v_cache, slots, num_tokens, handle)
+        self.launch_at(at_k, at_v, at_k_cache, at_v_cache, slots, num_tokens, handle)
         return True
 
-    def _slots(self, slot_mapping: Any) -> int:
-        """Return the address of slots that can be read like those that were checked, else 0."""
+    def _slots(self, slot_mapping: Any) -> tuple[int, int]:
+        """Return address and number of slots that can be read like those that were checked.
+
+        0 of them if they cannot.
+        """
         if type(slot_mapping) is not self._slots_kind or slot_mapping.dtype != self._slots_dtype:
-            return 0
+            return 0, 0
         if self._framework == "torch":
             if slot_mapping.stride() != (1,) or slot_mapping.get_device() != self._driver.ordinal:
-                return 0
-            return int(slot_mapping.data_ptr())
+                return 0, 0
+            return slot_mapping.data_ptr(), slot_mapping.numel()  # len takes ten times as long
         memory = slot_mapping.data
         if slot_mapping.strides != (8,) or memory.device_id != self._driver.ordinal:
-            return 0
-        return int(memory.ptr)
+            return 0, 0
+        return int(memory.ptr), len(slot_mapping)
 
-    def _launch(
+    def launch_at(
         self,
         k: int,
         v: int,
@@ -147,8 +154,7 @@ class _Prepared:
         num_tokens: int,
         stream: int,
     ) -> None:
-        if not num_tokens:
-            return
+        """Enqueue the write of some tokens, at least one, over tensors at these addresses."""
         arguments = self._arguments.point_to(k, v, k_cache, v_cache, slots, num_tokens)
         grid = ctas_of(num_tokens, self._heads, self._elements)
         self._driver.launch(self._kernel.function, grid, THREADS, 0, stream, arguments)

@@ -71,7 +71,8 @@ class Driver:
 
         A thread that had none keeps GPU 0, which would be its first anyway, and no other.
         """
-        return _NOTHING_TO_DO if self.is_current() else self._made_current()
+        is_current = self._driver.ctxGetCurrent() == self._context
+        return _NOTHING_TO_DO if is_current else self._made_current()
 
     @contextmanager
     def _made_current(self) -> Iterator[None]:
@@ -86,6 +87,12 @@ class Driver:
     def is_capturing(self, stream: int) -> bool:
         """Whether the stream is being captured; the legacy default stream never can be."""
         return stream not in LEGACY_STREAMS and bool(self._runtime.streamIsCapturing(stream))
+
+    def may_launch(self, stream: int) -> bool:
+        """Whether this GPU is current and the stream is not being captured."""
+        if self._driver.ctxGetCurrent() != self._context:
+            return False
+        return stream in LEGACY_STREAMS or not self._runtime.streamIsCapturing(stream)
 
     def capture_of(self, stream: int) -> int | None:
         """Return the number of the capture that the stream takes part in, or None."""

@@ -59,9 +59,10 @@ class Planned:
     @property
     def nbytes(self) -> int:
         """Bytes of header, items, joins, copied tree mask and page numbers together."""
-        nbytes = plan_bytes(len(self.plan.prefill) + len(self.plan.decode), 0)
-        if self.plan.joins is not None:
-            nbytes += sum(table.nbytes for table in self.plan.joins)
+        plan = self.plan
+        nbytes = PLAN_HEADER_BYTES + plan.prefill.nbytes + plan.decode.nbytes
+        if plan.joins is not None:
+            nbytes += sum(table.nbytes for table in plan.joins)
         for copied in (self.page_table, self.tree_mask):
             if copied is not None and copied.host_values is not None:
                 nbytes += copied.host_values.nbytes
@@ -98,7 +99,7 @@ class Planned:
     @property
     def variants(self) -> tuple[Variant, ...]:
         """The kernels of an ordinary run, in order."""
-        return tuple(variant for variant, _ in self.launches)
+        return tuple([variant for variant, _ in self.launches])
 
     def require_pages_exist(self, num_pages: int) -> None:
         """Check page numbers in host memory against a cache, once for each size; ValueError."""

@@ -18,7 +18,8 @@ from podrt.tensors.likeness import Address, Addresses, address_if_like, addresse
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.streams import LEGACY_STREAMS, current_stream_getter, resolve_stream
 
-_ALIGNMENT_BYTES = 16
+#: Of all tensors but sinks.
+ALIGNMENT_BYTES = 16
 
 #: The launches of a batch, in order, with their grids.
 Steps = tuple[tuple[Launcher, int], ...]
@@ -35,6 +36,12 @@ class Repeat:
         How the tensors lie; none of them is kept alive.
     prepared : LaunchersByKernel
         The workspace's launchers for tensors that lie so.
+    stream : int
+        Handle of the stream.
+    steps : Steps
+        What is launched.
+    has_sinks : bool
+        Whether runs have sinks.
     """
 
     def __init__(
@@ -50,12 +57,12 @@ class Repeat:
         self.workspace, self.tensors = workspace, tensors.described()
         self.prepared = prepared
         self._driver, self._addresses = driver, addresses
-        self._sinks_address = sinks_address
-        self._stream, self._stream_key = stream, driver.stream_key(stream)
+        self._sinks_address, self.has_sinks = sinks_address, sinks_address is not None
+        self.stream, self._stream_key = stream, driver.stream_key(stream)
         self._framework: Framework = tensors.q.framework
         self._current_stream = current_stream_getter(self._framework)
         self._q_type, self._value_dim = type(tensors.q.owner), tensors.out.shape[2]
-        self._steps: Steps = ()
+        self.steps: Steps = ()
         self._planned: Planned | None = None
         self._least_rows = self._most_rows = 0
         self._has_checked_pages = False
@@ -82,7 +89,7 @@ class Repeat:
         """Launch these from now on, for queries of so many rows."""
         if self.tensors.q.shape[0] == 1:
             most_rows = 1  # a single row may have strides that would be wrong for more
-        self._planned, self._steps = planned, steps
+        self._planned, self.steps = planned, steps
         self._least_rows, self._most_rows = least_rows, most_rows
         self._has_checked_pages = False
 
@@ -91,12 +98,8 @@ class Repeat:
         planned = self._planned
         if planned is None or self.workspace.planned is not planned:
             return None
-        at_sinks, sinks_address = 0, self._sinks_address
-        if sinks is not None:
-            at_sinks = 0 if sinks_address is None else sinks_address(sinks)
-            if not at_sinks:
-                return None
-        elif sinks_address is not None:
+        at_sinks = self.address_of(sinks)
+        if at_sinks < 0:
             return None
         handle = self._handle(stream)
         if handle < 0:
@@ -113,20 +116,47 @@ class Repeat:
         if not self._least_rows <= rows <= self._most_rows:
             return None
         # A null pointer is nothing's address, but that of an empty tensor.
-        if (at_q | at_k | at_v | at_out) % _ALIGNMENT_BYTES or not (at_q and at_k and at_v):
+        if (at_q | at_k | at_v | at_out) % ALIGNMENT_BYTES or not (at_q and at_k and at_v):
             return None
         if not self._has_checked_pages:
-            planned.require_pages_exist(self.tensors.k_cache.shape[0])
-            self._has_checked_pages = True
-        for launcher, grid in self._steps:
+            self._check_pages(planned)
+        for launcher, grid in self.steps:
             launcher.launch(at_q, at_k, at_v, at_out, 0, at_sinks, rows, grid, handle)
         return out
+
+    def stream_for(self, rows: int) -> int:
+        """Return the handle of the current stream, for launches of `steps` over so many rows.
+
+        -1 if they would not be those of the plan, or on another stream. Streams are told apart by
+        their handles alone: the one of now must be there as long as the plan.
+        """
+        planned, stream, driver = self._planned, self.stream, self._driver
+        if planned is None or self.workspace.planned is not planned:
+            return -1
+        if not self._least_rows <= rows <= self._most_rows:
+            return -1
+        if self._current_stream(driver.ordinal) != stream or not driver.may_launch(stream):
+            return -1
+        if not self._has_checked_pages:
+            self._check_pages(planned)
+        return stream
+
+    def address_of(self, sinks: Any) -> int:
+        """Return the address of sinks, 0 for None as in the run that is repeated; -1 if unlike."""
+        address = self._sinks_address
+        if sinks is None:
+            return 0 if address is None else -1
+        return (address and address(sinks)) or -1
+
+    def _check_pages(self, planned: Planned) -> None:
+        planned.require_pages_exist(self.tensors.k_cache.shape[0])
+        self._has_checked_pages = True
 
     def _handle(self, stream: Any) -> int:
         """Return the handle of the run's stream; -1 unless it is this one's, as it was before."""
         driver, current = self._driver, self._current_stream
         handle = current(driver.ordinal) if stream is None else resolve_stream(stream)
-        if handle != self._stream or not driver.is_current():
+        if handle != self.stream or not driver.is_current():
             return -1
         if handle in LEGACY_STREAMS:
             return handle

@@ -41,6 +41,11 @@ class Session:
         The GPU.
     scheduler : Scheduler
         Chooses plans and kernels for the layer on that GPU.
+
+    Attributes
+    ----------
+    repeatable : Repeat or None
+        What repeats the last run, with the plan of now.
     """
 
     def __init__(self, driver: Driver, scheduler: Scheduler) -> None:
@@ -52,8 +57,8 @@ class Session:
         self._by_other_family: Planned | None = None  # the same batch
         self._preferred = scheduler
         self._refused: tuple[Variant, ...] = ()  # preferred, but could not read the last tensors
-        self._repeat: Repeat | None = None
-        self._loaded: tuple[Variant, ...] = ()
+        self.repeatable: Repeat | None = None
+        self._known: tuple[tuple[tuple[Variant, ...], int, int], Launches] = ((), 0, 0), ()
         gpu = scheduler.gpu
         self._join = JoinConfig(gpu.arch.name, self._spec.value_dim, self._spec.dtype)
 
@@ -85,7 +90,7 @@ class Session:
 
         The stream is not being captured. Without one the first run copies it.
         """
-        repeat, self._repeat = self._repeat, None
+        repeat, self.repeatable = self.repeatable, None
         self._by_other_family = None
         if stream is not None:
             workspace = self._workspace(planned, stream, may_be_captured=False)
@@ -119,14 +124,14 @@ class Session:
             full(room.captured),
             full(room.captured_decode),
         )
-        self.planned, self._repeat, self._by_other_family = empty, None, None
+        self.planned, self.repeatable, self._by_other_family = empty, None, None
         self.workspaces.release_streams()
 
     def repeat(self, q: Any, k_cache: Any, v_cache: Any, out: Any, sinks: Any, stream: Any) -> Any:
         """Run as the last time and return out; None where that cannot be."""
-        if self._repeat is None:
+        if self.repeatable is None:
             return None
-        return self._repeat.run(q, k_cache, v_cache, out, sinks, stream)
+        return self.repeatable.run(q, k_cache, v_cache, out, sinks, stream)
 
     def run(
         self, planned: Planned, tensors: RunTensors, stream: int, *, decodes_only: bool
@@ -143,7 +148,7 @@ class Session:
             joined_tokens = planned.plan.num_joined_tokens
         else:
             return
-        self._repeat = None
+        self.repeatable = None
         prepared = workspace.launchers.of(Layout.of(tensors))
         for launcher, grid in self._steps(workspace, launches, joined_tokens, tensors, prepared):
             launcher.launch(*tensors.addresses(), grid, stream)
@@ -198,7 +203,7 @@ class Session:
             self.scheduler = before
             raise
         self._by_other_family, self.planned, self._refused = planned, turned, refused
-        self._repeat = None  # of tensors that the family of now may not read
+        self.repeatable = None  # of tensors that the family of now may not read
         return turned
 
     def _all_variants(self, planned: Planned) -> tuple[Variant, ...]:
@@ -206,12 +211,17 @@ class Session:
         return planned.variants + tuple(variant for variant, _ in captured)
 
     def _launches(self, schedule: Schedule) -> Launches:
-        variants, plan, num_sms = schedule.variants, schedule.plan, self._num_sms
-        if variants != self._loaded:  # as those of the last batch are
+        """Return the kernels of a schedule, loaded, and their grids, which go by how many items."""
+        variants, plan = schedule.variants, schedule.plan
+        made_for = variants, len(plan.prefill), len(plan.decode)
+        known_for, launches = self._known
+        if made_for != known_for:  # as those of the last batch are
             for variant in variants:
                 load_kernel(variant, self.driver.ordinal)  # now rather than in the first run
-            self._loaded = variants
-        return tuple([(variant, grid_of(variant, plan, num_sms)) for variant in variants])
+            grids = [grid_of(variant, plan, self._num_sms) for variant in variants]
+            launches = tuple(zip(variants, grids, strict=True))
+            self._known = made_for, launches
+        return launches
 
     def _with_full_grids(self, variants: tuple[Variant, ...]) -> Launches:
         return tuple((variant, full_grid(variant, self._num_sms)) for variant in variants)
@@ -274,7 +284,7 @@ class Session:
         of_batch = planned.launches, planned.plan.num_joined_tokens
         steps = self._steps(repeat.workspace, *of_batch, repeat.tensors, repeat.prepared)
         repeat.aim(planned, steps, tokens, max(most, tokens))
-        self._repeat = repeat
+        self.repeatable = repeat
 
 
 def _why_unreadable(variants: tuple[Variant, ...], tensors: RunTensors) -> str | None:

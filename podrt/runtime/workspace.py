@@ -74,16 +74,15 @@ class Workspace:
             return
         self.planned = None  # until the copy has been asked for
         nbytes = planned.nbytes
-        self._make_room(planned, nbytes, stream)
+        rows = planned.plan.partial_rows * planned.plan.spec.num_kv_heads
+        if nbytes > self._plan.nbytes or rows > self._partial_rows:
+            self._make_room(nbytes, rows, stream)
         slot = self._ring.slot(nbytes)
         planned.write(slot.bytes, self._plan.pointer)
         self._ring.send(slot, nbytes, self._plan.pointer, stream)
         self.planned = planned
 
-    def _make_room(self, planned: Planned, plan_bytes: int, stream: int) -> None:
-        rows = planned.plan.partial_rows * planned.plan.num_kv_heads
-        if plan_bytes <= self._plan.nbytes and rows <= self._partial_rows:
-            return
+    def _make_room(self, plan_bytes: int, rows: int, stream: int) -> None:
         if self._is_fixed:
             raise AssertionError(f"a plan of {plan_bytes} bytes and {rows} partial rows")
         self.launchers.clear()  # they hold the addresses

@@ -6,7 +6,7 @@ model would pay in every layer. What is unlike is not wrong: it takes the long w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from podrt.tensors.frameworks import framework_of
@@ -98,23 +98,41 @@ def _of_torch(q: Any, k: Any, v: Any, out: Any, kinds: tuple[Any, ...]) -> Addre
 def _torch_guard(q: Any, k: Any, v: Any, out: Any) -> Callable[..., bool] | None:
     """Return what compares four tensors with these in one call; None where PyTorch has no such.
 
+    Shapes are to be the same, but for the rows of q and out.
+    """
+    return torch_guard((q, k, v, out), (0, None, None, 0))
+
+
+def torch_guard(
+    examples: Sequence[Any], rows_axes: Sequence[int | None]
+) -> Callable[..., bool] | None:
+    """Return what compares as many tensors with these in one call; None where PyTorch has no such.
+
     It is what PyTorch's compiler guards its graphs with: type, element type, device, strides and
-    shape, but for the rows of q and out. It also tells apart what does not matter here (whether
-    gradients are asked for, inference mode), which costs the long way once. It keeps no tensor.
+    shape. It also tells apart what does not matter here (whether gradients are asked for, inference
+    mode), which costs the long way once. It keeps no tensor.
+
+    Parameters
+    ----------
+    examples : sequence of tensors
+        What others are compared with.
+    rows_axes : sequence of int or None
+        An axis of each that may have any extent.
     """
     try:
         import torch
 
         make = torch._C._dynamo.guards.TensorGuards
+        sizes: list[list[int | None]] = [[*tensor.shape] for tensor in examples]
+        strides: list[list[int | None]] = [[*tensor.stride()] for tensor in examples]
+        for axis, its_sizes, its_strides in zip(rows_axes, sizes, strides, strict=True):
+            for at, extent in enumerate(its_sizes):
+                if at == axis:
+                    its_sizes[at] = None
+                elif extent == 1:
+                    its_strides[at] = None  # of which nothing depends
         return make(  # type: ignore[no-any-return]
-            *(q, k, v, out),
-            dynamic_dims_sizes=[
-                [None, *q.shape[1:]],
-                [*k.shape],
-                [*v.shape],
-                [None, *out.shape[1:]],
-            ],
-            dynamic_dims_strides=[[*tensor.stride()] for tensor in (q, k, v, out)],
+            *examples, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
         ).check
     except (ImportError, AttributeError, TypeError):
         return None

@@ -122,6 +122,25 @@ def read_page_table(
     )
 
 
+def page_table_of(kv_indptr: Int32Array, kv_indices: Int32Array) -> PageTable:
+    """Return the page table of lists in host memory that are right and will not change.
+
+    They are not copied, as those are that `read_page_table` is given.
+    """
+    tensor = TensorView(
+        name="kv_indices",
+        pointer=kv_indices.ctypes.data,
+        shape=kv_indices.shape,
+        strides=(1,),
+        dtype="int32",
+        device=None,
+        writable=True,
+        framework="numpy",
+        owner=kv_indices,
+    )
+    return PageTable(tensor, kv_indptr, kv_indices)
+
+
 def make_batch(
     qo_indptr: Int32Array, kv_lens: Int32Array, table: PageTable | None, page_size: int | None
 ) -> HybridBatch:

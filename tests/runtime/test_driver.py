@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,3 +42,20 @@ def test_the_gpu_before_is_current_again(ordinal: int, before: int, after: int) 
         assert driver.is_current()
         _ = 1 // 0
     assert contexts.now == after
+
+
+@pytest.mark.parametrize(
+    ("now", "stream", "may"), [(100, 7, True), (101, 7, False), (100, 9, False)]
+)
+def test_launches_are_for_the_current_gpu_and_streams_that_no_graph_takes(
+    now: int, stream: int, may: bool
+) -> None:
+    driver: Any = driver_of(0, Contexts(now))
+    driver._runtime = SimpleNamespace(streamIsCapturing=lambda stream: stream == 9)
+    assert driver.may_launch(stream) is may
+
+
+def test_the_legacy_stream_is_not_asked_for_its_capture() -> None:
+    driver: Any = driver_of(0, Contexts(100))
+    driver._runtime = None
+    assert driver.may_launch(0) and driver.may_launch(1)

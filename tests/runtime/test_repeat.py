@@ -73,7 +73,7 @@ def test_launches_are_those_of_the_long_way(
     short = what_was_launched(gpu)
     assert long_runs == [ROWS]
     for one in layers(5):
-        attention._session._repeat = None  # type: ignore[union-attr]
+        attention._session.repeatable = None  # type: ignore[union-attr]
         attention.run(**one, stream=STREAM)
     assert len(long_runs) == 6
     assert short == what_was_launched(gpu)

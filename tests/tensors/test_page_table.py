@@ -14,6 +14,7 @@ from podrt.spec.mask import Mask
 from podrt.tensors.page_table import (
     PageTable,
     make_batch,
+    page_table_of,
     read_page_table,
     require_on_device,
     require_pages_exist,
@@ -237,3 +238,12 @@ def test_a_window_may_be_longer_than_int32() -> None:
     table = block_table([[0, 1], [-1, 0]])
     batch = make_batch(i32([0, 1, 2]), i32([32, 0]), table, 16)
     require_pages_exist(table, batch, 2, Mask(window_left=2**40))
+
+
+def test_lists_that_are_right_make_the_table_that_is_read_of_them() -> None:
+    indptr, indices = i32([0, 3, 5]), i32([3, 1, 4, 1, 5])
+    made, read = page_table_of(indptr, indices), read_page_table(16, None, indptr, indices)
+    assert read is not None
+    assert made.tensor == read.tensor
+    assert made.kv_indptr is read.kv_indptr is indptr
+    assert made.flat().tolist() == read.flat().tolist()

@@ -14,9 +14,9 @@ def timing(owner: Any, name: str, times_us: list[float]) -> Iterator[None]:
 
     Parameters
     ----------
-    owner : type
+    owner : type or module
     name : str
-        Its own method or an inherited one.
+        Its own method or an inherited one; of a module a function that others find by its name.
     times_us : list of float
         Grows by the time of every call.
     """

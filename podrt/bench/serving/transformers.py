@@ -42,7 +42,7 @@ from podrt.bench.serving.requests import (
 )
 from podrt.bench.serving.run import Run, agreement
 from podrt.gpu.device import current_device
-from podrt.integrations.transformers import enable
+from podrt.integrations.transformers import enable, functions
 from podrt.integrations.transformers.engine import Engine
 from podrt.workloads.lengths import parse_heads, parse_paged
 
@@ -191,8 +191,8 @@ class HostTimes:
     """What attention takes of the engine's thread, by call.
 
     Lists: of the step's tokens, and for an engine that gathers of all their keys. Plans: podrt's.
-    Writes: of new keys and values, in the engine's own update with what it gathers. Runs: the
-    attention function's. Graphs skip writes and runs.
+    Layers: podrt's writes of new keys and values, and its runs. Writes: those of an engine, in its
+    own update with what it gathers. Runs: the attention function's. Graphs skip the latter three.
 
     Parameters
     ----------
@@ -200,9 +200,11 @@ class HostTimes:
     """
 
     def __init__(self, contender: str) -> None:
-        self._calls = {"lists": (ContinuousBatchingIOs, "prepare_batch_tensors")}
+        self._calls: dict[str, tuple[Any, str]] = {
+            "lists": (ContinuousBatchingIOs, "prepare_batch_tensors")
+        }
         if contender.startswith("podrt"):
-            self._calls |= {name + "s": (Engine, name) for name in ("plan", "write", "run")}
+            self._calls |= {"plans": (Engine, "plan"), "layers": (functions, "_paged_attention")}
         elif contender == "fa3":
             self._calls |= {"writes": (PagedAttentionCache, "update"), "runs": (Fa3, "run")}
         self.us: dict[str, list[float]] = {name: [] for name in self._calls}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import gt
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from podrt.attention import HybridAttention
 from podrt.cache_write import write_cache
 from podrt.errors import UnsupportedConfigError
-from podrt.integrations.transformers.layers import Layer
+from podrt.integrations.transformers.failures import StepError
+from podrt.integrations.transformers.layers import Attention, Layer
 from podrt.integrations.transformers.tables import PageTables
 from podrt.kernels.families import Variant
 from podrt.policy.policies import Policy
 from podrt.runtime.driver import give_back_unused
+from podrt.runtime.write_and_run import WriteAndRun
 from podrt.spec.batch import HybridBatch
 from podrt.tensors.page_table import PageTable, make_batch
 
@@ -108,13 +111,21 @@ class Engine:
             and isinstance(attention, HybridAttention)
         }
         self._page_size = page_size
-        self._q_lens: list[int] = []  # of the last step
-        self._qo_indptr = np.zeros(1, np.int32)
-        self._tables = PageTables(page_size, allocator.block_physical_stride // page_size)
+        self._q_lens: list[int] = []  # of the last step, as those that follow
+        self._kv_indptr: Any = None
+        self._batch = HybridBatch.empty(page_size)
+        self._tables = PageTables(
+            page_size,
+            allocator.block_physical_stride // page_size,
+            -(-processor.cache.max_tokens_read // page_size),
+        )
         self._pages = _alike(allocator._kv_page_views)
         self._record = record
         self._variants: tuple[Variant, ...] | None = None
         self._of_layer = {index: self.attentions[layer] for index, layer in self.layers.items()}
+        self._short_ways: dict[Attention, WriteAndRun | None] = dict.fromkeys(
+            self._of_layer.values()
+        )
         self.checked: dict[int, tuple[Any, ...]] = {}
         self._num_tokens = self.num_steps = 0
         if processor.model_runner.pad_inputs:
@@ -128,27 +139,69 @@ class Engine:
         names = [state.state.request_id for state in states]
         table = self._tables.of(names, self._allocator.block_table)
         q_lens = [state.query_length for state in states]
-        if q_lens != self._q_lens:  # as those of decodes are from step to step
-            self._q_lens, self._qo_indptr = (
-                q_lens,
-                np.array([0, *q_lens], np.int32).cumsum(dtype=np.int32),
-            )
-        kv_lens = np.array([state.state.position_offset for state in states], np.int32)
-        self._plan_all(make_batch(self._qo_indptr, kv_lens, table, self._page_size), table, stream)
-        self._num_tokens = int(self._qo_indptr[-1])
+        kv_lens = [state.state.position_offset for state in states]
+        batch = self._batch_of(q_lens, kv_lens, table)
+        self._plan_all(batch, table, stream)
+        self._batch, self._q_lens, self._kv_indptr = batch, q_lens, table.kv_indptr
+        self._num_tokens = batch.total_tokens
         self._note()
         if not self.num_steps:
             _log.info("podrt runs attention of continuous batching: %s", self._record.kernels)
         self.num_steps += 1
 
+    def _batch_of(self, q_lens: list[int], kv_lens: list[int], table: PageTable) -> HybridBatch:
+        """Return a step's batch; of decodes mostly that of the last step, but for their keys."""
+        if any(map(gt, kv_lens, self._tables.room)):  # entries to spare are nobody's
+            raise ValueError(f"kv_lens {kv_lens}: blocks hold {self._tables.room}")
+        if q_lens == self._q_lens and table.kv_indptr is self._kv_indptr:
+            return self._batch.with_keys(kv_lens)
+        qo_indptr = np.array([0, *q_lens], np.int32).cumsum(dtype=np.int32)
+        return make_batch(qo_indptr, np.array(kv_lens, np.int32), table, self._page_size)
+
     def _plan_all(self, batch: HybridBatch, table: PageTable, stream: Any) -> None:
         """Plan a batch for all attentions, and leave them as they were if one refuses it."""
+        if len(self.attentions) == 1:
+            ((layer, attention),) = self.attentions.items()
+            attention.plan_batch(batch, table, stream=stream, **self._more_of(layer))
+            return
         prepared: list[tuple[Any, Any]] = []  # each adopts what it prepared
         for layer, attention in self.attentions.items():
-            shared = {"shared_prefixes": "find"} if layer in self._sharing else {}
-            prepared.append((attention, attention.prepare(batch, table, stream=stream, **shared)))
+            plan = attention.prepare(batch, table, stream=stream, **self._more_of(layer))
+            prepared.append((attention, plan))
         for attention, plan in prepared:
             attention.adopt(plan)
+
+    def _more_of(self, layer: Layer) -> dict[str, Any]:
+        return {"shared_prefixes": "find"} if layer in self._sharing else {}
+
+    def attend(
+        self, layer_idx: int, query: Any, key: Any, value: Any, slots: Any, sinks: Any = None
+    ) -> Any:
+        """Write a layer's new keys and return its attention ``[1, tokens, heads, head_dim]``.
+
+        `query`, `key` and `value` are ``[1, heads, tokens, head_dim]``, the rest is as `write` and
+        `run` have it.
+        """
+        attention = self._of_layer[layer_idx]
+        try:
+            self.write(layer_idx, key[0].transpose(0, 1), value[0].transpose(0, 1), slots)
+        except Exception as error:
+            raise StepError(f"podrt could not write keys of layer {layer_idx}: {error}") from error
+        out = self.run(layer_idx, query[0].transpose(0, 1), sinks)
+        if isinstance(attention, HybridAttention):
+            tensors = query, key, value, *self._pages[layer_idx], slots
+            self._short_ways[attention] = attention.write_and_run_like(*tensors)
+        return out[None]
+
+    def attend_again(
+        self, layer_idx: int, query: Any, key: Any, value: Any, slots: Any, sinks: Any
+    ) -> Any:
+        """Do as `attend` over tensors like those of its last layer; None if they are unlike."""
+        short_way = self._short_ways[self._of_layer[layer_idx]]
+        if short_way is None:
+            return None
+        k_pages, v_pages = self._pages[layer_idx]
+        return short_way(query, key, value, k_pages, v_pages, slots, None, sinks)
 
     def write(self, layer_idx: int, k: Any, v: Any, slots: Any) -> None:
         """Write a layer's new keys and values to the cache, both in one launch.

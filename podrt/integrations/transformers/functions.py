@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch.compiler import is_dynamo_compiling
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.transformers.dense import dense_attention
@@ -73,8 +74,13 @@ def attention(
     """
     engine = arguments.get(ENGINE)
     if engine is not None:
+        if is_dynamo_compiling():
+            given = module, query, key, value, attention_mask
+            return _outside_of_graphs(*given, scaling=scaling, **arguments)  # type: ignore[no-any-return]
         try:
             return _paged_attention(engine, module, query, key, value, scaling, arguments), None
+        except StepError:
+            raise
         except Exception as error:
             raise StepError(
                 f"podrt could not run {type(module).__name__}, layer {module.layer_idx}: {error}"
@@ -101,15 +107,20 @@ def _paged_attention(
     scaling: float | None,
     arguments: dict[str, Any],
 ) -> Any:
-    layer_idx = module.layer_idx
-    asked = what_is_asked(module, query, key, scaling, arguments)
-    if asked != engine.checked.get(layer_idx):
-        _require_as_planned(engine, module, query, key, scaling, arguments)
-        engine.checked[layer_idx] = asked
-    cache = arguments.pop("cache", None)
-    if isinstance(cache, PagedAttentionCache):  # before 5.24 the function writes the new keys
-        cache.update(key, value, layer_idx, kwargs=arguments)
-    return engine.run(layer_idx, query[0].transpose(0, 1), sinks_of(arguments))[None]
+    layer_idx, slots = module.layer_idx, arguments["write_index"][0]
+    sinks = sinks_of(arguments) if "s_aux" in arguments else None
+    asked = what_is_asked(module, scaling, arguments)
+    if asked == engine.checked.get(layer_idx):
+        out = engine.attend_again(layer_idx, query, key, value, slots, sinks)
+        if out is not None:
+            return out
+    _require_as_planned(engine, module, query, key, scaling, arguments)
+    engine.checked[layer_idx] = asked
+    return engine.attend(layer_idx, query, key, value, slots, sinks)
+
+
+#: Not for `torch.compile` to look into. What is called so takes longer also where nothing compiles.
+_outside_of_graphs = torch.compiler.disable(attention)
 
 
 def _require_as_planned(

@@ -3,15 +3,14 @@
 A step of the engine is ``prepare_next_batch``, then ``get_model_kwargs``, then the model's forward
 pass, eagerly or as the replay of a CUDA graph, which skips Python. So the plan is made in
 ``get_model_kwargs``; graphs read it on the device (`HybridAttention.reserve`). In the forward pass
-every layer gives its new keys and values to the cache's ``update``, which podrt does in one launch.
+every layer gives its new keys and values to the cache's ``update``, and what that returns to the
+attention function, which writes them: both launches of a layer are asked for in one place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from podrt.integrations.transformers.caches import all_layers_full
 from podrt.integrations.transformers.engine import Engine
@@ -77,18 +76,13 @@ def _hook(processor: Any, engine: Engine) -> None:
         with without_masks():
             compute_batch(model, batch_data)
 
-    def write_to_cache(
+    def leave_to_attention(
         key_states: Any, value_states: Any, layer_idx: int, kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
-        """Write new keys and values ``[1, KV heads, tokens, head_dim]``, and gather none."""
-        k, v = (new.squeeze(0).transpose(0, 1) for new in (key_states, value_states))
-        try:
-            engine.write(layer_idx, k, v, kwargs["write_index"][0])
-        except Exception as error:
-            raise StepError(f"podrt could not write keys of layer {layer_idx}: {error}") from error
+        """Gather no keys; the attention function writes those that it is given, and reads all."""
         return key_states, value_states
 
-    processor.cache.update = torch.compiler.disable(write_to_cache)
+    processor.cache.update = leave_to_attention
     ios.get_model_kwargs = planned_model_kwargs
     runner.maybe_pad_inputs = padded_inputs
     runner.compute_batch = compute_batch_without_masks

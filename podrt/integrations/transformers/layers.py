@@ -172,20 +172,14 @@ def require_same_dims(name: str, key_dim: int, value_dim: int) -> None:
         )
 
 
-def what_is_asked(
-    module: Any, query: Any, key: Any, scaling: float | None, arguments: dict[str, Any]
-) -> tuple[Any, ...]:
-    """Return all that `layer_of_call` looks at of a call, in a tenth of its time.
+def what_is_asked(module: Any, scaling: float | None, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """Return all that `layer_of_call` looks at of a call but its tensors, in a tenth of its time.
 
-    Calls of one module that are equal in this ask for the same layer.
+    Calls that are equal in this, with tensors that lie alike, ask for the same layer.
     """
-    get, (_, heads, _, head_dim) = arguments.get, query.shape
+    get = arguments.get
     return (
         module,
-        heads,
-        key.shape[1],
-        head_dim,
-        query.dtype,
         scaling,
         get("position_bias") is None,
         get("dropout"),

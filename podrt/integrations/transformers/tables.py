@@ -7,13 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from podrt.tensors.page_table import PageTable, read_page_table
+from podrt.tensors.page_table import PageTable, page_table_of
 
 IntArray = npt.NDArray[np.int32]
+
+#: The entries of a request are a multiple of so many.
+_STEP = 8
 
 
 class PageTables:
     """Turns block tables, lists that grow a block now and then, into page tables.
+
+    Requests have entries to spare, so that most new blocks move none of another request's: they are
+    put into a copy of the last table, and where requests begin stays as it is.
 
     Parameters
     ----------
@@ -21,13 +27,24 @@ class PageTables:
         Tokens of a block.
     pages_per_block : int
         How far the pages of two blocks lie apart, in pages: block ``b`` is page ``b`` times this.
+    most_blocks : int
+        Entries of a request beyond which it has none to spare.
+
+    Attributes
+    ----------
+    room : list of int
+        Keys that the blocks of every request of the last batch hold.
     """
 
-    def __init__(self, page_size: int, pages_per_block: int) -> None:
-        self._page_size, self._pages_per_block = page_size, pages_per_block
-        self._rows: dict[str, tuple[list[int], IntArray]] = {}
-        self._blocks: list[list[int]] = []  # of the last batch
-        self._table: PageTable | None = None
+    def __init__(self, page_size: int, pages_per_block: int, most_blocks: int) -> None:
+        self._page_size, self._most_blocks = page_size, most_blocks
+        self._pages_per_block = np.int32(pages_per_block)
+        self.room: list[int] = []
+        self._requests: Sequence[str] = ()  # of the last batch
+        self._blocks: list[list[int]] = []
+        self._begin = [0]  # entries of each, and where the last ones end
+        self._kv_indptr, self._pages = np.zeros(1, np.int32), np.zeros(0, np.int32)
+        self._table = page_table_of(self._kv_indptr, self._pages)
 
     def of(self, requests: Sequence[str], blocks: Mapping[str, list[int]]) -> PageTable:
         """Return the page table of a batch: the last one, the same object, if nothing has changed.
@@ -35,25 +52,54 @@ class PageTables:
         Parameters
         ----------
         requests : sequence of str
-            Names, in the order of the batch.
+            Names, in the order of the batch, of which there is one at least.
         blocks : {name: list of int}
             Blocks of each, as many as its keys fill, or more. A list may change between calls.
         """
         lists = [blocks[name] for name in requests]
-        if self._table is None or lists != self._blocks:
-            rows = [self._row(name, blocks[name]) for name in requests]
-            self._rows = dict(zip(requests, rows, strict=True))  # without those that are gone
-            self._blocks = [row[0] for row in rows]
-            pages = [row[1] for row in rows]
-            kv_indptr = np.zeros(len(pages) + 1, np.int32)
-            np.array([len(each) for each in pages], np.int32).cumsum(out=kv_indptr[1:])
-            kv_indices = np.concatenate(pages)
-            self._table = read_page_table(self._page_size, None, kv_indptr, kv_indices)
-            assert self._table is not None
+        if lists != self._blocks:
+            if requests != self._requests or not self._change(lists):
+                self._make(requests, lists)
+            self._requests = requests
         return self._table
 
-    def _row(self, name: str, blocks: list[int]) -> tuple[list[int], IntArray]:
-        row = self._rows.get(name)
-        if row is None or row[0] != blocks:
-            row = blocks.copy(), np.array(blocks, np.int32) * np.int32(self._pages_per_block)
-        return row
+    def _change(self, lists: Sequence[list[int]]) -> bool:
+        """Put what has changed into a copy of the same requests' table; say whether it fits."""
+        last, begin = self._blocks, self._begin
+        changed = [at for at, blocks in enumerate(lists) if blocks != last[at]]
+        if any(len(lists[at]) > begin[at + 1] - begin[at] for at in changed):
+            return False
+        pages = self._pages.copy()
+        for at in changed:
+            blocks = lists[at]
+            last[at], self.room[at] = blocks.copy(), len(blocks) * self._page_size
+            pages[begin[at] : begin[at] + len(blocks)] = self._pages_of(blocks)
+        self._pages, self._table = pages, page_table_of(self._kv_indptr, pages)
+        return True
+
+    def _make(self, requests: Sequence[str], lists: Sequence[list[int]]) -> None:
+        """Make the table of a batch of other requests, most of which the last one had too."""
+        last = {name: at for at, name in enumerate(self._requests)}
+        rows = []
+        for name, blocks in zip(requests, lists, strict=True):
+            at = last.get(name)
+            if at is not None and self._blocks[at] == blocks:
+                rows.append(self._pages[self._begin[at] : self._begin[at + 1]])
+            else:
+                rows.append(self._row(blocks))
+        self._kv_indptr = np.array([0, *map(len, rows)], np.int32).cumsum(dtype=np.int32)
+        self._begin, self._pages = self._kv_indptr.tolist(), np.concatenate(rows)
+        self._blocks = [each.copy() for each in lists]
+        self.room = [len(each) * self._page_size for each in lists]
+        self._table = page_table_of(self._kv_indptr, self._pages)
+
+    def _row(self, blocks: list[int]) -> IntArray:
+        """Return the entries of a request; those to spare are page 0, and not read."""
+        count = len(blocks)
+        with_spare = min(-(-count // _STEP) * _STEP, self._most_blocks)
+        entries = np.zeros(max(count, with_spare), np.int32)
+        entries[:count] = self._pages_of(blocks)
+        return entries
+
+    def _pages_of(self, blocks: list[int]) -> IntArray:
+        return np.array(blocks, np.int32) * self._pages_per_block

@@ -14,6 +14,7 @@ from podrt.integrations.vllm import serving
 from podrt.integrations.vllm.attention import describe_attention, reserved_attention
 from podrt.integrations.vllm.group import LayerShape, limits_of, model_of, shapes_of
 from podrt.integrations.vllm.options import is_deterministic, policy_of
+from podrt.runtime.write_and_run import WriteAndRun
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,6 +67,8 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         One for each shape that there is among the layers.
     step, runs : int
         Steps planned so far, and layers run or captured.
+    short_ways : dict of LayerShape to WriteAndRun or None
+        What does again what the last layer of a shape did outside of graphs.
     """
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.ALWAYS
@@ -83,6 +86,7 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
             shape: reserved_attention(shape, kv_cache_spec.block_size, vllm_config, device)
             for shape in shapes_of(vllm_config, layer_names)
         }
+        self.short_ways: dict[LayerShape, WriteAndRun | None] = dict.fromkeys(self.attentions)
         serving.add(self)
 
     def build(

@@ -121,17 +121,26 @@ class PodrtImpl(AttentionImpl):  # type: ignore[misc]
         if output_scale is not None or output_block_scale is not None:
             raise self._refusal("output_scale", "a tensor", "None, as outputs are not quantised")
         keys, values = self._views(kv_cache)
-        attention = attn_metadata.attention_of(self.shape)
-        if self._writes and key is not None:
+        attention, sinks = attn_metadata.attention_of(self.shape), self._sinks_of_weights()
+        writes = self._writes and key is not None
+        short_ways = attn_metadata.builder.short_ways
+        tensors = query, key, value, keys, values, attn_metadata.slot_mapping, output
+        if writes:
+            short_way = short_ways[self.shape]
+            if short_way is not None and short_way(*tensors, sinks) is not None:
+                return output
             write_cache(key, value, keys, values, attn_metadata.slot_mapping)
-        return attention.run(
+        attention.run(
             query,
             keys,
             values,
             out=output,
-            sinks=self._sinks_of_weights(),
+            sinks=sinks,
             decodes_only=attn_metadata.decodes_only,
         )
+        if writes:
+            short_ways[self.shape] = attention.write_and_run_like(*tensors)
+        return output
 
     def process_weights_after_loading(self, act_dtype: Any) -> None:
         """Take the sinks that were loaded, as float32, where graphs have read them before."""

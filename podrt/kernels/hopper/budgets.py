@@ -127,7 +127,7 @@ _DECODE_SLOTS: dict[tuple[Form, Dims, int], int] = {
     ("decode", 128, 128): 4,
     ("pod", "2x96", 112): 8,
     ("pod", "2x96", 96): 8,
-    ("decode", "2x96", 128): 11,
+    ("decode", "2x96", 128): 6,
     ("pod", 192, 80): 5,
     ("pod", 192, 64): 6,
     ("decode", 192, 128): 11,

@@ -6,6 +6,7 @@ import gc
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -445,19 +446,73 @@ def test_other_releases_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch)
         integration.enable(llama)
 
 
+def pages_of(tables: PageTables, requests: list[str], blocks: dict[str, list[int]]) -> Any:
+    """The pages of each request of a batch that are not to spare."""
+    table = tables.of(requests, blocks)
+    assert table.kv_indptr is not None
+    ends = zip(table.kv_indptr[:-1], table.kv_indptr[1:], requests, strict=True)
+    return [table.flat()[begin:end][: len(blocks[name])].tolist() for begin, end, name in ends]
+
+
 def test_page_tables_follow_block_tables() -> None:
-    tables, blocks = PageTables(page_size=16, pages_per_block=4), {"a": [3, 1], "b": [2]}
+    tables = PageTables(page_size=16, pages_per_block=4, most_blocks=40)
+    blocks = {"a": [3, 1], "b": [2]}
     first = tables.of(["b", "a"], blocks)
-    assert first.kv_indptr is not None
-    assert first.kv_indptr.tolist() == [0, 1, 3]
-    assert first.flat().tolist() == [8, 12, 4]
+    assert pages_of(tables, ["b", "a"], blocks) == [[8], [12, 4]]
     assert tables.of(["b", "a"], blocks) is first
+    before = first.flat().tolist()
     blocks["a"].append(7)
-    assert tables.of(["b", "a"], blocks).flat().tolist() == [8, 12, 4, 28]
-    assert tables.of(["a"], blocks).flat().tolist() == [12, 4, 28]
+    assert pages_of(tables, ["b", "a"], blocks) == [[8], [12, 4, 28]]
+    assert tables.room == [16, 48]
+    assert pages_of(tables, ["a"], blocks) == [[12, 4, 28]]
     blocks["a"][0] = 5  # a page that turned out to be another request's
-    assert tables.of(["a"], blocks).flat().tolist() == [20, 4, 28]
-    assert first.flat().tolist() == [8, 12, 4]
+    assert pages_of(tables, ["a"], blocks) == [[20, 4, 28]]
+    del blocks["a"][1:]
+    assert pages_of(tables, ["a"], blocks) == [[20]]
+    assert tables.room == [16]
+    assert first.flat().tolist() == before
+
+
+def test_page_tables_of_requests_that_come_grow_and_go() -> None:
+    random = np.random.default_rng(3)
+    tables = PageTables(page_size=16, pages_per_block=3, most_blocks=21)
+    blocks: dict[str, list[int]] = {}
+    kept = 0
+    for step in range(400):
+        if random.random() < 0.1 or not blocks:
+            blocks[str(step)] = []
+        if random.random() < 0.05 and len(blocks) > 1:
+            del blocks[str(random.choice([*blocks]))]
+        for each in blocks.values():
+            if len(each) < 30 and random.random() < 0.3:
+                each.append(int(random.integers(500)))
+        requests = [*blocks]
+        before = tables.of(requests[:1], blocks) if step % 90 == 0 else tables._table
+        pages = [[3 * block for block in blocks[name]] for name in requests]
+        assert pages_of(tables, requests, blocks) == pages
+        assert tables.room == [16 * len(blocks[name]) for name in requests]
+        table = tables.of(requests, blocks)
+        kept += table.kv_indptr is before.kv_indptr
+        assert table.kv_indptr is not None
+        for entries, name in zip(np.diff(table.kv_indptr), requests, strict=True):
+            assert len(blocks[name]) <= entries <= max(21, len(blocks[name]))
+    assert kept > 100  # places of requests that only grow stay as they are
+
+
+def test_keys_beyond_a_requests_blocks_are_refused(llama: Any, monkeypatch: Any) -> None:
+    """Entries to spare would be read in their place."""
+    found, batch_of = [], Engine._batch_of
+
+    def longer(self: Engine, q_lens: list[int], kv_lens: list[int], table: Any) -> Any:
+        with pytest.raises(ValueError, match="blocks hold"):
+            batch_of(self, q_lens, [keys + 16 for keys in kv_lens], table)
+        found.append(kv_lens)
+        return batch_of(self, q_lens, kv_lens, table)
+
+    monkeypatch.setattr(Engine, "_batch_of", longer)
+    with integration.enable(llama):
+        generate_batch(llama, make_prompts([9, 30]), 3)
+    assert found
 
 
 def test_shared_prefixes_are_for_gpus_alone() -> None:

@@ -110,6 +110,9 @@ class HostAttention:
         record(lambda captured: self._run(*tensors, decodes_only and captured))
         return out
 
+    def write_and_run_like(self, *tensors: Any) -> None:
+        """Every layer takes the long way."""
+
     def _run(
         self, q: Any, k_cache: Any, v_cache: Any, out: Any, sinks: Any, decodes_only: bool
     ) -> None:
