@@ -198,7 +198,7 @@ def test_pairs_of_heads_have_the_rows_of_both_and_slots_of_a_third(
     assert lane["LaneP"] == 2 * decode_rows * 256  # padded to 128 columns
     assert lane["LaneRing"] - lane["LaneP"] == 2 * decode_rows * 128
     assert lane["End"] - lane["LaneRing"] == pair.next_slots * 64 * 128
-    assert pair.next_slots >= 7
+    assert pair.next_slots >= 6  # K and V of a step
     assert unpaired(pair) == one
     assert hopper_variant("prefill", "bfloat16", 96, head_pairs=True).head_pairs is False
 

@@ -79,7 +79,7 @@ def plan_of(
     group: int,
     mask: Mask = CAUSAL,
 ) -> Plan:
-    spec = spec_of(heads, group, mask.causal, window_left=mask.window_left)
+    spec = spec_of(heads, group, mask.causal, window_left=mask.window_left, tree_mask=mask.tree)
     return make_plan(batch_of(requests), tiling, spec)
 
 

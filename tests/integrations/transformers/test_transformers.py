@@ -33,7 +33,7 @@ from transformers_support import (  # noqa: E402
 
 import podrt.integrations.transformers as integration  # noqa: E402
 from podrt.errors import UnsupportedConfigError  # noqa: E402
-from podrt.integrations.transformers import functions  # noqa: E402
+from podrt.integrations.transformers import functions, versions  # noqa: E402
 from podrt.integrations.transformers.engine import Engine  # noqa: E402
 from podrt.integrations.transformers.layers import Layer, layer_of_call, layers_of  # noqa: E402
 from podrt.integrations.transformers.tables import PageTables  # noqa: E402
@@ -441,7 +441,8 @@ def test_a_fallback_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_other_releases_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "__version__", "5.17.0")
+    # Its module makes itself anew when models are imported, so there may be two of them.
+    monkeypatch.setattr(versions.transformers, "__version__", "5.17.0")
     with pytest.raises(ImportError, match=r"5\.17\.0 is installed.*5\.23 and 5\.24"):
         integration.enable(llama)
 
