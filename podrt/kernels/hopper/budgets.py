@@ -111,8 +111,8 @@ _PREFILL_TILES: dict[Dims, int] = {
 LARGE_PREFILL_TILES: dict[Dims, int] = {80: 176, 96: 176, 112: 176, 128: 176}
 
 #: Depth of the decode ring, by form, dims and keys of a prefill tile: what shared memory has
-#: left, but for decode alone of narrow heads and of 192 columns, where less on its way is read faster
-#: (`bench/results/h100/decode-ring.json`, `narrow-heads.txt`).
+#: left, but for decode alone of narrow heads and of 192 columns, where less on its way is read
+#: faster (`bench/results/h100/decode-ring.json`, `narrow-heads.txt`).
 _DECODE_SLOTS: dict[tuple[Form, Dims, int], int] = {
     ("pod", 64, 128): 8,
     ("pod", 64, 112): 8,
