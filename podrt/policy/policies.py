@@ -35,6 +35,8 @@ _OF_FAMILY: dict[str, Family] = {
     "large_prefill_tile": "hopper",
     "head_pairs": "hopper",
 }
+#: Those that may be False whatever the family, which then has not what others lack anyway.
+_MAY_BE_RULED_OUT = ("head_pairs",)
 #: Fields that share out a fused launch.
 _SHARES = ("ratio", "decode_only_sms", "prefill_only_sms")
 #: Fields that say how a batch's splits follow from all of it.
@@ -101,7 +103,7 @@ class Policy:
         Hopper family: whether a unit of decode is two neighbouring KV heads, where these lie side
         by side in the caches; tiles of 32 rows have one in any case. True needs head_dim 96,
         ``kv_layout="NHD"``, an even number of KV heads and no pages that are gathered row by row.
-        If None, two where the layer is like that.
+        False is for any family. If None, two where the layer is like that.
     prefill_tile_keys, prefill_ring, decode_ring : int, optional
         Of the family that is named: keys of a prefill tile, and how many tiles the rings of prefill
         and of decode hold in shared memory, at most where lanes decode in the place of prefill
@@ -225,7 +227,8 @@ class Policy:
             )
         for name in self._fixed(tuple(_OF_FAMILY)):
             family = _OF_FAMILY[name]
-            if self.family != family:
+            is_ruled_out = name in _MAY_BE_RULED_OUT and getattr(self, name) is False
+            if self.family != family and not is_ruled_out:
                 raise UnsupportedConfigError(
                     f"{name}={getattr(self, name)!r}: is of the {family.capitalize()} family, but "
                     f'family={self.family!r}; pass family="{family}", or leave {name} at None'

@@ -254,7 +254,8 @@ def test_head_pairs() -> None:
     pairs = {(form, rows): rows < 32 for form in ("pod", "decode") for rows in (8, 16, 32)}
     assert head_pairs_of() == head_pairs_of("hopper") == pairs
     assert head_pairs_of(Policy(family="hopper", head_pairs=True)) == pairs
-    assert not any(head_pairs_of(Policy(family="hopper", head_pairs=False)).values())
+    for policy in (Policy(family="hopper", head_pairs=False), Policy(head_pairs=False)):
+        assert not any(head_pairs_of(policy).values())
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ OF_FAMILY = {
         "prefill_only_sms": 0,
         "decode_rows": 8,
         "large_prefill_tile": False,
-        "head_pairs": False,
+        "head_pairs": True,
     },
 }
 

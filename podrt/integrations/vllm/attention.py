@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from podrt.attention import HybridAttention
 from podrt.integrations.vllm.group import LayerShape, dtype_of, limits_of
 from podrt.integrations.vllm.options import is_deterministic, policy_of
 from podrt.integrations.vllm.scratch import scratch_of
+from podrt.policy.policies import Policy, parse_policy
 
 
 def make_attention(shape: LayerShape, page_size: int, config: Any, device: Any) -> HybridAttention:
@@ -21,10 +23,18 @@ def make_attention(shape: LayerShape, page_size: int, config: Any, device: Any) 
         sm_scale=shape.scale,
         window_left=shape.window_left,
         logits_soft_cap=shape.logits_soft_cap,
-        policy=policy_of(config),
+        policy=_of_heads_apart(parse_policy(policy_of(config))),
         deterministic=is_deterministic(config),
         device=device.index,
     )
+
+
+def _of_heads_apart(policy: Policy) -> Policy:
+    """Return the policy for vLLM's caches, where keys of a head lie beside its values.
+
+    There are no pairs of heads to plan for, unless somebody asks for such plans.
+    """
+    return replace(policy, head_pairs=False) if policy.head_pairs is None else policy
 
 
 def reserved_attention(

@@ -23,6 +23,7 @@ from podrt.integrations.vllm import plugin, status
 from podrt.integrations.vllm.backend import PodrtBackend, require_version
 from podrt.integrations.vllm.group import LayerShape, limits_of
 from podrt.integrations.vllm.impl import PodrtImpl
+from podrt.policy.policies import Policy
 
 pytestmark = pytest.mark.usefixtures("config")
 
@@ -174,7 +175,7 @@ def test_one_object_is_reserved_for_layers_that_are_alike(make_builder: Any) -> 
         "sm_scale": 0.125,
         "window_left": None,
         "logits_soft_cap": None,
-        "policy": "auto",
+        "policy": Policy(head_pairs=False),
         "deterministic": False,
         "device": 3,
     }

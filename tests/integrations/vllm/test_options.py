@@ -27,6 +27,25 @@ def test_the_policy_comes_from_vllms_additional_config(config: Any) -> None:
     assert policy_of(config) == Policy(family="hopper", serial=True)
 
 
+@pytest.mark.parametrize(
+    ("policy", "pairs"),
+    [
+        ("serial", False),
+        ({"serial": True}, False),
+        ({"family": "hopper", "head_pairs": True}, True),
+    ],
+    ids=str,
+)
+def test_plans_are_for_heads_that_are_no_pairs(
+    config: Any, make_builder: Any, policy: Any, pairs: bool
+) -> None:
+    """A head's values lie between its keys and those of the next one."""
+    config.additional_config = {"podrt": {"policy": policy}}
+    found = [attention.options["policy"] for attention in make_builder().attentions.values()]
+    assert [each.head_pairs for each in found] == [pairs]
+    assert [each.serial for each in found] == [policy == "serial" or policy.get("serial")]
+
+
 @pytest.mark.parametrize("options", [{"polcy": "auto"}, "serial", {"policy": {"colour": "red"}}])
 def test_options_that_there_are_not_are_refused(config: Any, options: Any) -> None:
     config.additional_config = {"podrt": options}
