@@ -249,21 +249,6 @@ class HybridAttention:
             with session.driver.current():
                 session.adopt(*self._prepare(session, batch, table, *more, stream))
 
-    def plan_batch(
-        self,
-        batch: HybridBatch,
-        table: PageTable | None,
-        *,
-        shared_prefixes: SharedPrefixes = None,
-        stream: Any = None,
-    ) -> None:
-        """Plan a batch that others have read; `prepare` and `adopt` in one."""
-        with self._lock:
-            session = self._session_ready()
-            with session.driver.current():
-                more = None, None, shared_prefixes, stream
-                session.adopt(*self._prepare(session, batch, table, *more))
-
     @property
     def shared_prefixes(self) -> tuple[SharedPrefix, ...]:
         """The prefixes of the planned batch, as `plan` takes them; none before it."""

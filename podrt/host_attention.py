@@ -118,12 +118,6 @@ class HostAttention:
             raise ValueError("shared prefixes: the reference reads every request's keys itself")
         return batch, table, read_tree_mask(tree_mask, batch, self.layer.mask, None)
 
-    def plan_batch(
-        self, batch: HybridBatch, table: PageTable | None, *, stream: Any = None
-    ) -> None:
-        """Take a batch that others have read; `prepare` and `adopt` in one."""
-        self.adopt(self.prepare(batch, table, stream=stream))
-
     def adopt(self, prepared: _Prepared) -> None:
         """Make a batch of `prepare` the one that runs compute."""
         self._planned = prepared

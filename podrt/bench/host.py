@@ -22,7 +22,7 @@ from podrt.bench.host_batches import (
     make_tensors,
     short_prompts,
 )
-from podrt.bench.host_rows import HostRow, row_of
+from podrt.bench.host_rows import HostRow, What, row_of
 from podrt.bench.host_timing import (
     Call,
     interpreter_ns,
@@ -140,10 +140,7 @@ def _run_rows(batch: HostBatch, framework: Framework) -> Iterator[HostRow]:
     with_out, without = _layer_calls(attention, tensors)
     prepare = _planner(attention, batch, tensors.block_table)
     prepare(0)
-
-    def row(what: Any, how: str, samples_us: list[float]) -> HostRow:
-        return row_of(what, framework.name, batch.requests, f"{batch.name}, {how}", samples_us)
-
+    row = partial(_row, batch, framework)
     yield row("run", "out=", time_bursts(with_out, _wait, _SAMPLES))
     yield row("run", "no out", time_bursts(without, _wait, _SAMPLES))
     yield row("run alone", "out=", time_alone(with_out[0], _wait, _SAMPLES))
@@ -162,16 +159,21 @@ def _step_rows(batch: HostBatch, framework: Framework) -> Iterator[HostRow]:
     layers = [call for pair in zip(writes, runs, strict=True) for call in pair]
     others = np.ones(_OTHER_BYTES, np.uint8)
 
+    row = partial(_row, batch, framework)
+
     def calls_of(step: int) -> list[Call]:
         return [partial(plan, step), *layers]
-
-    def row(what: Any, how: str, samples_us: list[float]) -> HostRow:
-        return row_of(what, framework.name, batch.requests, f"{batch.name}, {how}", samples_us)
 
     yield row("write", "keys and values", time_bursts(writes, _wait, _SAMPLES))
     for how, between in (("", bool), (", other work between calls", others.max)):
         samples_us = time_apart(calls_of, between, _wait, _STEP_SAMPLES)
         yield row("step", f"{LAYERS} layers{how}", samples_us)
+
+
+def _row(
+    batch: HostBatch, framework: Framework, what: What, how: str, samples_us: list[float]
+) -> HostRow:
+    return row_of(what, framework.name, batch.requests, f"{batch.name}, {how}", samples_us)
 
 
 def _write_calls(batch: HostBatch, framework: Framework, tensors: Tensors) -> list[Call]:

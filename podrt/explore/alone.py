@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import NamedTuple, get_args
 
 from podrt.errors import DeviceError, UnsupportedConfigError
+from podrt.explore.names import has_pairs
 from podrt.gpu.arch import get_arch
 from podrt.gpu.device import DeviceInfo, current_device
 from podrt.gpu.nominal import H100
-from podrt.kernels.families import Variant, family_of, stand_ins
+from podrt.kernels.families import Variant, family_of
 from podrt.kernels.portable.presets import Shape
 from podrt.plan import most_decode_tokens
 from podrt.policy.policies import Policy
@@ -140,7 +141,7 @@ def _policies(variant: Variant) -> Iterator[Policy]:
                 serial=False,
                 decode_rows=variant.decode_rows,
                 large_prefill_tile=large,
-                head_pairs=None if stand_ins(variant) else False,
+                head_pairs=None if has_pairs(variant) else False,
             )
     else:
         for shape in get_args(Shape):

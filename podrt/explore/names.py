@@ -43,7 +43,12 @@ def parts_of(variant: Variant) -> list[str]:
         parts.append("softcap")
     if variant.tree_mask:
         parts.append("tree")
-    return [*parts, "pairs"] if fields.get("head_pairs") else parts
+    return [*parts, "pairs"] if has_pairs(variant) else parts
+
+
+def has_pairs(variant: Variant) -> bool:
+    """Tell whether a variant decodes KV heads in pairs."""
+    return bool(vars(variant).get("head_pairs"))
 
 
 def alias_of(variant: Variant) -> str:
@@ -125,8 +130,7 @@ def pages_named(words: Iterable[str]) -> list[int]:
 def tiles_of(variant: Variant) -> str:
     """Return what a variant's full name has besides its alias: tiles, stages, registers, warps."""
     parts = variant.name.split("_")
-    pairs = bool(vars(variant).get("head_pairs"))
-    end = -2 - variant.soft_cap - variant.tree_mask - pairs  # pages and mask
+    end = -2 - variant.soft_cap - variant.tree_mask - has_pairs(variant)  # pages and mask
     return " ".join(parts[parts.index(variant.spec.heads_tag) + 1 : end])
 
 

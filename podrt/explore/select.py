@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from podrt.errors import PodrtError
-from podrt.explore.names import alias_of, narrow, pages_named, parts_of, the_one
+from podrt.explore.names import alias_of, has_pairs, narrow, pages_named, parts_of, the_one
 from podrt.gpu.arch import ARCHS
 from podrt.gpu.device import current_device
 from podrt.kernels.families import Variant, all_default_variants
@@ -114,7 +114,7 @@ def find(words: Sequence[str], archs: Sequence[str] | None = None) -> Variant:
     found = select(words, archs=archs or ["all"])
     if not archs:
         found = [v for v in found if v.arch == detected_arch()] or found
-    found = [v for v in found if "pairs" not in parts_of(v)] or found
+    found = [v for v in found if not has_pairs(v)] or found
     return the_one(found, " ".join(words))
 
 

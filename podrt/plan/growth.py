@@ -67,11 +67,11 @@ def growth_of(rows: TileRows, batch: HybridBatch, mask: Mask) -> int | None:
     batch : HybridBatch
         Lengths.
     mask : Mask
-        Which keys a token sees. The first key in a window moves too, and a tree's tiles end apart.
+        Which keys a token sees.
     """
     if rows.row_begin is not None or len(rows.request) > MOST_KEPT:
         return None
-    if mask.window_left is not None or mask.tree or batch.prefixes:
+    if _begins_move(mask, batch):
         return None
     kv_lens = batch.kv_lens[rows.picked]
     growth: int = kv_lens.item(kv_lens.argmax()) % GROWTH_STEP
@@ -94,7 +94,7 @@ def lay_out_grown(
     if kept is None or kept.cut is not cut:
         items, num_merges, partial_rows = lay_out(side, batch, tiles, cut, *first)
         rows = _rows_of(items)
-        is_last = (rows[:, SPLIT] == rows[:, NUM_SPLITS] - 1).astype(np.int32)
+        is_last = _are_last(rows).astype(np.int32)
         kept = tiles.derived[lay_out_grown] = _LaidOut(
             cut, first, queries.q_begin, page_begin, rows, is_last, num_merges, partial_rows
         )
@@ -130,10 +130,10 @@ class Span(NamedTuple):
     @classmethod
     def of(cls, batch: HybridBatch, plan: Plan) -> Span | None:
         """Return that of a batch that was planned; None where lengths are not to stay the same."""
-        mask, kv_lens = plan.mask, batch.kv_lens
+        kv_lens = batch.kv_lens
         if len(plan.prefill) or batch.min_q_len < 1 or len(kv_lens) > MOST_KEPT:
             return None
-        if mask.window_left is not None or mask.tree or batch.prefixes:
+        if _begins_move(plan.mask, batch):
             return None
         growth, rows = batch.max_kv_len % GROWTH_STEP, _rows_of(plan.decode)
         planned_at, longest = kv_lens - np.int32(growth), batch.max_kv_len - growth
@@ -141,7 +141,7 @@ class Span(NamedTuple):
             return None
         moved = np.zeros_like(rows)
         moved[:, KV_LEN] = 1
-        moved[:, KV_END] = rows[:, SPLIT] == rows[:, NUM_SPLITS] - 1
+        moved[:, KV_END] = _are_last(rows)
         rows = rows - moved * np.int32(growth)
         plan = _with_decode(plan, rows, plan.decode_keys - growth * len(kv_lens))
         found = batch.queries, planned_at.tobytes(), longest, batch.page_begin, plan, rows, moved
@@ -158,6 +158,20 @@ class Span(NamedTuple):
         if batch.page_begin is not self.page_begin:
             rows[:, PAGE_BEGIN] = batch.page_begin.take(rows[:, REQUEST])
         return _with_decode(self.plan, rows, self.plan.decode_keys + growth * len(batch.kv_lens))
+
+
+def _begins_move(mask: Mask, batch: HybridBatch) -> bool:
+    """Whether more of tiles than their ends moves as they grow.
+
+    The first key in a window moves too, a tree's tiles end apart, and so do those of prefixes.
+    """
+    return mask.window_left is not None or mask.tree or bool(batch.prefixes)
+
+
+def _are_last(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Return which rows are the last pieces of their tiles."""
+    last: npt.NDArray[np.bool_] = rows[:, SPLIT] == rows[:, NUM_SPLITS] - 1
+    return last
 
 
 def _rows_of(items: WorkList) -> Rows:

@@ -17,10 +17,10 @@ from podrt.kernels.cache_write import (
 )
 from podrt.runtime.driver import Driver
 from podrt.tensors.cache_write import WriteTensors, view_write_tensors
+from podrt.tensors.checks import ALIGNMENT_BYTES
 from podrt.tensors.likeness import addresses_if_like
 from podrt.tensors.streams import current_stream_getter, resolve_stream
 
-_ALIGNMENT_BYTES = 16
 #: Layouts whose launches are kept; one is usual.
 _MOST_LAYOUTS = 4
 
@@ -118,7 +118,7 @@ class PreparedWrite:
         if (
             not 0 < num_tokens <= rows
             or not (at_k and at_v and at_k_cache and at_v_cache and slots)
-            or (at_k | at_v | at_k_cache | at_v_cache) % _ALIGNMENT_BYTES
+            or (at_k | at_v | at_k_cache | at_v_cache) % ALIGNMENT_BYTES
         ):
             return False
         if stream is None:

@@ -71,8 +71,7 @@ class Driver:
 
         A thread that had none keeps GPU 0, which would be its first anyway, and no other.
         """
-        is_current = self._driver.ctxGetCurrent() == self._context
-        return _NOTHING_TO_DO if is_current else self._made_current()
+        return _NOTHING_TO_DO if self.is_current() else self._made_current()
 
     @contextmanager
     def _made_current(self) -> Iterator[None]:
@@ -90,9 +89,7 @@ class Driver:
 
     def may_launch(self, stream: int) -> bool:
         """Whether this GPU is current and the stream is not being captured."""
-        if self._driver.ctxGetCurrent() != self._context:
-            return False
-        return stream in LEGACY_STREAMS or not self._runtime.streamIsCapturing(stream)
+        return self.is_current() and not self.is_capturing(stream)
 
     def capture_of(self, stream: int) -> int | None:
         """Return the number of the capture that the stream takes part in, or None."""

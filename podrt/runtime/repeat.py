@@ -13,13 +13,11 @@ from podrt.runtime.driver import Driver
 from podrt.runtime.launcher import Launcher, LaunchersByKernel
 from podrt.runtime.planned import Planned
 from podrt.runtime.workspace import Workspace
+from podrt.tensors.checks import ALIGNMENT_BYTES
 from podrt.tensors.frameworks import Framework
 from podrt.tensors.likeness import Address, Addresses, address_if_like, addresses_if_like
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.streams import LEGACY_STREAMS, current_stream_getter, resolve_stream
-
-#: Of all tensors but sinks.
-ALIGNMENT_BYTES = 16
 
 #: The launches of a batch, in order, with their grids.
 Steps = tuple[tuple[Launcher, int], ...]

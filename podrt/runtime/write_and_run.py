@@ -12,14 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from podrt.runtime.cache_writer import PreparedWrite
-from podrt.runtime.repeat import ALIGNMENT_BYTES, Repeat
+from podrt.runtime.repeat import Repeat
 from podrt.runtime.session import Session
 from podrt.tensors.cache_write import view_write_tensors
+from podrt.tensors.checks import ALIGNMENT_BYTES
 from podrt.tensors.likeness import torch_guard
 from podrt.tensors.run_tensors import RunTensors
-
-#: Of which every thread has another one.
-_PER_THREAD_STREAM = 2
+from podrt.tensors.streams import PER_THREAD_STREAM
 
 
 class WriteAndRun:
@@ -68,7 +67,7 @@ class WriteAndRun:
         None if the run cannot be repeated or was over others, or PyTorch compares no tensors.
         """
         repeat = session.repeatable
-        if repeat is None or repeat.stream == _PER_THREAD_STREAM or not k_cache.numel():
+        if repeat is None or repeat.stream == PER_THREAD_STREAM or not k_cache.numel():
             return None
         if session.scheduler.spec.kv_layout != "NHD" or not _lie_as(
             repeat.tensors, _rows_first(q), k_cache, v_cache, out

@@ -51,7 +51,11 @@ def require_unit_stride(view: TensorView) -> None:
         )
 
 
-def require_alignment(view: TensorView, alignment_bytes: int = 16) -> None:
+#: Of every row of the tensors that kernels copy from and to.
+ALIGNMENT_BYTES = 16
+
+
+def require_alignment(view: TensorView, alignment_bytes: int = ALIGNMENT_BYTES) -> None:
     """Raise ValueError unless every row along the last dimension starts on `alignment_bytes`."""
     if view.pointer % alignment_bytes:
         raise ValueError(

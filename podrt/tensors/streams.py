@@ -11,6 +11,8 @@ from podrt.tensors.frameworks import Framework, framework_of
 
 #: Handles of the legacy default stream: the null handle, and ``cudaStreamLegacy``.
 LEGACY_STREAMS = (0, 1)
+#: Handle of the default stream of which every thread has another one, ``cudaStreamPerThread``.
+PER_THREAD_STREAM = 2
 
 _MAX_HANDLE = 2**64 - 1
 

@@ -204,7 +204,7 @@ class HostTimes:
             "lists": (ContinuousBatchingIOs, "prepare_batch_tensors")
         }
         if contender.startswith("podrt"):
-            self._calls |= {"plans": (Engine, "plan"), "layers": (functions, "_paged_attention")}
+            self._calls |= {"plans": (Engine, "plan"), "layers": (functions, "paged_attention")}
         elif contender == "fa3":
             self._calls |= {"writes": (PagedAttentionCache, "update"), "runs": (Fa3, "run")}
         self.us: dict[str, list[float]] = {name: [] for name in self._calls}

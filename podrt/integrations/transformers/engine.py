@@ -160,10 +160,6 @@ class Engine:
 
     def _plan_all(self, batch: HybridBatch, table: PageTable, stream: Any) -> None:
         """Plan a batch for all attentions, and leave them as they were if one refuses it."""
-        if len(self.attentions) == 1:
-            ((layer, attention),) = self.attentions.items()
-            attention.plan_batch(batch, table, stream=stream, **self._more_of(layer))
-            return
         prepared: list[tuple[Any, Any]] = []  # each adopts what it prepared
         for layer, attention in self.attentions.items():
             plan = attention.prepare(batch, table, stream=stream, **self._more_of(layer))

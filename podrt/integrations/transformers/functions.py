@@ -78,7 +78,7 @@ def attention(
             given = module, query, key, value, attention_mask
             return _outside_of_graphs(*given, scaling=scaling, **arguments)  # type: ignore[no-any-return]
         try:
-            return _paged_attention(engine, module, query, key, value, scaling, arguments), None
+            return paged_attention(engine, module, query, key, value, scaling, arguments), None
         except StepError:
             raise
         except Exception as error:
@@ -98,7 +98,7 @@ def attention(
     return dense_attention(layer, query, key, value, attention_mask, sinks, policy), None
 
 
-def _paged_attention(
+def paged_attention(
     engine: Engine,
     module: Any,
     query: Any,

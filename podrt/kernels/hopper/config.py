@@ -193,6 +193,11 @@ class HopperConfig(VariantForm):
         return self.decode_heads * self.head_dim
 
     @property
+    def decode_tile_rows(self) -> int:
+        """Rows of a decode tile, those of all heads of a unit."""
+        return self.decode_heads * self.decode_rows
+
+    @property
     def decode_tiles(self) -> int:
         """Tiles of `DECODE_KEYS` keys that a step of decode takes."""
         return DECODE_TILES if self.decode_dim <= _MOST_COLUMNS else 1

@@ -43,10 +43,7 @@ class Sizes(Protocol):
     def value_dim(self) -> int: ...
 
     @property
-    def decode_rows(self) -> int: ...
-
-    @property
-    def decode_heads(self) -> int: ...
+    def decode_tile_rows(self) -> int: ...
 
     @property
     def kv_tile(self) -> int: ...
@@ -115,7 +112,7 @@ def cta_regions(config: Sizes) -> tuple[Region, ...]:
 
 def lane_tiles(config: Sizes, slots: int) -> tuple[Region, ...]:
     """Return the tiles of a decode lane with a ring of so many slots."""
-    row, rows = _row_bytes(config, config.head_dim), decode_tile_rows(config)
+    row, rows = _row_bytes(config, config.head_dim), config.decode_tile_rows
     step = config.decode_tiles * DECODE_KEYS * ELEMENT_BYTES[config.dtype]
     return (
         Region("LaneQ", rows * row, "one decode tile"),
@@ -126,7 +123,7 @@ def lane_tiles(config: Sizes, slots: int) -> tuple[Region, ...]:
 
 def lane_control(config: Sizes) -> tuple[Region, ...]:
     """Return what a decode lane has besides its tiles."""
-    sums = (_LANE_WARPS + 1) * decode_tile_rows(config) * _FLOAT_BYTES
+    sums = (_LANE_WARPS + 1) * config.decode_tile_rows * _FLOAT_BYTES
     work, ring = (_BARRIER_BYTES * n for n in (WORK_SLOTS, _most_slots(config)))
     return (
         Region("LaneWork", WORK_SLOTS * WORK_SLOT_BYTES, "units of decode"),
@@ -137,11 +134,6 @@ def lane_control(config: Sizes) -> tuple[Region, ...]:
         Region("RingFull", ring, ""),
         Region("RingEmpty", ring, ""),
     )
-
-
-def decode_tile_rows(config: Sizes) -> int:
-    """Return the rows of a decode tile, those of all heads of a unit."""
-    return config.decode_heads * config.decode_rows
 
 
 def barriers(config: Sizes) -> tuple[str, ...]:
