@@ -533,11 +533,9 @@ class HybridAttention:
                 "shared_prefixes: requests with device_kv_lens have keys that are known on the GPU "
                 "alone; leave one of them out"
             )
-        device, lengths, tree = session.driver.ordinal, None, None
-        if device_kv_lens is not None:
-            lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
-        if tree_mask is not None or self.layer.mask.tree:
-            tree = read_tree_mask(tree_mask, batch, self.layer.mask, device)
+        device = session.driver.ordinal
+        lengths = view_device_lengths(device_kv_lens, batch.num_requests, device)
+        tree = read_tree_mask(tree_mask, batch, self.layer.mask, device)
         tensors = table.tensor if table else None, lengths, tree.tensor if tree else None
         on = stream_of_plan(session, stream, self._framework, *tensors)
         return Prepared(session.plan(batch, table, lengths, tree), on)

@@ -60,7 +60,7 @@ class Planned:
     def nbytes(self) -> int:
         """Bytes of header, items, joins, copied tree mask and page numbers together."""
         plan = self.plan
-        nbytes = PLAN_HEADER_BYTES + plan.prefill.nbytes + plan.decode.nbytes
+        nbytes = plan_bytes(len(plan.prefill) + len(plan.decode), 0)
         if plan.joins is not None:
             nbytes += sum(table.nbytes for table in plan.joins)
         for copied in (self.page_table, self.tree_mask):

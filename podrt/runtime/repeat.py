@@ -38,8 +38,6 @@ class Repeat:
         Handle of the stream.
     steps : Steps
         What is launched.
-    has_sinks : bool
-        Whether runs have sinks.
     """
 
     def __init__(
@@ -55,7 +53,7 @@ class Repeat:
         self.workspace, self.tensors = workspace, tensors.described()
         self.prepared = prepared
         self._driver, self._addresses = driver, addresses
-        self._sinks_address, self.has_sinks = sinks_address, sinks_address is not None
+        self._sinks_address = sinks_address
         self.stream, self._stream_key = stream, driver.stream_key(stream)
         self._framework: Framework = tensors.q.framework
         self._current_stream = current_stream_getter(self._framework)

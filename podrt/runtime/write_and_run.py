@@ -120,7 +120,7 @@ class WriteAndRun:
             ):
                 return None
             stream = repeat.stream_for(rows)
-            at_sinks = 0 if sinks is None and not repeat.has_sinks else repeat.address_of(sinks)
+            at_sinks = repeat.address_of(sinks)
             if stream < 0 or at_sinks < 0:
                 return None
             if out is None:
