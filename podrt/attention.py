@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from podrt.gpu.device import checked_ordinal, current_device, device_info, part_of
@@ -30,6 +30,8 @@ from podrt.tensors.shared_prefixes import SharedPrefixes, with_prefixes
 from podrt.tensors.streams import resolve_stream
 from podrt.tensors.tree_mask import read_tree_mask
 from podrt.tensors.view import view
+
+_NO_PAGES: Mapping[int, int] = {}
 
 
 class HybridAttention:
@@ -248,6 +250,50 @@ class HybridAttention:
             more = device_kv_lens, tree_mask, shared_prefixes
             with session.driver.current():
                 session.adopt(*self._prepare(session, batch, table, *more, stream))
+
+    def grow(
+        self, num_keys: int = 1, *, new_pages: Mapping[int, int] | None = None, stream: Any = None
+    ) -> bool:
+        """Have every request of the planned batch `num_keys` keys more, if that needs no new plan.
+
+        From one step of a server to the next decodes mostly grow alike. What `plan` would then make
+        of the whole batch, a short launch makes on the GPU of the plan that lies there, the same to
+        the bit, in a fraction of its time: for 15 of 16 steps of decodes alone, without windows,
+        trees or shared prefixes, over pages, once the same query lengths have been planned twice.
+
+        Parameters
+        ----------
+        num_keys : int
+            At least 1. `device_kv_lens`, where the plan has them, stay as they are: exact lengths,
+            beside which those of the plan are upper bounds.
+        new_pages : {entry: page}, optional
+            Of a page table that `plan` copied from host memory, entries of the flat page numbers
+            that are others now. A table on the GPU may change in place without.
+        stream : optional
+            As `plan`: the growth takes place in its order.
+
+        Returns
+        -------
+        bool
+            Whether it was done. If not, nothing has changed, and `plan` has to be called, which
+            says so if something is wrong, a page that is missing for example.
+
+        Raises
+        ------
+        RuntimeError
+            `stream` is being captured into a graph.
+        ValueError
+            `num_keys` is less than 1.
+        """
+        with self._lock:
+            if num_keys < 1:
+                raise ValueError(f"num_keys={num_keys}: must be at least 1")
+            session = self._session
+            if session is None:
+                return False
+            with session.driver.current():
+                on = stream_of_plan(session, stream, self._framework)
+                return on is not None and session.grow(num_keys, new_pages or _NO_PAGES, on)
 
     @property
     def shared_prefixes(self) -> tuple[SharedPrefix, ...]:
@@ -552,7 +598,8 @@ class HybridAttention:
         return self._table
 
     def _require_plan(self) -> Planned:
-        planned = self._session.planned if self._session else None
+        with self._lock:
+            planned = self._session.planned if self._session else None
         if planned is None:
             raise RuntimeError("no batch is planned: call plan() first")
         return planned

@@ -28,6 +28,8 @@ from podrt.kernels.arguments import PLAN_HEADER_BYTES, PLAN_HEADER_DTYPE
 from podrt.kernels.cache_write import PARAMS_DTYPE as WRITE_PARAMS_DTYPE
 from podrt.kernels.cache_write import CacheWriteConfig
 from podrt.kernels.families import Variant, params_dtype
+from podrt.kernels.growth import PARAMS_DTYPE as GROWTH_PARAMS_DTYPE
+from podrt.kernels.growth import GrowthConfig
 from podrt.kernels.joins import PARAMS as JOIN_PARAMS
 from podrt.kernels.joins import JoinConfig
 from podrt.kernels.structs import struct_dtype
@@ -161,15 +163,15 @@ class FakeGpu:
         self._require_context()
         variant = self.functions[function]
         is_write = isinstance(variant, CacheWriteConfig)
-        is_join = isinstance(variant, JoinConfig)
-        if is_write:
-            dtype = WRITE_PARAMS_DTYPE
-        else:
-            dtype = struct_dtype(JOIN_PARAMS) if is_join else params_dtype(variant)
+        is_growth = isinstance(variant, GrowthConfig)
+        dtype = _params_of(variant)
         block = ctypes.c_uint64.from_address(arguments).value
         values = np.frombuffer(ctypes.string_at(block, dtype.itemsize), dtype)[0]
 
         def compute() -> None:
+            if is_growth:
+                self._grow(values)
+                return
             launch = Launch(variant, grid, stream, values)
             self.launches.append(launch if is_write else self._computed(launch))
 
@@ -228,6 +230,22 @@ class FakeGpu:
         )
         return launch
 
+    def _grow(self, arguments: np.void) -> None:
+        """Do what templates/plan/grow.cu.jinja does."""
+        plan = int(arguments["plan"])
+        header = np.frombuffer(self.read(plan, PLAN_HEADER_BYTES), PLAN_HEADER_DTYPE)[0]
+        count, keys = int(arguments["num_items"]), int(arguments["num_keys"])
+        assert not header["num_prefill_items"]
+        assert header["num_decode_items"] == count
+        at = plan + PLAN_HEADER_BYTES
+        items = np.frombuffer(self.read(at, count * WORK_ITEM.itemsize), WORK_ITEM).copy()
+        items["kv_len"] += keys
+        items["kv_end"][items["split"] == items["num_splits"] - 1] += keys
+        self.write(at, items.tobytes())
+        for number in range(int(arguments["num_pages"])):
+            entry = int(header["page_table"]) + 4 * int(arguments["entries"][number])
+            self.write(entry, arguments["pages"][number].tobytes())
+
     def _take_allocation(self) -> None:
         self._require_context()
         if not self.allocations_left:
@@ -247,6 +265,15 @@ class FakeGpu:
 
     def _refuse_in_capture(self, stream: int, what: str) -> None:
         assert stream not in self.capturing, f"a {what} is captured into the graph"
+
+
+def _params_of(kernel: Any) -> np.dtype[np.void]:
+    """Return the parameters of a kernel, by its config."""
+    if isinstance(kernel, CacheWriteConfig):
+        return WRITE_PARAMS_DTYPE
+    if isinstance(kernel, GrowthConfig):
+        return GROWTH_PARAMS_DTYPE
+    return struct_dtype(JOIN_PARAMS) if isinstance(kernel, JoinConfig) else params_dtype(kernel)
 
 
 def _tensor_type() -> type:
@@ -299,7 +326,7 @@ def install(monkeypatch: pytest.MonkeyPatch, info: DeviceInfo = H100) -> FakeGpu
     """Let podrt find a GPU that is not there, with PyTorch's current stream at ``gpu.stream``."""
     from podrt import attention
     from podrt.kernels import tensor_map
-    from podrt.runtime import launcher, session, workspaces
+    from podrt.runtime import growth, launcher, session, workspaces
     from podrt.tensors import streams
 
     def encode(*arguments: Any) -> int:
@@ -317,6 +344,7 @@ def install(monkeypatch: pytest.MonkeyPatch, info: DeviceInfo = H100) -> FakeGpu
     monkeypatch.setattr(session, "load_kernel", gpu.load_kernel)
     for module in (launcher, session):
         monkeypatch.setattr(module, "load_joiner", gpu.load_kernel)
+    monkeypatch.setattr(growth, "load_grower", gpu.load_kernel)
     monkeypatch.setattr(workspaces, "uncaptured", nullcontext)
     monkeypatch.setattr(streams, "_torch_stream_of", lambda: lambda device: gpu.stream)
     return gpu  # type: ignore[no-any-return]

@@ -147,12 +147,19 @@ class Span(NamedTuple):
         found = batch.queries, planned_at.tobytes(), longest, batch.page_begin, plan, rows, moved
         return cls(*found)
 
-    def plan_of(self, batch: HybridBatch) -> Plan | None:
-        """Return the plan of a batch, as `make_plan` would make it; None for another's to make."""
+    def growth_of(self, batch: HybridBatch) -> int | None:
+        """Return by how many keys requests are longer than planned; None for another's to plan."""
         growth = batch.max_kv_len - self.longest
         if batch.queries is not self.queries or not 0 <= growth < GROWTH_STEP or batch.prefixes:
             return None
         if (batch.kv_lens - np.int32(growth)).tobytes() != self.kv_lens:
+            return None
+        return growth
+
+    def plan_of(self, batch: HybridBatch) -> Plan | None:
+        """Return the plan of a batch, as `make_plan` would make it; None for another's to make."""
+        growth = self.growth_of(batch)
+        if growth is None:
             return None
         rows = self.rows + self.moved * np.int32(growth)
         if batch.page_begin is not self.page_begin:

@@ -16,6 +16,7 @@ from podrt.kernels.families import FAMILIES, Variant, family_of, stand_ins
 from podrt.kernels.variant import Form, TileGeometry
 from podrt.plan import (
     DEFAULT_PARTIAL_BYTES,
+    GROWTH_STEP,
     KeySharing,
     Plan,
     RequestCuts,
@@ -178,6 +179,17 @@ class Scheduler:
                 self._last = _Last(span, decode_rows, schedule)
         self._queries = batch.queries
         return schedule
+
+    def growth_left(self, batch: HybridBatch, *, decode_rows: int | None = None) -> int:
+        """Return how many keys more all requests may have with the schedule that they have.
+
+        But for the ends of their last pieces, and of a batch that was the last to be scheduled.
+        """
+        last = self._last
+        if last is None or last.decode_rows != decode_rows or self._trials:
+            return 0  # what was measured may choose otherwise a key later
+        growth = last.span.growth_of(batch)
+        return 0 if growth is None else GROWTH_STEP - 1 - growth
 
     @property
     def family(self) -> Family:

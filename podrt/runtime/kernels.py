@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from podrt.jit import Build, LoadedKernel, build, load, on_reset
-from podrt.kernels import joins
+from podrt.kernels import growth, joins
 from podrt.kernels.families import Variant, source_of
+from podrt.kernels.growth import GrowthConfig
 from podrt.kernels.joins import JoinConfig
 from podrt.kernels.tracing import traced
 
@@ -50,6 +51,11 @@ def load_joiner(config: JoinConfig, device: int) -> LoadedKernel:
     if known is None:
         known = _joiners[config, device] = load(build(joins.source_of(config)), device)
     return known
+
+
+def load_grower(config: GrowthConfig, device: int) -> LoadedKernel:
+    """Return the kernel that makes plans longer on a device."""
+    return load(build(growth.source_of(config)), device)
 
 
 @contextmanager

@@ -89,6 +89,10 @@ class Repeat:
         self._least_rows, self._most_rows = least_rows, most_rows
         self._has_checked_pages = False
 
+    def is_on(self, stream: int) -> bool:
+        """Whether that is the handle of the run's stream, as it was before."""
+        return stream == self.stream and self._driver.stream_key(stream) == self._stream_key
+
     def run(self, q: Any, k_cache: Any, v_cache: Any, out: Any, sinks: Any, stream: Any) -> Any:
         """Launch and return out, allocated if None; return None if anything is unlike."""
         planned = self._planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from podrt.kernels.joins import JoinConfig, ctas_of
 from podrt.policy.explain import Explanation, explain
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
+from podrt.runtime.growth import Grower, Growth
 from podrt.runtime.kernels import load_joiner, load_kernel
 from podrt.runtime.launcher import Launcher, LaunchersByKernel, Layout
 from podrt.runtime.planned import Launches, Planned
@@ -53,7 +55,9 @@ class Session:
         self._spec, self._num_sms = scheduler.spec, scheduler.gpu.num_sms
         self.workspaces = Workspaces(driver, self._spec.value_dim)
         self.reservation: Reservation | None = None
-        self.planned: Planned | None = None
+        self._planned: Planned | None = None
+        self._growth: Growth | None = None  # of what was planned last, where it lies
+        self._grower: Grower | None = None
         self._by_other_family: Planned | None = None  # the same batch
         self._preferred = scheduler
         self._refused: tuple[Variant, ...] = ()  # preferred, but could not read the last tensors
@@ -80,6 +84,73 @@ class Session:
             load_joiner(self._join, self.driver.ordinal)
         return Planned(batch, schedule.plan, self._launches(schedule), table, lengths, tree)
 
+    @property
+    def planned(self) -> Planned | None:
+        """The batch planned last, as it is by now; None before the first."""
+        growth = self._growth
+        if growth is not None and growth.num_keys:
+            self._settle(growth)
+        return self._planned
+
+    def grow(self, num_keys: int, pages: Mapping[int, int], stream: int) -> bool:
+        """Make every request of the planned batch longer on the GPU; say whether that could be.
+
+        Parameters
+        ----------
+        num_keys : int
+            That each of them has more.
+        pages : {entry of the page table: page}
+            Page numbers in host memory that are others now.
+        stream : int
+            As `adopt`.
+        """
+        workspace = self._found_by_runs(stream)
+        if workspace is None:
+            return False
+        growth = self._growth
+        if growth is None or growth.workspace is not workspace:
+            growth = self._growth = self._growth_in(workspace)
+        if growth is None or not growth.allows(num_keys, pages):
+            return False
+        if self._grower is None:
+            self._grower = Grower(self.driver, self.scheduler.gpu.arch.name)
+        self._grower.launch(growth, num_keys, pages, stream)
+        growth.grow(num_keys, pages)
+        if not growth.planned.checked_num_pages:
+            self.repeatable = None  # the long way checks what has been added too
+        return True
+
+    def _found_by_runs(self, stream: int) -> Workspace | None:
+        """Return where runs or replays to come on a stream find their plan, as far as is known."""
+        if self.reservation is not None:
+            return self.reservation.workspace
+        repeat = self.repeatable
+        return repeat.workspace if repeat is not None and repeat.is_on(stream) else None
+
+    def _growth_in(self, workspace: Workspace) -> Growth | None:
+        """Return how the plan may grow that lies in a workspace; None if it is another one."""
+        planned, reserved = self._planned, self.reservation
+        if planned is None or workspace.planned is not planned:
+            return None
+        most = self.scheduler.growth_left(
+            planned.batch, decode_rows=reserved.decode_rows if reserved else None
+        )
+        if reserved is not None:
+            most = min(most, reserved.limits.max_kv_len - planned.batch.max_kv_len)
+        return Growth.of(workspace, planned, most)
+
+    def _settle(self, growth: Growth) -> None:
+        """Plan on the host what a plan on the GPU has grown to, which is the same."""
+        batch, table = growth.grown()
+        before, repeat = growth.planned, self.repeatable
+        planned = self.plan(batch, table, before.device_kv_lens)
+        if growth.is_in_place:
+            growth.workspace.planned = planned
+        self._planned, self._growth, self._by_other_family = planned, None, None
+        if repeat is not None and repeat.workspace is growth.workspace:
+            self.repeatable = None
+            self._aim(repeat, planned)
+
     def explain(self, planned: Planned) -> Explanation:
         """Explain how a batch that was planned is run."""
         rows = self.reservation.decode_rows if self.reservation else None
@@ -96,7 +167,7 @@ class Session:
             workspace = self._workspace(planned, stream, may_be_captured=False)
             if repeat is not None and repeat.workspace is workspace:
                 self._aim(repeat, planned)
-        self.planned = planned
+        self._planned, self._growth = planned, None
 
     def reserve(self, limits: Limits, scratch: TensorView | None, stream: int) -> None:
         """Fix memory and kernels for all batches within some limits, and plan an empty one.
@@ -124,7 +195,8 @@ class Session:
             full(room.captured),
             full(room.captured_decode),
         )
-        self.planned, self.repeatable, self._by_other_family = empty, None, None
+        self._planned, self._growth = empty, None
+        self.repeatable, self._by_other_family = None, None
         self.workspaces.release_streams()
 
     def repeat(self, q: Any, k_cache: Any, v_cache: Any, out: Any, sinks: Any, stream: Any) -> Any:
@@ -202,7 +274,8 @@ class Session:
         except BaseException:
             self.scheduler = before
             raise
-        self._by_other_family, self.planned, self._refused = planned, turned, refused
+        self._by_other_family, self._planned, self._refused = planned, turned, refused
+        self._growth = None
         self.repeatable = None  # of tensors that the family of now may not read
         return turned
 

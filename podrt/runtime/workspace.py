@@ -49,6 +49,11 @@ class Workspace:
             merge_counters=scratch.merge_counters,
         )
 
+    @property
+    def plan_address(self) -> int:
+        """Where the plan lies."""
+        return self._plan.pointer
+
     def fix(self, plan_bytes: int, scratch: Memory | int, stream: int) -> None:
         """Take all memory now and never again, so that graphs may hold its addresses.
 

@@ -51,6 +51,15 @@ class PageTable:
             return self.tensor.shape[1]
         return self.tensor.strides[0]
 
+    def least_room(self, page_size: int, kv_lens: Int32Array) -> int:
+        """Return how many keys more every request's entries have room for, at the least."""
+        if not len(kv_lens):
+            return 0
+        if self.kv_indptr is None:
+            return int(self.tensor.shape[1] * page_size - kv_lens.max())
+        room = np.diff(self.kv_indptr).astype(np.int64) * page_size
+        return int((room - kv_lens).min())
+
     def is_at(self, values: Any) -> bool:
         """Whether this is what reading `values` would give: the same memory, laid out the same."""
         return self._address is not None and self._address(values) == self.tensor.pointer != 0

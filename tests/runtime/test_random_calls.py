@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu
-from runtime_support import LIMITS, STREAM, capture, is_of, layer, plan, table_of, tensors
+from runtime_support import (
+    LIMITS,
+    STREAM,
+    capture,
+    is_of,
+    layer,
+    plan,
+    reserved,
+    table_of,
+    tensors,
+)
+
+from podrt.plan import GROWTH_STEP
 
 STREAMS = (STREAM, 8, 9)
 TURNS = 150
@@ -23,12 +35,8 @@ class Server:
         self.attention = layer()
         self.expected: dict[int, list[Any]] = defaultdict(list)
         self.graphs: dict[int, Any] = {}  # what a replay computes; None: whatever is planned
-        self.is_reserved = False
+        self.is_reserved, self.grown = False, 0
         self.plan()
-
-    @property
-    def planned(self) -> Any:
-        return self.attention.current_plan
 
     def stream(self) -> int:
         return STREAM if self.is_reserved else int(self.rng.choice(STREAMS))
@@ -37,27 +45,56 @@ class Server:
         num = int(self.rng.integers(1, 9))
         q_lens = self.rng.choice([0, 1, 1, 1, 2, 30], num)
         kv_lens = self.rng.integers(0, 3000, num).astype(np.int32)
-        batch = np.cumsum([0, *q_lens]).astype(np.int32), kv_lens
+        self._plan(q_lens, kv_lens)
+
+    def plan_decodes(self) -> None:
+        """Plan such as may grow, mostly of as many requests as before."""
+        changes = not len(self.kv_lens) or self.rng.random() < 0.2
+        num = int(self.rng.integers(1, 5)) if changes else len(self.kv_lens)
+        kv_lens = self.rng.integers(40, 2900, num).astype(np.int32)
+        if self.rng.random() < 0.7:  # at the beginning of a span
+            kv_lens -= kv_lens.max() % GROWTH_STEP
+        self._plan(np.ones(num, np.int64), kv_lens)
+
+    def _plan(self, q_lens: np.ndarray, kv_lens: np.ndarray) -> None:
+        num, batch = len(q_lens), (np.cumsum([0, *q_lens]).astype(np.int32), kv_lens)
         table: Any = table_of(num)
         if self.rng.random() < 0.3:
             table = np.zeros((num, 188), np.int32)
         plan(self.attention, batch, block_table=table, stream=self.stream())
-        self.tokens = int(q_lens.sum())
+        self.tokens, self.table = int(q_lens.sum()), table
+        self.qo_indptr, self.kv_lens = batch
+        self._expect(self.attention)
+
+    def _expect(self, attention: Any) -> None:
+        self.planned, self.num_launches = attention.current_plan, len(attention.variants)
+
+    def grow(self) -> None:
+        keys = int(self.rng.integers(1, 4))
+        if not self.attention.grow(keys, stream=self.stream()):
+            return
+        self.grown += 1
+        self.kv_lens = self.kv_lens + np.int32(keys)
+        twin = reserved() if self.is_reserved else layer()
+        plan(twin, (self.qo_indptr, self.kv_lens), block_table=self.table)
+        self._expect(twin)
+        if self.rng.random() < 0.1:  # to ask for it has it planned on the host
+            assert self.attention.current_plan.decode.tobytes() == self.planned.decode.tobytes()
 
     def run(self) -> None:
         stream = self.stream()
         rows = self.tokens + (int(self.rng.integers(0, 9)) if self.is_reserved else 0)
         self.attention.run(**tensors(rows), stream=stream)
-        self.expected[stream] += [self.planned] * len(self.attention.variants)
+        self.expected[stream] += [self.planned] * self.num_launches
 
     def fail(self) -> None:
         """Make whatever comes next run out of memory, sooner or later."""
         self.gpu.allocations_left = int(self.rng.integers(0, 3))
         before = self.planned
         try:
-            getattr(self, str(self.rng.choice(["plan", "reserve"])))()
+            getattr(self, str(self.rng.choice(["plan", "plan_decodes", "reserve"])))()
         except MemoryError:
-            assert self.planned is before
+            assert self.attention.current_plan.decode.tobytes() == before.decode.tobytes()
         self.gpu.allocations_left = 1 << 30
 
     def capture(self) -> None:
@@ -78,7 +115,8 @@ class Server:
         self.attention.reserve(**LIMITS, stream=STREAM)
         for graph, found in self.graphs.items():
             self.graphs[graph] = before if found is None else found
-        self.is_reserved, self.tokens = True, 0
+        self.is_reserved, self.tokens, self.kv_lens = True, 0, np.zeros(0, np.int32)
+        self._expect(self.attention)
 
     def release(self) -> None:
         self.gpu.finish()
@@ -109,3 +147,15 @@ def test_every_launch_finds_its_batch(gpu: FakeGpu, seed: int) -> None:
         getattr(server, str(server.rng.choice(calls)))()
     server.check()
     assert sum(map(len, server.expected.values())) > TURNS // 3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_launch_finds_what_its_batch_has_grown_to(gpu: FakeGpu, seed: int) -> None:
+    server = Server(gpu, seed)
+    usual = ["plan_decodes", "grow", "grow", "run", "replay", "finish_some"]
+    for turn in range(2 * TURNS):
+        rare = ["plan", "fail", "release", "capture", *(["reserve"] if turn > TURNS else [])]
+        calls = usual if server.rng.random() < 0.95 else rare
+        getattr(server, str(server.rng.choice(calls)))()
+    server.check()
+    assert server.grown > 5

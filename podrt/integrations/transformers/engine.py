@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import gt
 from typing import Any
 
 import numpy as np
@@ -112,6 +111,7 @@ class Engine:
         }
         self._page_size = page_size
         self._q_lens: list[int] = []  # of the last step, as those that follow
+        self._kv_lens: list[int] = []
         self._kv_indptr: Any = None
         self._batch = HybridBatch.empty(page_size)
         self._tables = PageTables(
@@ -140,19 +140,35 @@ class Engine:
         table = self._tables.of(names, self._allocator.block_table)
         q_lens = [state.query_length for state in states]
         kv_lens = [state.state.position_offset for state in states]
-        batch = self._batch_of(q_lens, kv_lens, table)
-        self._plan_all(batch, table, stream)
-        self._batch, self._q_lens, self._kv_indptr = batch, q_lens, table.kv_indptr
-        self._num_tokens = batch.total_tokens
-        self._note()
+        self._tables.require_room(kv_lens)
+        if not self._grow_all(q_lens, kv_lens, stream):
+            batch = self._batch_of(q_lens, kv_lens, table)
+            self._plan_all(batch, table, stream)
+            self._batch, self._q_lens, self._kv_indptr = batch, q_lens, table.kv_indptr
+            self._num_tokens = batch.total_tokens
+            self._note()
+        self._kv_lens = kv_lens
         if not self.num_steps:
             _log.info("podrt runs attention of continuous batching: %s", self._record.kernels)
+        self._record.steps += 1
         self.num_steps += 1
+
+    def _grow_all(self, q_lens: list[int], kv_lens: list[int], stream: Any) -> bool:
+        """Have what is planned grow by a key a request; whether that is the step to plan."""
+        changed = self._tables.changed
+        if changed is None or q_lens != self._q_lens:
+            return False
+        if kv_lens != [length + 1 for length in self._kv_lens]:
+            return False
+        # What some have grown by is planned anew where others refuse.
+        return all(
+            isinstance(attention, HybridAttention)
+            and attention.grow(new_pages=changed, stream=stream)
+            for attention in self.attentions.values()
+        )
 
     def _batch_of(self, q_lens: list[int], kv_lens: list[int], table: PageTable) -> HybridBatch:
         """Return a step's batch; of decodes mostly that of the last step, but for their keys."""
-        if any(map(gt, kv_lens, self._tables.room)):  # entries to spare are nobody's
-            raise ValueError(f"kv_lens {kv_lens}: blocks hold {self._tables.room}")
         if q_lens == self._q_lens and table.kv_indptr is self._kv_indptr:
             return self._batch.with_keys(kv_lens)
         qo_indptr = np.array([0, *q_lens], np.int32).cumsum(dtype=np.int32)
@@ -248,8 +264,7 @@ class Engine:
             attention.reserve(*limits, workspace=shared, stream=stream, **more)
 
     def _note(self) -> None:
-        """Record the step; names are made where kernels are others than those of the last one."""
-        self._record.steps += 1
+        """Record kernels; names are made where they are others than those of the last step."""
         variants: list[Variant] = []
         for attention in self.attentions.values():
             if not isinstance(attention, HybridAttention):

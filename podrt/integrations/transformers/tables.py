@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import gt
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +35,15 @@ class PageTables:
     ----------
     room : list of int
         Keys that the blocks of every request of the last batch hold.
+    changed : {entry: page} or None
+        What the last table has otherwise than the one before, of the same requests; None of others.
     """
 
     def __init__(self, page_size: int, pages_per_block: int, most_blocks: int) -> None:
         self._page_size, self._most_blocks = page_size, most_blocks
         self._pages_per_block = np.int32(pages_per_block)
         self.room: list[int] = []
+        self.changed: dict[int, int] | None = None
         self._requests: Sequence[str] = ()  # of the last batch
         self._blocks: list[list[int]] = []
         self._begin = [0]  # entries of each, and where the last ones end
@@ -57,15 +61,25 @@ class PageTables:
             Blocks of each, as many as its keys fill, or more. A list may change between calls.
         """
         lists = [blocks[name] for name in requests]
-        if lists != self._blocks:
-            if requests != self._requests or not self._change(lists):
-                self._make(requests, lists)
-            self._requests = requests
+        if requests != self._requests or not self._change(lists):
+            self._make(requests, lists)
+            self.changed, self._requests = None, requests
         return self._table
+
+    def require_room(self, kv_lens: Sequence[int]) -> None:
+        """Raise ValueError if a request has more keys than its blocks; entries to spare are none.
+
+        Of the last batch.
+        """
+        if any(map(gt, kv_lens, self.room)):
+            raise ValueError(f"kv_lens {kv_lens}: blocks hold {self.room}")
 
     def _change(self, lists: Sequence[list[int]]) -> bool:
         """Put what has changed into a copy of the same requests' table; say whether it fits."""
         last, begin = self._blocks, self._begin
+        self.changed = {}
+        if lists == last:
+            return True
         changed = [at for at, blocks in enumerate(lists) if blocks != last[at]]
         if any(len(lists[at]) > begin[at + 1] - begin[at] for at in changed):
             return False
@@ -73,7 +87,9 @@ class PageTables:
         for at in changed:
             blocks = lists[at]
             last[at], self.room[at] = blocks.copy(), len(blocks) * self._page_size
-            pages[begin[at] : begin[at] + len(blocks)] = self._pages_of(blocks)
+            end = begin[at] + len(blocks)
+            pages[begin[at] : end] = self._pages_of(blocks)
+            self.changed |= zip(range(begin[at], end), pages[begin[at] : end].tolist(), strict=True)
         self._pages, self._table = pages, page_table_of(self._kv_indptr, pages)
         return True
 

@@ -502,15 +502,15 @@ def test_page_tables_of_requests_that_come_grow_and_go() -> None:
 
 def test_keys_beyond_a_requests_blocks_are_refused(llama: Any, monkeypatch: Any) -> None:
     """Entries to spare would be read in their place."""
-    found, batch_of = [], Engine._batch_of
+    found, require_room = [], PageTables.require_room
 
-    def longer(self: Engine, q_lens: list[int], kv_lens: list[int], table: Any) -> Any:
+    def longer(self: PageTables, kv_lens: list[int]) -> None:
         with pytest.raises(ValueError, match="blocks hold"):
-            batch_of(self, q_lens, [keys + 16 for keys in kv_lens], table)
+            require_room(self, [keys + 16 for keys in kv_lens])
         found.append(kv_lens)
-        return batch_of(self, q_lens, kv_lens, table)
+        require_room(self, kv_lens)
 
-    monkeypatch.setattr(Engine, "_batch_of", longer)
+    monkeypatch.setattr(PageTables, "require_room", longer)
     with integration.enable(llama):
         generate_batch(llama, make_prompts([9, 30]), 3)
     assert found
