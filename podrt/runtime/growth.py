@@ -52,7 +52,7 @@ class Growth:
         requests need them. What they grow into was not, unless all were fine.
         """
         table, batch = planned.page_table, planned.batch
-        if table is None or batch.page_size is None:
+        if most_keys < 1 or table is None or batch.page_size is None:
             return cls(workspace, planned, 0, 0)
         most_keys = min(most_keys, table.least_room(batch.page_size, batch.kv_lens))
         values = table.host_values

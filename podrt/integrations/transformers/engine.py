@@ -160,6 +160,8 @@ class Engine:
             return False
         if kv_lens != [length + 1 for length in self._kv_lens]:
             return False
+        if self._sharing:  # with a page more requests may share a prefix
+            return False
         # What some have grown by is planned anew where others refuse.
         return all(
             isinstance(attention, HybridAttention)
