@@ -13,7 +13,7 @@ from podrt.tensors.page_table import PageTable, page_table_of
 IntArray = npt.NDArray[np.int32]
 
 #: The entries of a request are a multiple of so many.
-_STEP = 8
+_STEP = 32
 
 
 class PageTables:
@@ -85,11 +85,14 @@ class PageTables:
             return False
         pages = self._pages.copy()
         for at in changed:
-            blocks = lists[at]
+            blocks, before = lists[at], last[at]
+            kept = min(len(before), len(blocks))
+            if blocks[:kept] != before[:kept]:
+                kept = 0
+            first, end = begin[at] + kept, begin[at] + len(blocks)
+            pages[first:end] = new = self._pages_of(blocks[kept:])
+            self.changed |= zip(range(first, end), new.tolist(), strict=True)
             last[at], self.room[at] = blocks.copy(), len(blocks) * self._page_size
-            end = begin[at] + len(blocks)
-            pages[begin[at] : end] = self._pages_of(blocks)
-            self.changed |= zip(range(begin[at], end), pages[begin[at] : end].tolist(), strict=True)
         self._pages, self._table = pages, page_table_of(self._kv_indptr, pages)
         return True
 

@@ -462,12 +462,17 @@ def test_page_tables_follow_block_tables() -> None:
     assert pages_of(tables, ["b", "a"], blocks) == [[8], [12, 4]]
     assert tables.of(["b", "a"], blocks) is first
     before = first.flat().tolist()
+    assert tables.changed == {}
     blocks["a"].append(7)
     assert pages_of(tables, ["b", "a"], blocks) == [[8], [12, 4, 28]]
+    assert first.kv_indptr is not None
+    assert tables.changed == {int(first.kv_indptr[1]) + 2: 28}
     assert tables.room == [16, 48]
     assert pages_of(tables, ["a"], blocks) == [[12, 4, 28]]
+    assert tables.changed is None
     blocks["a"][0] = 5  # a page that turned out to be another request's
     assert pages_of(tables, ["a"], blocks) == [[20, 4, 28]]
+    assert tables.changed == {0: 20, 1: 4, 2: 28}
     del blocks["a"][1:]
     assert pages_of(tables, ["a"], blocks) == [[20]]
     assert tables.room == [16]
