@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from podrt.integrations.transformers.caches import all_layers_full
 from podrt.integrations.transformers.engine import Engine
 from podrt.integrations.transformers.failures import StepError, guard_steps
@@ -42,6 +44,7 @@ def attach(
         require_enabled()
         with all_layers_full(manager):
             processor = create()
+        _wait_for_resets(processor.model_device)
         if not hasattr(processor, "_podrt_engine"):
             processor._podrt_engine = make_engine(processor)
             _hook(processor, processor._podrt_engine)
@@ -49,6 +52,17 @@ def attach(
 
     manager._create_batch_processor = create_batch_processor
     manager._podrt_attached = True
+
+
+def _wait_for_resets(device: Any) -> None:
+    """Wait until a processor that was made, or reset, has cleared its inputs on the GPU.
+
+    It does so on the current stream, for which its own streams do not wait: the first batch was
+    sometimes copied before, and lost which rows to take logits of. Where that batch has a graph to
+    be captured first, as the engine's own attention has, this takes long enough.
+    """
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _hook(processor: Any, engine: Engine) -> None:

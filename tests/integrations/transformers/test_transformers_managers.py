@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from transformers_support import (  # noqa: E402
 )
 
 import podrt.integrations.transformers as integration  # noqa: E402
+from podrt.integrations.transformers import hooks  # noqa: E402
 from podrt.integrations.transformers.engine import Engine  # noqa: E402
 
 
@@ -244,3 +247,22 @@ def test_pages_are_the_cache_itself(llama: Any) -> None:
         stride = allocator.block_physical_stride // allocator.tokens_per_page
         assert last * stride < next(iter(layouts))[0][0]
         manager.destroy()
+
+
+def test_what_the_engine_clears_at_the_start_is_waited_for(monkeypatch: Any) -> None:
+    """It clears its inputs on another stream than the one that the first batch is copied on."""
+    waited: list[Any] = []
+
+    def current_stream(device: Any) -> Any:
+        return SimpleNamespace(synchronize=lambda: waited.append(device))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    for kind, count in (("cuda", 2), ("cpu", 0)):
+        processor = SimpleNamespace(model_device=torch.device(kind), _podrt_engine=object())
+        manager = SimpleNamespace(_create_batch_processor=lambda made=processor: made)
+        monkeypatch.setattr(hooks, "all_layers_full", lambda _: nullcontext())
+        hooks.attach(manager, lambda _: pytest.fail("made again"), lambda: None)
+        for _ in range(2):  # the second time the processor is reset
+            assert manager._create_batch_processor() is processor
+        assert len(waited) == count
+        waited.clear()
