@@ -288,11 +288,13 @@ class HybridAttention:
         with self._lock:
             if num_keys < 1:
                 raise ValueError(f"num_keys={num_keys}: must be at least 1")
-            session = self._session
+            session, table = self._session, self._table
             if session is None:
                 return False
             with session.driver.current():
-                on = stream_of_plan(session, stream, self._framework)
+                on = stream_of_plan(
+                    session, stream, self._framework, table.tensor if table else None
+                )
                 return on is not None and session.grow(num_keys, new_pages or _NO_PAGES, on)
 
     @property

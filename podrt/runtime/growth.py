@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from podrt.errors import MissingKernelError
 from podrt.jit import LoadedKernel
 from podrt.kernels.growth import MOST_PAGES, THREADS, GrowthArguments, GrowthConfig, ctas_of
 from podrt.runtime.driver import Driver
@@ -121,3 +122,14 @@ class Grower:
         arguments = self._arguments.describe(plan, num_items, num_keys, pages)
         grid = ctas_of(num_items, len(pages))
         self._driver.launch(self._kernel.function, grid, THREADS, 0, stream, arguments)
+
+
+def grower_for(driver: Driver, arch: str) -> Grower | None:
+    """Return one for a GPU; None where its kernel is in no cache and must not be compiled.
+
+    Plans then do not grow, which costs time alone.
+    """
+    try:
+        return Grower(driver, arch)
+    except MissingKernelError:
+        return None

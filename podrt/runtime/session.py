@@ -11,7 +11,7 @@ from podrt.kernels.joins import JoinConfig, ctas_of
 from podrt.policy.explain import Explanation, explain
 from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
-from podrt.runtime.growth import Grower, Growth
+from podrt.runtime.growth import Grower, Growth, grower_for
 from podrt.runtime.kernels import load_joiner, load_kernel
 from podrt.runtime.launcher import Launcher, LaunchersByKernel, Layout
 from podrt.runtime.planned import Launches, Planned
@@ -110,11 +110,10 @@ class Session:
         growth = self._growth
         if growth is None or growth.workspace is not workspace:
             growth = self._growth = self._growth_in(workspace)
-        if growth is None or not growth.allows(num_keys, pages):
+        grower = self._grower
+        if grower is None or growth is None or not growth.allows(num_keys, pages):
             return False
-        if self._grower is None:
-            self._grower = Grower(self.driver, self.scheduler.gpu.arch.name)
-        self._grower.launch(growth, num_keys, pages, stream)
+        grower.launch(growth, num_keys, pages, stream)
         growth.grow(num_keys, pages)
         if not growth.planned.checked_num_pages:
             self.repeatable = None  # the long way checks what has been added too
@@ -132,6 +131,8 @@ class Session:
         planned, reserved = self._planned, self.reservation
         if planned is None or workspace.planned is not planned:
             return None
+        if self._grower is None:
+            self._grower = grower_for(self.driver, self.scheduler.gpu.arch.name)
         most = self.scheduler.growth_left(
             planned.batch, decode_rows=reserved.decode_rows if reserved else None
         )
@@ -179,6 +180,7 @@ class Session:
         brought = None if scratch is None else self._brought(scratch, room.scratch_bytes)
         for variant in room.variants:
             load_kernel(variant, self.driver.ordinal)
+        self._grower = grower_for(self.driver, self.scheduler.gpu.arch.name)
         if limits.max_prefixes:
             load_joiner(self._join, self.driver.ordinal)
         workspace = self.workspaces.new()

@@ -23,8 +23,10 @@ from runtime_support import (
     tensors,
 )
 
+from podrt.errors import MissingKernelError
 from podrt.kernels.growth import MOST_PAGES
 from podrt.plan import GROWTH_STEP
+from podrt.runtime import growth
 from podrt.runtime.session import Session
 
 #: The longest is a multiple of `GROWTH_STEP`.
@@ -290,3 +292,14 @@ def test_a_stream_that_is_captured_is_refused(gpu: FakeGpu) -> None:
 def test_by_less_than_a_key_is_refused(gpu: FakeGpu) -> None:
     with pytest.raises(ValueError, match="num_keys=0: must be at least 1"):
         layer().grow(0)
+
+
+def test_without_its_kernel_all_is_left_to_plans(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> None:
+        raise MissingKernelError("in no cache")
+
+    monkeypatch.setattr(growth, "load_grower", missing)
+    for attention in (layer(), reserved()):
+        assert grown(attention, LENGTHS) == 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 
 from podrt.attention import HybridAttention
@@ -55,6 +56,27 @@ class PodrtMetadata:
         return self.builder.attentions[shape]
 
 
+class _Step(NamedTuple):
+    """What a step was planned with."""
+
+    qo_indptr: bytes
+    kv_lens: npt.NDArray[np.int32]
+    places: tuple[int, ...]  # of what is read at every run: block table and exact lengths
+
+    @classmethod
+    def of(cls, qo_indptr: Any, kv_lens: Any, table: Any, seq_lens: Any) -> _Step:
+        places = table.data_ptr(), *table.shape, table.stride(0), seq_lens.data_ptr()
+        return cls(qo_indptr.tobytes(), kv_lens, places)
+
+    def growth_since(self, last: _Step | None) -> int:
+        """Return how many keys more all requests have than in the last step; 0 if others have."""
+        if last is None or self.qo_indptr != last.qo_indptr or self.places != last.places:
+            return 0
+        more = self.kv_lens - last.kv_lens
+        num_keys = more.item(0) if more.size else 0
+        return num_keys if num_keys > 0 and (more == num_keys).all() else 0
+
+
 class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
     """Plans the steps of the layers of one cache group.
 
@@ -81,6 +103,7 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
                 "two streams at once, for which podrt's backend has no memory; leave them out"
             )
         self.limits, self.step, self.runs = limits_of(vllm_config), 0, 0
+        self._last: _Step | None = None
         self._deterministic = is_deterministic(vllm_config)
         self.attentions = {
             shape: reserved_attention(shape, kv_cache_spec.block_size, vllm_config, device)
@@ -104,8 +127,13 @@ class PodrtMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         table = common.block_table_tensor[:num_requests]
         # On the host they may be too long: drafts count as accepted, dummies as of any length.
         kv_lens = self._most_keys(common, num_requests)
+        step = _Step.of(qo_indptr, kv_lens, table, common.seq_lens)
+        num_keys, self._last = step.growth_since(self._last), None
         for attention in self.attentions.values():
-            attention.plan(qo_indptr, kv_lens, block_table=table, device_kv_lens=common.seq_lens)
+            if not (num_keys and attention.grow(num_keys)):
+                exact = common.seq_lens
+                attention.plan(qo_indptr, kv_lens, block_table=table, device_kv_lens=exact)
+        self._last = step
         self.step += 1
         return PodrtMetadata(self, self.step, common.slot_mapping)
 

@@ -37,6 +37,9 @@ class HostAttention:
     #: What ever computed a request of a layer, so many new tokens and so many keys.
     work: ClassVar[dict[Any, list[Any]]] = defaultdict(list)
 
+    #: Steps that took no plan.
+    num_grown = 0
+
     def __init__(
         self,
         num_qo_heads: int,
@@ -98,6 +101,18 @@ class HostAttention:
                 seen.append(work)
         if self._planned is None or not self.keep_first_plan:
             self._planned = batch, schedule.plan, block_table, device_kv_lens
+
+    def grow(self, num_keys: int) -> bool:
+        """Do what a plan of the longer batch would, where the real one can."""
+        if self._planned is None:
+            return False
+        batch, _, table, exact = self._planned
+        if self._scheduler.growth_left(batch, decode_rows=self._room.decode_rows) < num_keys:
+            return False
+        HostAttention.num_grown += 1
+        lens = batch.kv_lens + np.int32(num_keys)
+        self.plan(batch.qo_indptr, lens, block_table=table, device_kv_lens=exact)
+        return True
 
     def _require_room(self, plan: Any) -> None:
         rows = plan.partial_rows * self.layer.num_kv_heads

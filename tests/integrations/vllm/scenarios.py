@@ -184,6 +184,7 @@ def run(scenario: str) -> dict[str, Any]:
         detokenize=False,
     )
     HostAttention.work.clear()
+    HostAttention.num_grown = 0
     outputs = engine.generate(prompts(), sampling, use_tqdm=False)
     if workload in ("invariant", "deterministic"):
         for prompt in prompts()[:2]:  # and alone
@@ -195,6 +196,7 @@ def run(scenario: str) -> dict[str, Any]:
         **counted,
         **recorded_graphs.counts,
         "served": status(),
+        "grown": HostAttention.num_grown,
         "work": max(map(len, HostAttention.work.values()), default=0),
     }
 

@@ -112,6 +112,11 @@ def test_every_step_is_a_replay_where_graphs_are_full(runner: int, workload: str
     assert result["replayed"] == result["steps"]
 
 
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_steps_of_decodes_that_grow_alike_take_no_plan(runner: int) -> None:
+    assert result_of(runner, "FULL", "plain")["grown"] > 0
+
+
 @pytest.mark.parametrize("mode", ["FULL", "FULL_DECODE_ONLY"])
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_stale_plan_shows(runner: int, mode: str) -> None:
