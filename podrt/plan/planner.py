@@ -63,7 +63,8 @@ def make_plan(batch: HybridBatch, tiling: Tiling, spec: AttentionSpec) -> Plan:
         prefill_items = lay_out(prefill_side, batch, prefill, prefill_cut)
         in_order = prefill_items.items
         if tiling.key_sharing is not None:
-            in_order, runs = order_to_share_keys(in_order, prefill, spec, tiling.key_sharing)
+            sharing, beside = tiling.key_sharing, 0 if decode is None else decode.total
+            in_order, runs = order_to_share_keys(in_order, prefill, spec, sharing, beside)
     if decode is not None and decode_side is not None:
         _, merges, partial_rows = prefill_items
         of_decode = decode_side, batch, decode, decode_cut, merges, partial_rows

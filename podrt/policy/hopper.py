@@ -32,6 +32,7 @@ from podrt.spec.types import DType
 
 #: Of what the constants of `Cuts` were measured with.
 _MEASURED_HEAD_DIM = 128
+_WIDE_HEAD_DIM = 256
 
 
 @lru_cache(maxsize=1024)  # building one checks it, which takes longer than planning a small batch
@@ -231,10 +232,14 @@ def _cuts(cuts: Cuts, head_dim: int) -> Cuts:
     """Return cuts, measured at head_dim 128, with longer pieces of a decode where heads are narrow.
 
     What starting and merging a piece costs is to be weighed against the bytes that it reads. Beside
-    prefill pieces are as short for another reason: slots are of unlike speed there.
+    prefill pieces are as short for another reason: slots are of unlike speed there, and where heads
+    are wide they are slower.
     """
     longer = max(1, _MEASURED_HEAD_DIM // head_dim)
-    return replace(cuts, decode_piece_keys=longer * cuts.decode_piece_keys)
+    fused = cuts.fused_piece_keys
+    if head_dim == _WIDE_HEAD_DIM:
+        fused = fused * 3 // 4  # bench/results/h100/gemma-tiles.txt
+    return replace(cuts, decode_piece_keys=longer * cuts.decode_piece_keys, fused_piece_keys=fused)
 
 
 def _large_tile(policy: Policy, spec: AttentionSpec) -> bool | None:

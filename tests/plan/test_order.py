@@ -120,6 +120,17 @@ def test_nothing_changes_where_order_does_not_matter(prompts: Lengths, spec: Att
     assert (plan.prefill == before.prefill).all()
 
 
+@pytest.mark.parametrize(("decodes", "runs"), [(0, ()), (200, ()), (400, (16,))])
+def test_units_that_run_at_once_go_head_by_head_behind_much_longer_decode(
+    decodes: int, runs: tuple[int, ...]
+) -> None:
+    plan = planned([(512, 16384)], decodes=decodes)  # 16 tiles of 16 k keys
+    assert plan.num_prefill_units <= SMS
+    assert plan.prefill_runs == runs
+    little = planned([(512, 3800)], decodes=decodes)  # of all heads they stay in L2
+    assert little.prefill_runs == ()
+
+
 def test_prompts_without_keys_have_no_runs() -> None:
     nothing_stays = replace(HOPPER, key_sharing=KeySharing(resident_bytes=0, units_at_once=1))
     for prompts in ([(2048, 0)], [(2048, 0), (300, 0)]):

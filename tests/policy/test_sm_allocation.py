@@ -142,10 +142,18 @@ def test_the_order_of_prefill_changes_nothing() -> None:
 
 def test_first_ctas_get_the_longest_tiles_where_some_are_kept_for_them() -> None:
     """Head by head the first CTAs would have whatever tiles the first heads have."""
+    kept = by_head = 0
     for prefill, heads in (((2048, 16384), 1), ((1024, 12288), 4), ((512, 16384), 8)):
-        plan = unshared([prefill[0]] + [1] * 64, [prefill[1]] + [16384] * 64, heads, 4)
-        assert plan.num_prefill_units <= NUM_SMS
-        assert plan.prefill_runs == ()
+        for decodes in (1, 2, 4, 8, 16, 32, 64, 128):
+            lengths = [prefill[1]] + [16384] * decodes
+            plan = unshared([prefill[0]] + [1] * decodes, lengths, heads, 4)
+            assert plan.num_prefill_units <= NUM_SMS
+            by_head += bool(plan.prefill_runs)
+            for memory_gbs in (H100_GBS, H200_GBS):
+                prefill_first = allocation(memory_gbs).shares(plan)[1]
+                kept += prefill_first > 0
+                assert not (prefill_first and plan.prefill_runs)
+    assert kept and by_head
 
 
 def test_gpus_get_the_constants_of_the_one_with_the_likest_memory() -> None:
