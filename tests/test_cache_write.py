@@ -165,9 +165,8 @@ class KernelOnTheHost:
 
         return nullcontext()
 
-    def launch(
-        self, function: Any, grid: int, threads: int, smem_bytes: int, stream: int, arguments: int
-    ) -> None:
+    def launch(self, function: Any, grid: int, *given: int) -> None:
+        threads, (stream, arguments, _) = given[2], given[-3:]
         self.streams.append(stream)
         config = function
         block = ctypes.c_uint64.from_address(arguments).value

@@ -237,9 +237,8 @@ class KernelOnTheHost:
     def is_capturing(self, stream: int) -> bool:
         return self.captured
 
-    def launch(
-        self, config: Any, grid: int, threads: int, smem_bytes: int, stream: int, arguments: int
-    ) -> None:
+    def launch(self, config: Any, grid: int, *given: int) -> None:
+        threads, (stream, arguments, _) = given[2], given[-3:]
         block = ctypes.c_uint64.from_address(arguments).value
         p = np.frombuffer(ctypes.string_at(block, PARAMS_DTYPE.itemsize), PARAMS_DTYPE)[0]
         self.launches.append((config, int(p["num_states"]), stream))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class ArgumentBlock:
     view : memoryview
         The struct's bytes.
     change : function
-        ``change(view, 0, *values)`` writes the first members; tensor maps as one run of bytes.
+        ``change(*values)`` writes the first members; tensor maps as one run of bytes.
     """
 
     def __init__(self, fields: Sequence[Field], changing: int, **values: Any) -> None:
@@ -47,7 +48,7 @@ class ArgumentBlock:
         if values:
             raise TypeError(f"arguments that the kernel does not have: {', '.join(values)}")
         packer(dtype).pack_into(self.view, 0, *nothing, *rest)
-        self.change = _merged_packer(first).pack_into
+        self.change: Callable[..., None] = partial(_merged_packer(first).pack_into, self.view, 0)
         self._pointers = np.array([self._bytes.ctypes.data], np.uint64)
         self.address: int = self._pointers.ctypes.data
 

@@ -88,8 +88,11 @@ def ctas_of(num_tokens: int, num_kv_heads: int, elements: int) -> int:
     return -(-vectors // THREADS)
 
 
-class CacheWriteArguments:
-    """Arguments over tensors of one layout, in which a launch changes addresses."""
+class CacheWriteArguments(ArgumentBlock):
+    """Arguments over tensors of one layout.
+
+    A launch changes k, v, k_cache, v_cache, slots and num_tokens.
+    """
 
     def __init__(self, tensors: WriteTensors) -> None:
         strides: dict[str, int] = {}
@@ -103,17 +106,6 @@ class CacheWriteArguments:
                 f"{name}_cache_stride_head": head,
             }
         pages, page_size, num_kv_heads, _ = tensors.k_cache.shape
-        self._block = ArgumentBlock(
+        super().__init__(
             PARAMS, _CHANGING, num_slots=pages * page_size, num_kv_heads=num_kv_heads, **strides
         )
-
-    def point_to(
-        self, k: int, v: int, k_cache: int, v_cache: int, slots: int, num_tokens: int
-    ) -> int:
-        """Take the addresses of a write; return what the driver takes."""
-        block = self._block
-        block.change(block.view, 0, k, v, k_cache, v_cache, slots, num_tokens)
-        return block.address
-
-    def __bytes__(self) -> bytes:
-        return bytes(self._block)

@@ -79,7 +79,7 @@ class GrowthArguments:
             What is new, `MOST_PAGES` at most.
         """
         block, num_pages = self._block, len(pages)
-        block.change(block.view, 0, plan, num_items, num_keys, num_pages)
+        block.change(plan, num_items, num_keys, num_pages)
         if num_pages:
             pack, fields = _packer(num_pages), PARAMS_DTYPE.fields
             for name, values in (("entries", pages), ("pages", pages.values())):

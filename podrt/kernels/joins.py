@@ -96,7 +96,7 @@ class JoinArguments:
     ) -> int:
         """Take the addresses of a run; return what the driver takes. Inputs are not read again."""
         del q, k_cache, v_cache, rows
-        self._block.change(self._block.view, 0, out, lse, sinks)
+        self._block.change(out, lse, sinks)
         return self._block.address
 
     def __bytes__(self) -> bytes:

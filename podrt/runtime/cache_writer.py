@@ -15,7 +15,7 @@ from podrt.kernels.cache_write import (
     ctas_of,
     source_of,
 )
-from podrt.runtime.driver import Driver
+from podrt.runtime.driver import Driver, LaunchShape, launch_shape
 from podrt.tensors.cache_write import WriteTensors, view_write_tensors
 from podrt.tensors.checks import ALIGNMENT_BYTES
 from podrt.tensors.likeness import addresses_if_like
@@ -67,6 +67,10 @@ class PreparedWrite:
     """Launches over tensors of one layout. Anything unlike is left to the long way.
 
     Not for two threads at once: the arguments are changed in place.
+
+    Attributes
+    ----------
+    arguments : CacheWriteArguments
     """
 
     def __init__(self, driver: Driver, tensors: WriteTensors, kv_layout: str) -> None:
@@ -79,7 +83,7 @@ class PreparedWrite:
             CacheWriteConfig(arch, head_dim, page_size, v_head_dim), driver.ordinal
         )
         self._driver, self._kv_layout = driver, kv_layout
-        self._arguments = CacheWriteArguments(tensors)
+        self.arguments = CacheWriteArguments(tensors)
         self._framework = tensors.k.framework
         self._current_stream = current_stream_getter(self._framework)
         self._slots_kind = type(tensors.slots.owner)
@@ -155,9 +159,14 @@ class PreparedWrite:
         stream: int,
     ) -> None:
         """Enqueue the write of some tokens, at least one, over tensors at these addresses."""
-        arguments = self._arguments.point_to(k, v, k_cache, v_cache, slots, num_tokens)
+        arguments = self.arguments
+        arguments.change(k, v, k_cache, v_cache, slots, num_tokens)
+        self._driver.launch(*self.launch_shape(num_tokens), stream, arguments.address, 0)
+
+    def launch_shape(self, num_tokens: int) -> LaunchShape:
+        """Return that of a write of so many tokens."""
         grid = ctas_of(num_tokens, self._heads, self._elements)
-        self._driver.launch(self._kernel.function, grid, THREADS, 0, stream, arguments)
+        return launch_shape(self._kernel.function, grid, THREADS, 0)
 
 
 def load_writer(config: CacheWriteConfig, device: int) -> LoadedKernel:

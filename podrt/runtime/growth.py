@@ -10,7 +10,7 @@ import numpy as np
 from podrt.errors import MissingKernelError
 from podrt.jit import LoadedKernel
 from podrt.kernels.growth import MOST_PAGES, THREADS, GrowthArguments, GrowthConfig, ctas_of
-from podrt.runtime.driver import Driver
+from podrt.runtime.driver import Driver, launch_shape
 from podrt.runtime.kernels import load_grower
 from podrt.runtime.planned import Planned
 from podrt.runtime.workspace import Workspace
@@ -121,7 +121,8 @@ class Grower:
         plan = growth.workspace.plan_address
         arguments = self._arguments.describe(plan, num_items, num_keys, pages)
         grid = ctas_of(num_items, len(pages))
-        self._driver.launch(self._kernel.function, grid, THREADS, 0, stream, arguments)
+        shape = launch_shape(self._kernel.function, grid, THREADS, 0)
+        self._driver.launch(*shape, stream, arguments, 0)
 
 
 def grower_for(driver: Driver, arch: str) -> Grower | None:

@@ -13,7 +13,7 @@ from podrt.kernels.arguments import Buffers
 from podrt.kernels.families import Variant, argument_block, variant_for
 from podrt.kernels.family import Arguments
 from podrt.kernels.joins import JoinArguments, JoinConfig
-from podrt.runtime.driver import Driver
+from podrt.runtime.driver import Driver, LaunchShape, launch_shape
 from podrt.runtime.kernels import load_joiner, load_kernel
 from podrt.spec.attention import AttentionSpec
 from podrt.tensors.run_tensors import RunTensors
@@ -54,19 +54,20 @@ class Launcher:
     """One kernel with its arguments, for tensors of one layout and one workspace.
 
     Not for two threads at once: the arguments are changed in place.
+
+    Attributes
+    ----------
+    point_to : function
+        ``point_to(q, k_cache, v_cache, out, lse, sinks, rows)`` takes the addresses of a launch and
+        returns its arguments. `lse` and `sinks` are 0 where there are none.
     """
 
     def __init__(
-        self,
-        driver: Driver,
-        config: Variant | JoinConfig,
-        kernel: LoadedKernel,
-        arguments: Arguments,
+        self, config: Variant | JoinConfig, kernel: LoadedKernel, arguments: Arguments
     ) -> None:
-        self._launch = driver.launch
-        self._kernel, self._function = kernel, kernel.function  # the kernel keeps its code loaded
+        self._kernel = kernel  # keeps its code loaded
         self._threads, self._smem_bytes = config.threads, config.smem_bytes
-        self._arguments = arguments
+        self.point_to = arguments.point_to
 
     @classmethod
     def of(
@@ -81,7 +82,7 @@ class Launcher:
         variant.require_spec(spec)
         variant = variant_for(variant, tensors)
         kernel = load_kernel(variant, driver.ordinal)
-        return cls(driver, variant, kernel, argument_block(variant, spec, tensors, buffers))
+        return cls(variant, kernel, argument_block(variant, spec, tensors, buffers))
 
     @classmethod
     def that_joins(
@@ -94,28 +95,15 @@ class Launcher:
     ) -> Launcher:
         """Return that of the kernel which joins what others have left."""
         kernel = load_joiner(config, driver.ordinal)
-        return cls(driver, config, kernel, JoinArguments(spec, tensors, buffers))
+        return cls(config, kernel, JoinArguments(spec, tensors, buffers))
 
-    def launch(
-        self,
-        q: int,
-        k_cache: int,
-        v_cache: int,
-        out: int,
-        lse: int,
-        sinks: int,
-        rows: int,
-        grid: int,
-        stream: int,
-    ) -> None:
-        """Enqueue the kernel for tensors at these addresses; q has `rows`.
-
-        `lse` and `sinks` are 0 where there are none.
-        """
-        arguments = self._arguments.point_to(q, k_cache, v_cache, out, lse, sinks, rows)
-        self._launch(self._function, grid, self._threads, self._smem_bytes, stream, arguments)
+    def launch_shape(self, grid: int) -> LaunchShape:
+        """Return that of launches with so many CTAs."""
+        return launch_shape(self._kernel.function, grid, self._threads, self._smem_bytes)
 
 
+#: Launches, in order, with what they have in common.
+Steps = tuple[tuple[Launcher, LaunchShape], ...]
 #: Prepared launches by kernel.
 LaunchersByKernel = dict[Variant | JoinConfig, Launcher]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from podrt.runtime.driver import Driver
-from podrt.runtime.launcher import Launcher, LaunchersByKernel
+from podrt.runtime.launcher import LaunchersByKernel, Steps
 from podrt.runtime.planned import Planned
 from podrt.runtime.workspace import Workspace
 from podrt.tensors.checks import ALIGNMENT_BYTES
@@ -18,9 +18,6 @@ from podrt.tensors.frameworks import Framework
 from podrt.tensors.likeness import Address, Addresses, address_if_like, addresses_if_like
 from podrt.tensors.run_tensors import RunTensors
 from podrt.tensors.streams import LEGACY_STREAMS, current_stream_getter, resolve_stream
-
-#: The launches of a batch, in order, with their grids.
-Steps = tuple[tuple[Launcher, int], ...]
 
 
 class Repeat:
@@ -34,6 +31,8 @@ class Repeat:
         How the tensors lie; none of them is kept alive.
     prepared : LaunchersByKernel
         The workspace's launchers for tensors that lie so.
+    has_sinks : bool
+        Whether the run had some.
     stream : int
         Handle of the stream.
     steps : Steps
@@ -53,7 +52,7 @@ class Repeat:
         self.workspace, self.tensors = workspace, tensors.described()
         self.prepared = prepared
         self._driver, self._addresses = driver, addresses
-        self._sinks_address = sinks_address
+        self._sinks_address, self.has_sinks = sinks_address, sinks_address is not None
         self.stream, self._stream_key = stream, driver.stream_key(stream)
         self._framework: Framework = tensors.q.framework
         self._current_stream = current_stream_getter(self._framework)
@@ -120,8 +119,10 @@ class Repeat:
             return None
         if not self._has_checked_pages:
             self._check_pages(planned)
-        for launcher, grid in self.steps:
-            launcher.launch(at_q, at_k, at_v, at_out, 0, at_sinks, rows, grid, handle)
+        launch = self._driver.launch
+        for launcher, shape in self.steps:
+            arguments = launcher.point_to(at_q, at_k, at_v, at_out, 0, at_sinks, rows)
+            launch(*shape, handle, arguments, 0)
         return out
 
     def stream_for(self, rows: int) -> int:

@@ -13,9 +13,9 @@ from podrt.policy.schedule import Schedule, Scheduler
 from podrt.runtime.driver import Driver, Memory
 from podrt.runtime.growth import Grower, Growth, grower_for
 from podrt.runtime.kernels import load_joiner, load_kernel
-from podrt.runtime.launcher import Launcher, LaunchersByKernel, Layout
+from podrt.runtime.launcher import Launcher, LaunchersByKernel, Layout, Steps
 from podrt.runtime.planned import Launches, Planned
-from podrt.runtime.repeat import Repeat, Steps
+from podrt.runtime.repeat import Repeat
 from podrt.runtime.reservation import Limits, Reservation, room_for
 from podrt.runtime.scratch import SCRATCH_ALIGNMENT_BYTES
 from podrt.runtime.workspace import Workspace
@@ -224,8 +224,9 @@ class Session:
             return
         self.repeatable = None
         prepared = workspace.launchers.of(Layout.of(tensors))
-        for launcher, grid in self._steps(workspace, launches, joined_tokens, tensors, prepared):
-            launcher.launch(*tensors.addresses(), grid, stream)
+        for launcher, shape in self._steps(workspace, launches, joined_tokens, tensors, prepared):
+            arguments = launcher.point_to(*tensors.addresses())
+            self.driver.launch(*shape, stream, arguments, 0)
         self._remember(workspace, planned, tensors, stream, prepared)
 
     def _brought(self, scratch: TensorView, nbytes: int) -> Memory:
@@ -325,7 +326,7 @@ class Session:
                 launcher = prepared[variant] = Launcher.of(
                     self.driver, variant, self._spec, tensors, workspace.buffers
                 )
-            steps.append((launcher, grid))
+            steps.append((launcher, launcher.launch_shape(grid)))
         if joined_tokens:
             launcher = prepared.get(self._join)
             if launcher is None:
@@ -333,7 +334,8 @@ class Session:
                     self.driver, self._join, self._spec, tensors, workspace.buffers
                 )
             num_rows = joined_tokens * self._spec.num_qo_heads
-            steps.append((launcher, ctas_of(self._join, num_rows, self._num_sms)))
+            grid = ctas_of(self._join, num_rows, self._num_sms)
+            steps.append((launcher, launcher.launch_shape(grid)))
         return tuple(steps)
 
     def _remember(

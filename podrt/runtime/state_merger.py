@@ -18,7 +18,7 @@ from podrt.kernels.merge_states import (
     source_of,
 )
 from podrt.runtime.checks import require_outputs_last
-from podrt.runtime.driver import Driver
+from podrt.runtime.driver import Driver, launch_shape
 from podrt.tensors.merge_states import (
     MergeTensors,
     require_kernel_can_merge,
@@ -90,7 +90,8 @@ class StateMerger:
         # What the driver takes: an array of the address of the one argument, copied by the launch.
         addresses = np.array([arguments.ctypes.data], np.uint64)
         grid = ctas_of(config, tokens * heads)
-        self._driver.launch(kernel.function, grid, THREADS, 0, stream, addresses.ctypes.data)
+        shape = launch_shape(kernel.function, grid, THREADS, 0)
+        self._driver.launch(*shape, stream, addresses.ctypes.data, 0)
 
 
 def load_merger(config: MergeConfig, device: int) -> LoadedKernel:

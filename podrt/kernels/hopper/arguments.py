@@ -57,6 +57,7 @@ class HopperArguments:
         self._maps: dict[tuple[int, int, int, int], bytes] = {}  # all five, one after the other
         fixed = fixed_arguments(config, spec, tensors, buffers)
         self._block = ArgumentBlock(PARAMS, _CHANGING, **fixed)
+        self._change, self._address = self._block.change, self._block.address
 
     def point_to(
         self, q: int, k_cache: int, v_cache: int, out: int, lse: int, sinks: int, rows: int
@@ -65,9 +66,8 @@ class HopperArguments:
         maps = self._maps.get((q, rows, k_cache, v_cache))
         if maps is None:
             maps = self._map(q, rows, k_cache, v_cache)
-        block = self._block
-        block.change(block.view, 0, maps, q, out, lse, sinks)
-        return block.address
+        self._change(maps, q, out, lse, sinks)
+        return self._address
 
     def _map(self, q: int, rows: int, k_cache: int, v_cache: int) -> bytes:
         if len(self._maps) >= _MOST_KNOWN:

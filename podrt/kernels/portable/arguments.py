@@ -29,7 +29,7 @@ class PortableArguments:
     ) -> int:
         """Take the addresses of a run whose q has `rows` rows; return what the driver takes."""
         block = self._block
-        block.change(block.view, 0, q, k_cache, v_cache, out, lse, sinks)
+        block.change(q, k_cache, v_cache, out, lse, sinks)
         return block.address
 
     def __bytes__(self) -> bytes:
