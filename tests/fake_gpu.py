@@ -35,6 +35,7 @@ from podrt.kernels.joins import JoinConfig
 from podrt.kernels.structs import struct_dtype
 from podrt.plan import WORK_ITEM
 from podrt.runtime.driver import Memory, Pinned
+from podrt.tensors.streams import LEGACY_STREAMS
 
 H100 = DeviceInfo(0, "NVIDIA H100", get_arch("sm_90a"), 132, 80 << 30, 50 << 20, 3352.0)
 A100 = DeviceInfo(0, "NVIDIA A100", get_arch("sm_80"), 108, 80 << 30, 40 << 20, 2039.0)
@@ -100,8 +101,14 @@ class FakeGpu:
         self._require_context()
         return stream in self.capturing
 
-    def may_launch(self, stream: int) -> bool:
-        return self.is_current() and not self.is_capturing(stream)
+    def stream_is_capturing(self, stream: int) -> bool:
+        assert stream not in LEGACY_STREAMS
+        return self.is_capturing(stream)
+
+    context = 1
+
+    def current_context(self) -> int:
+        return self.context if self.is_current() else 0
 
     def capture_of(self, stream: int) -> int | None:
         self._require_context()

@@ -50,10 +50,13 @@ class Driver:
 
     Attributes
     ----------
-    launch : function
-        ``launch(*launch_shape(...), stream, arguments, 0)`` enqueues a kernel; `arguments` is the
-        address of an array of addresses of arguments. CUDA's own, so that no call in Python is in
-        between: in a layer, when none of it is in the CPU's caches, each costs a microsecond.
+    context : int
+        The GPU's primary context.
+    current_context, stream_is_capturing, launch : functions
+        CUDA's own, for what is called in every layer: what is between is in none of the CPU's
+        caches then, and every call in Python takes a microsecond or two. The first two are asked by
+        `is_current` and `is_capturing`. ``launch(*launch_shape(...), stream, arguments, 0)``
+        enqueues a kernel; `arguments` is the address of an array of addresses of arguments.
     """
 
     def __init__(self, ordinal: int) -> None:
@@ -64,15 +67,17 @@ class Driver:
         self._cuda: Any = load_cupy().cuda
         self._driver: Any = self._cuda.driver
         self._runtime: Any = self._cuda.runtime
+        self.current_context: Callable[[], int] = self._driver.ctxGetCurrent
+        self.stream_is_capturing: Callable[[int], bool] = self._runtime.streamIsCapturing
         self.launch: Callable[..., None] = self._driver.launchKernel
         with uncaptured(), self._cuda.Device(ordinal):
             self._runtime.setDevice(ordinal)
             self._runtime.free(0)  # makes the primary context, should setDevice not have
-            self._context: int = self._driver.ctxGetCurrent()
+            self.context: int = self.current_context()
 
     def is_current(self) -> bool:
         """Whether CUDA calls of this thread go to this GPU, without asking for it first."""
-        return bool(self._driver.ctxGetCurrent() == self._context)
+        return self.current_context() == self.context
 
     def current(self) -> AbstractContextManager[None]:
         """Have CUDA calls of this thread go to this GPU, and then to the one before.
@@ -84,7 +89,7 @@ class Driver:
     @contextmanager
     def _made_current(self) -> Iterator[None]:
         previous = self._driver.ctxGetCurrent()
-        self._driver.ctxSetCurrent(self._context)
+        self._driver.ctxSetCurrent(self.context)
         try:
             yield
         finally:
@@ -93,14 +98,7 @@ class Driver:
 
     def is_capturing(self, stream: int) -> bool:
         """Whether the stream is being captured; the legacy default stream never can be."""
-        return stream not in LEGACY_STREAMS and bool(self._runtime.streamIsCapturing(stream))
-
-    def may_launch(self, stream: int) -> bool:
-        """Whether this GPU is current and the stream is not being captured."""
-        # As `is_current` and `is_capturing`, but in one call.
-        return self._driver.ctxGetCurrent() == self._context and (
-            stream in LEGACY_STREAMS or not self._runtime.streamIsCapturing(stream)
-        )
+        return stream not in LEGACY_STREAMS and bool(self.stream_is_capturing(stream))
 
     def capture_of(self, stream: int) -> int | None:
         """Return the number of the capture that the stream takes part in, or None."""

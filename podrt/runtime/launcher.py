@@ -6,6 +6,7 @@ launch outlives plans; what it holds of the workspace does not outlive the works
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from podrt.jit import LoadedKernel
@@ -50,24 +51,26 @@ def _shape_and_strides(tensor: TensorView) -> tuple[tuple[int, ...], tuple[int, 
     return tensor.shape, tensor.strides
 
 
+#: A prepared launch, for `Driver.launch`: what is given the addresses of q, k_cache, v_cache, out,
+#: lse and sinks, 0 for none, and the rows of q, and returns the arguments; the shape of the launch;
+#: the kernel, which keeps its code loaded.
+Step = tuple[Callable[[int, int, int, int, int, int, int], int], LaunchShape, LoadedKernel]
+#: Those of a batch, in order.
+Steps = tuple[Step, ...]
+
+
 class Launcher:
     """One kernel with its arguments, for tensors of one layout and one workspace.
 
     Not for two threads at once: the arguments are changed in place.
-
-    Attributes
-    ----------
-    point_to : function
-        ``point_to(q, k_cache, v_cache, out, lse, sinks, rows)`` takes the addresses of a launch and
-        returns its arguments. `lse` and `sinks` are 0 where there are none.
     """
 
     def __init__(
         self, config: Variant | JoinConfig, kernel: LoadedKernel, arguments: Arguments
     ) -> None:
-        self._kernel = kernel  # keeps its code loaded
+        self._kernel = kernel
         self._threads, self._smem_bytes = config.threads, config.smem_bytes
-        self.point_to = arguments.point_to
+        self._point_to = arguments.point_to
 
     @classmethod
     def of(
@@ -97,13 +100,13 @@ class Launcher:
         kernel = load_joiner(config, driver.ordinal)
         return cls(config, kernel, JoinArguments(spec, tensors, buffers))
 
-    def launch_shape(self, grid: int) -> LaunchShape:
-        """Return that of launches with so many CTAs."""
-        return launch_shape(self._kernel.function, grid, self._threads, self._smem_bytes)
+    def step(self, grid: int) -> Step:
+        """Return the launch of so many CTAs."""
+        kernel = self._kernel
+        shape = launch_shape(kernel.function, grid, self._threads, self._smem_bytes)
+        return self._point_to, shape, kernel
 
 
-#: Launches, in order, with what they have in common.
-Steps = tuple[tuple[Launcher, LaunchShape], ...]
 #: Prepared launches by kernel.
 LaunchersByKernel = dict[Variant | JoinConfig, Launcher]
 

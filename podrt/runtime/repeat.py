@@ -37,6 +37,12 @@ class Repeat:
         Handle of the stream.
     steps : Steps
         What is launched.
+    planned : Planned or None
+        The batch of which they are; runs compute it only as long as it is the workspace's.
+    least_rows, most_rows : int
+        Rows that q may have.
+    has_checked_pages : bool
+        Whether `check_pages` has been called since `aim`.
     """
 
     def __init__(
@@ -58,9 +64,9 @@ class Repeat:
         self._current_stream = current_stream_getter(self._framework)
         self._q_type, self._value_dim = type(tensors.q.owner), tensors.out.shape[2]
         self.steps: Steps = ()
-        self._planned: Planned | None = None
-        self._least_rows = self._most_rows = 0
-        self._has_checked_pages = False
+        self.planned: Planned | None = None
+        self.least_rows = self.most_rows = 0
+        self.has_checked_pages = False
 
     @classmethod
     def of(
@@ -84,9 +90,9 @@ class Repeat:
         """Launch these from now on, for queries of so many rows."""
         if self.tensors.q.shape[0] == 1:
             most_rows = 1  # a single row may have strides that would be wrong for more
-        self._planned, self.steps = planned, steps
-        self._least_rows, self._most_rows = least_rows, most_rows
-        self._has_checked_pages = False
+        self.planned, self.steps = planned, steps
+        self.least_rows, self.most_rows = least_rows, most_rows
+        self.has_checked_pages = False
 
     def is_on(self, stream: int) -> bool:
         """Whether that is the handle of the run's stream, as it was before."""
@@ -94,7 +100,7 @@ class Repeat:
 
     def run(self, q: Any, k_cache: Any, v_cache: Any, out: Any, sinks: Any, stream: Any) -> Any:
         """Launch and return out, allocated if None; return None if anything is unlike."""
-        planned = self._planned
+        planned = self.planned
         if planned is None or self.workspace.planned is not planned:
             return None
         at_sinks = self.address_of(sinks)
@@ -112,35 +118,18 @@ class Repeat:
         if found is None:
             return None
         at_q, at_k, at_v, at_out, rows = found
-        if not self._least_rows <= rows <= self._most_rows:
+        if not self.least_rows <= rows <= self.most_rows:
             return None
         # A null pointer is nothing's address, but that of an empty tensor.
         if (at_q | at_k | at_v | at_out) % ALIGNMENT_BYTES or not (at_q and at_k and at_v):
             return None
-        if not self._has_checked_pages:
-            self._check_pages(planned)
+        if not self.has_checked_pages:
+            self.check_pages(planned)
         launch = self._driver.launch
-        for launcher, shape in self.steps:
-            arguments = launcher.point_to(at_q, at_k, at_v, at_out, 0, at_sinks, rows)
+        for point_to, shape, _ in self.steps:
+            arguments = point_to(at_q, at_k, at_v, at_out, 0, at_sinks, rows)
             launch(*shape, handle, arguments, 0)
         return out
-
-    def stream_for(self, rows: int) -> int:
-        """Return the handle of the current stream, for launches of `steps` over so many rows.
-
-        -1 if they would not be those of the plan, or on another stream. Streams are told apart by
-        their handles alone: the one of now must be there as long as the plan.
-        """
-        planned, stream, driver = self._planned, self.stream, self._driver
-        if planned is None or self.workspace.planned is not planned:
-            return -1
-        if not self._least_rows <= rows <= self._most_rows:
-            return -1
-        if self._current_stream(driver.ordinal) != stream or not driver.may_launch(stream):
-            return -1
-        if not self._has_checked_pages:
-            self._check_pages(planned)
-        return stream
 
     def address_of(self, sinks: Any) -> int:
         """Return the address of sinks, 0 for None as in the run that is repeated; -1 if unlike."""
@@ -149,9 +138,10 @@ class Repeat:
             return 0 if address is None else -1
         return (address and address(sinks)) or -1
 
-    def _check_pages(self, planned: Planned) -> None:
+    def check_pages(self, planned: Planned) -> None:
+        """Raise ValueError if a planned batch has pages that the cache has not."""
         planned.require_pages_exist(self.tensors.k_cache.shape[0])
-        self._has_checked_pages = True
+        self.has_checked_pages = True
 
     def _handle(self, stream: Any) -> int:
         """Return the handle of the run's stream; -1 unless it is this one's, as it was before."""

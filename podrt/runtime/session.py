@@ -224,9 +224,9 @@ class Session:
             return
         self.repeatable = None
         prepared = workspace.launchers.of(Layout.of(tensors))
-        for launcher, shape in self._steps(workspace, launches, joined_tokens, tensors, prepared):
-            arguments = launcher.point_to(*tensors.addresses())
-            self.driver.launch(*shape, stream, arguments, 0)
+        steps = self._steps(workspace, launches, joined_tokens, tensors, prepared)
+        for point_to, shape, _ in steps:
+            self.driver.launch(*shape, stream, point_to(*tensors.addresses()), 0)
         self._remember(workspace, planned, tensors, stream, prepared)
 
     def _brought(self, scratch: TensorView, nbytes: int) -> Memory:
@@ -326,7 +326,7 @@ class Session:
                 launcher = prepared[variant] = Launcher.of(
                     self.driver, variant, self._spec, tensors, workspace.buffers
                 )
-            steps.append((launcher, launcher.launch_shape(grid)))
+            steps.append(launcher.step(grid))
         if joined_tokens:
             launcher = prepared.get(self._join)
             if launcher is None:
@@ -335,7 +335,7 @@ class Session:
                 )
             num_rows = joined_tokens * self._spec.num_qo_heads
             grid = ctas_of(self._join, num_rows, self._num_sms)
-            steps.append((launcher, launcher.launch_shape(grid)))
+            steps.append(launcher.step(grid))
         return tuple(steps)
 
     def _remember(

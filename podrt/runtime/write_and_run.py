@@ -18,7 +18,7 @@ from podrt.tensors.cache_write import view_write_tensors
 from podrt.tensors.checks import ALIGNMENT_BYTES
 from podrt.tensors.likeness import torch_guard
 from podrt.tensors.run_tensors import RunTensors
-from podrt.tensors.streams import PER_THREAD_STREAM
+from podrt.tensors.streams import LEGACY_STREAMS, PER_THREAD_STREAM, current_stream_getter
 
 
 class WriteAndRun:
@@ -48,7 +48,13 @@ class WriteAndRun:
         self._q_row, self._q_heads = q_heads * q_dim, q_heads
         self._k_row, self._v_row = kv_heads * k_dim, kv_heads * self._value_dim
         self._has_out, self._has_batch = has_out, q.ndim == 4
-        self._launch = session.driver.launch
+        driver = session.driver
+        self._ordinal, self._context = driver.ordinal, driver.context
+        self._current_stream = current_stream_getter("torch")
+        self._current_context = driver.current_context
+        self._is_capturing = driver.stream_is_capturing
+        self._may_be_captured = repeat.stream not in LEGACY_STREAMS
+        self._launch = driver.launch
         self._write_change, self._write_address = write.arguments.change, write.arguments.address
         self._num_tokens, self._write_shape = 1, write.launch_shape(1)  # of the last write
 
@@ -113,7 +119,12 @@ class WriteAndRun:
             return None
         with self._lock:
             repeat = self._repeat
-            if self._session.repeatable is not repeat:
+            planned = repeat.planned
+            if (
+                self._session.repeatable is not repeat
+                or planned is None
+                or repeat.workspace.planned is not planned
+            ):
                 return None
             are_like = self._are_like
             if not (
@@ -124,15 +135,26 @@ class WriteAndRun:
                 return None
             rows, num_tokens = q.numel() // self._q_row, slots.numel()
             if (
-                not 0 < num_tokens <= rows
+                not repeat.least_rows <= rows <= repeat.most_rows
+                or not 0 < num_tokens <= rows
                 or k.numel() != rows * self._k_row
                 or v.numel() != rows * self._v_row
             ):
                 return None
-            stream = repeat.stream_for(rows)
-            at_sinks = repeat.address_of(sinks) if repeat.has_sinks or sinks is not None else 0
-            if stream < 0 or at_sinks < 0:
+            # Streams are told apart by their handles alone: this one must be there as long as
+            # the plan.
+            stream = self._current_stream(self._ordinal)
+            if (
+                stream != repeat.stream
+                or self._current_context() != self._context
+                or (self._may_be_captured and self._is_capturing(stream))
+            ):
                 return None
+            at_sinks = repeat.address_of(sinks) if repeat.has_sinks or sinks is not None else 0
+            if at_sinks < 0:
+                return None
+            if not repeat.has_checked_pages:
+                repeat.check_pages(planned)
             if not has_out:
                 sizes = rows, self._q_heads, self._value_dim
                 out = q.new_empty((1, *sizes) if self._has_batch else sizes)
@@ -148,8 +170,8 @@ class WriteAndRun:
             launch = self._launch
             self._write_change(at_k, at_v, at_keys, at_values, slots.data_ptr(), num_tokens)
             launch(*self._write_shape, stream, self._write_address, 0)
-            for launcher, shape in repeat.steps:
-                arguments = launcher.point_to(at_q, at_keys, at_values, at_out, 0, at_sinks, rows)
+            for point_to, shape, _ in repeat.steps:
+                arguments = point_to(at_q, at_keys, at_values, at_out, 0, at_sinks, rows)
                 launch(*shape, stream, arguments, 0)
             return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +24,8 @@ class Contexts:
 
 def driver_of(ordinal: int, contexts: Contexts) -> Driver:
     driver: Any = Driver.__new__(Driver)
-    driver.ordinal, driver._context, driver._driver = ordinal, 100 + ordinal, contexts
+    driver.ordinal, driver.context, driver._driver = ordinal, 100 + ordinal, contexts
+    driver.current_context = contexts.ctxGetCurrent
     return driver  # type: ignore[no-any-return]
 
 
@@ -44,18 +44,14 @@ def test_the_gpu_before_is_current_again(ordinal: int, before: int, after: int) 
     assert contexts.now == after
 
 
-@pytest.mark.parametrize(
-    ("now", "stream", "may"), [(100, 7, True), (101, 7, False), (100, 9, False)]
-)
-def test_launches_are_for_the_current_gpu_and_streams_that_no_graph_takes(
-    now: int, stream: int, may: bool
-) -> None:
-    driver: Any = driver_of(0, Contexts(now))
-    driver._runtime = SimpleNamespace(streamIsCapturing=lambda stream: stream == 9)
-    assert driver.may_launch(stream) is may
+@pytest.mark.parametrize(("stream", "is_captured"), [(7, False), (9, True)])
+def test_streams_are_asked_for_their_capture(stream: int, is_captured: bool) -> None:
+    driver: Any = driver_of(0, Contexts(100))
+    driver.stream_is_capturing = lambda stream: stream == 9
+    assert driver.is_capturing(stream) is is_captured
 
 
 def test_the_legacy_stream_is_not_asked_for_its_capture() -> None:
     driver: Any = driver_of(0, Contexts(100))
-    driver._runtime = None
-    assert driver.may_launch(0) and driver.may_launch(1)
+    driver.stream_is_capturing = None
+    assert not driver.is_capturing(0) and not driver.is_capturing(1)
