@@ -14,7 +14,7 @@ from podrt.attention import HybridAttention
 from podrt.cache_write import write_cache
 from podrt.errors import UnsupportedConfigError
 from podrt.integrations.transformers.failures import StepError
-from podrt.integrations.transformers.layers import Attention, Layer
+from podrt.integrations.transformers.layers import Layer
 from podrt.integrations.transformers.tables import PageTables
 from podrt.kernels.families import Variant
 from podrt.policy.policies import Policy
@@ -69,6 +69,10 @@ class Engine:
         Planned for the step under way; layers that are alike share one.
     checked : dict of int to tuple
         What each layer asked for when its call was last checked against its plan.
+    pages : dict of int to (tensor, tensor)
+        Keys and values of each layer, ``[pages, page_size, KV heads, head_dim]``.
+    short_ways : dict of int to WriteAndRun or None
+        What does as `attend` for each layer, over tensors like those of the last one.
     num_steps : int
         Steps planned so far, those of warming up included.
 
@@ -119,13 +123,11 @@ class Engine:
             allocator.block_physical_stride // page_size,
             -(-processor.cache.max_tokens_read // page_size),
         )
-        self._pages = _alike(allocator._kv_page_views)
+        self.pages = _alike(allocator._kv_page_views)
         self._record = record
         self._variants: tuple[Variant, ...] | None = None
         self._of_layer = {index: self.attentions[layer] for index, layer in self.layers.items()}
-        self._short_ways: dict[Attention, WriteAndRun | None] = dict.fromkeys(
-            self._of_layer.values()
-        )
+        self.short_ways: dict[int, WriteAndRun | None] = dict.fromkeys(self.layers)
         self.checked: dict[int, tuple[Any, ...]] = {}
         self._num_tokens = self.num_steps = 0
         if processor.model_runner.pad_inputs:
@@ -203,19 +205,11 @@ class Engine:
             raise StepError(f"podrt could not write keys of layer {layer_idx}: {error}") from error
         out = self.run(layer_idx, query[0].transpose(0, 1), sinks)
         if isinstance(attention, HybridAttention):
-            tensors = query, key, value, *self._pages[layer_idx], slots
-            self._short_ways[attention] = attention.write_and_run_like(*tensors)
+            tensors = query, key, value, *self.pages[layer_idx], slots
+            short_way = attention.write_and_run_like(*tensors)
+            alike = (index for index, other in self._of_layer.items() if other is attention)
+            self.short_ways.update(dict.fromkeys(alike, short_way))
         return out[None]
-
-    def attend_again(
-        self, layer_idx: int, query: Any, key: Any, value: Any, slots: Any, sinks: Any
-    ) -> Any:
-        """Do as `attend` over tensors like those of its last layer; None if they are unlike."""
-        short_way = self._short_ways[self._of_layer[layer_idx]]
-        if short_way is None:
-            return None
-        k_pages, v_pages = self._pages[layer_idx]
-        return short_way(query, key, value, k_pages, v_pages, slots, None, sinks)
 
     def write(self, layer_idx: int, k: Any, v: Any, slots: Any) -> None:
         """Write a layer's new keys and values to the cache, both in one launch.
@@ -223,14 +217,14 @@ class Engine:
         `k` and `v` are ``[tokens, KV heads, head_dim]``; int64 `slots` say which token of the
         cache each of them is.
         """
-        write_cache(k, v, *self._pages[layer_idx], slots)
+        write_cache(k, v, *self.pages[layer_idx], slots)
 
     def run(self, layer_idx: int, q: Any, sinks: Any = None) -> Any:
         """Return attention ``[tokens, heads, head_dim]`` of a layer's queries of that shape.
 
         Rows beyond the batch are padding, and hold anything.
         """
-        k_pages, v_pages = self._pages[layer_idx]
+        k_pages, v_pages = self.pages[layer_idx]
         attention = self._of_layer[layer_idx]
         if isinstance(attention, HybridAttention):
             return attention.run(q, k_pages, v_pages, sinks=sinks)

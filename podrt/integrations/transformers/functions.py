@@ -21,7 +21,6 @@ from podrt.integrations.transformers.layers import (
     layer_of_call,
     require_same_dims,
     sinks_of,
-    what_is_asked,
 )
 from podrt.integrations.transformers.masks import seen_keys
 from podrt.integrations.transformers.policies import policy_of
@@ -107,11 +106,25 @@ def paged_attention(
     scaling: float | None,
     arguments: dict[str, Any],
 ) -> Any:
+    # In few calls, as `WriteAndRun` does the rest.
     layer_idx, slots = module.layer_idx, arguments["write_index"][0]
     sinks = sinks_of(arguments) if "s_aux" in arguments else None
-    asked = what_is_asked(module, scaling, arguments)
-    if asked == engine.checked.get(layer_idx):
-        out = engine.attend_again(layer_idx, query, key, value, slots, sinks)
+    get = arguments.get
+    # All that `layer_of_call` looks at but tensors: calls that are equal in this, with tensors that
+    # lie alike, ask for the same layer.
+    asked = (
+        module,
+        scaling,
+        get("position_bias") is None,
+        get("dropout"),
+        get("is_causal", True),
+        get("sliding_window"),
+        get("softcap"),
+    )
+    short_way = engine.short_ways[layer_idx]
+    if short_way is not None and asked == engine.checked.get(layer_idx):
+        k_pages, v_pages = engine.pages[layer_idx]
+        out = short_way(query, key, value, k_pages, v_pages, slots, None, sinks)
         if out is not None:
             return out
     _require_as_planned(engine, module, query, key, scaling, arguments)

@@ -121,7 +121,7 @@ def test_all_but_a_layers_first_call_go_the_short_way(
             calls.call(module)
         found = launched(gpu)
         assert [isinstance(each.variant, CacheWriteConfig) for each in found] == [True, False] * 3
-        pages = [views[0].data_ptr() for views in engine._pages.values()]
+        pages = [views[0].data_ptr() for views in engine.pages.values()]
         assert [int(each.arguments["k_cache"]) for each in found[::2]] == pages
     assert careful == [0, 1, 2]  # each is checked by itself once
 

@@ -238,7 +238,7 @@ def test_pages_are_the_cache_itself(llama: Any) -> None:
         manager = make_manager(llama, 6)
         (allocator,) = manager.batch_processor.cache.cache_allocators.values()
         layouts = set()
-        for layer, views in made[0]._pages.items():
+        for layer, views in made[0].pages.items():
             for page, of_engine in zip(views, allocator._kv_page_views[layer], strict=True):
                 assert page.data_ptr() == of_engine.data_ptr()
                 layouts.add((page.shape, page.stride()))
