@@ -18,7 +18,7 @@ from podrt.runtime.plan_stream import stream_of_plan
 from podrt.runtime.planned import Planned, Prepared
 from podrt.runtime.reservation import Limits, Reservation, room_for
 from podrt.runtime.session import Session
-from podrt.runtime.write_and_run import WriteAndRun
+from podrt.runtime.write_and_run import WriteAndRun, write_and_run_like
 from podrt.spec.attention import AttentionSpec, make_spec, positive_int
 from podrt.spec.batch import HybridBatch
 from podrt.spec.shared_prefix import SharedPrefix
@@ -444,7 +444,7 @@ class HybridAttention:
             session = self._session_ready()
             with session.driver.current():
                 tensors = q, k, v, k_cache, v_cache, slot_mapping, out
-                return WriteAndRun.of(self._lock, session, *tensors)
+                return write_and_run_like(self._lock, session, *tensors)
 
     def workspace_bytes(
         self,

@@ -185,6 +185,14 @@ def test_another_stream_and_a_captured_one_are_left_to_both_calls(gpu: Any) -> N
     assert again(*tensors().values()) is not None
 
 
+def test_the_legacy_stream_is_not_asked_for_its_capture(gpu: Any) -> None:
+    gpu.stream, attention = 0, layer()
+    table = [[7] * 20] * ROWS
+    attention.plan(list(range(ROWS + 1)), [100] * ROWS, block_table=table, stream=0)
+    again = short_way(attention, tensors())
+    assert again(*tensors().values()) is not None
+
+
 def test_a_thread_without_the_gpu_is_left_to_both_calls(gpu: FakeGpu) -> None:
     attention = layer()
     plan(attention)
