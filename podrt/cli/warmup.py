@@ -29,8 +29,9 @@ from podrt.cli._output import console, print_error, print_json
 from podrt.cli.cache import disk_cache
 from podrt.errors import PodrtError
 from podrt.explore.select import select
-from podrt.jit import DiskCache, recipe_of
-from podrt.kernels.families import Variant, source_of
+from podrt.jit import DiskCache, KernelSource, recipe_of
+from podrt.kernels.beside import sources_beside
+from podrt.kernels.families import source_of
 
 
 class Preset(StrEnum):
@@ -64,6 +65,9 @@ def warmup(
 ) -> None:
     """Compile variants into the cache without running them; needs no GPU.
 
+    And the kernels that a server of such layers needs beside them: writes to pages, joins of shared
+    prefixes, growth of plans.
+
     A preset says where to start and the filters narrow it; --page-size replaces the preset's. For
     an image of a server on Hopper: podrt warmup --arch sm_90a --dtype bfloat16 --head-dim 128
 
@@ -83,10 +87,10 @@ def warmup(
         soft_caps=[capped],
         tree_masks=[tree],
     )
-    cache = disk_cache()
-    _require_room(cache, configs)
+    cache, beside = disk_cache(), sources_beside(configs)
+    _require_room(cache, [*map(source_of, configs), *beside])
     begin_s = time.perf_counter()
-    builds = build_all(configs)
+    builds = build_all(configs, beside=beside)
     elapsed_s = time.perf_counter() - begin_s
     lost = [build.source.name for build in builds if not cache.holds(build.recipe)]
     origins = Counter("compiled" if b.origin == "compiled" else "cached" for b in builds)
@@ -97,29 +101,31 @@ def warmup(
                 "cached": origins["cached"],
                 "elapsed_s": round(elapsed_s, 3),
                 "variants": [config.name for config in configs],
+                "beside": [source.name for source in beside],
                 "not_stored": lost,
             }
         )
     else:
         console().print(
-            f"{len(builds)} variants: {origins['compiled']} compiled, {origins['cached']} "
-            f"already cached, in {elapsed_s:.1f} s"
+            f"{len(configs)} variants and {len(beside)} kernels beside them: "
+            f"{origins['compiled']} compiled, {origins['cached']} already cached, "
+            f"in {elapsed_s:.1f} s"
         )
     if lost:
         print_error(
-            f"{len(lost)} of {len(builds)} variants are not in {cache.path}: it cannot be written, "
+            f"{len(lost)} of {len(builds)} kernels are not in {cache.path}: it cannot be written, "
             "or PODRT_CACHE_MAX_BYTES is too small for all of them"
         )
         raise typer.Exit(1)
 
 
-def _require_room(cache: DiskCache, configs: Sequence[Variant]) -> None:
+def _require_room(cache: DiskCache, sources: Sequence[KernelSource]) -> None:
     """Refuse before the first compilation what could not be stored after it."""
     if cache.is_writable:
         return
-    missing = sum(not cache.holds(recipe_of(source_of(config))) for config in configs)
+    missing = sum(not cache.holds(recipe_of(source)) for source in sources)
     if missing:
         raise PodrtError(
-            f"{cache.path} cannot be written, and {missing} of {len(configs)} variants are not "
+            f"{cache.path} cannot be written, and {missing} of {len(sources)} kernels are not "
             "there: set PODRT_CACHE_DIR to a folder that can be written"
         )

@@ -14,7 +14,11 @@ from podrt.errors import PodrtError, UnsupportedConfigError
 from podrt.explore.select import select
 from podrt.gpu.arch import get_arch
 from podrt.gpu.nominal import H100
+from podrt.kernels import cache_write, growth, joins
+from podrt.kernels.cache_write import CacheWriteConfig
+from podrt.kernels.growth import GrowthConfig
 from podrt.kernels.hopper.config import decode_rows_of
+from podrt.kernels.joins import JoinConfig
 from podrt.policy.policies import parse_policy
 from podrt.policy.schedule import Scheduler
 from podrt.spec.attention import make_spec
@@ -24,12 +28,14 @@ pytestmark = pytest.mark.usefixtures("empty_cache")
 
 def test_warmup_then_cache_list_and_clear(empty_cache):
     first = run_json("warmup", *SMALL)
-    assert first["compiled"] == len(first["variants"]) == len(small_paged())
+    assert len(first["variants"]) == len(small_paged())
+    kernels = {*first["variants"], *first["beside"]}
+    assert first["compiled"] == len(kernels) == len(small_paged()) + 3
     assert run_json("warmup", *SMALL)["compiled"] == 0
     assert "already cached" in run("warmup", *SMALL)
 
     entries = run_json("cache", "list")
-    assert {entry["name"] for entry in entries} == set(first["variants"])
+    assert {entry["name"] for entry in entries} == kernels
     assert all(entry["size_bytes"] > 0 for entry in entries)
     assert f"{len(entries)} kernels" in run("cache", "list")
 
@@ -42,7 +48,22 @@ def test_warmup_of_one_family():
     first = run_json("warmup", *HOPPER)
     (name,) = first["variants"]
     assert name.startswith("decode_hopper_")
-    assert first["compiled"] == 1
+    assert first["compiled"] == 1 + len(first["beside"])
+
+
+def test_warmup_compiles_all_that_a_server_without_a_compiler_needs():
+    beside = run_json("warmup", *HOPPER)["beside"]
+    with knobs.scope(disable_jit=True):
+        for source in (
+            cache_write.source_of(CacheWriteConfig("sm_90a", 64, 16)),
+            joins.source_of(JoinConfig("sm_90a", 64, "float16")),
+            growth.source_of(GrowthConfig("sm_90a")),
+        ):
+            assert jit.build(source).origin != "compiled"
+            beside.remove(source.name)
+    assert not beside
+    contiguous = [*HOPPER[:-4], "--page-size", "none", "--decode-rows", "8"]
+    assert run_json("warmup", *contiguous)["beside"] == []
 
 
 def test_warmup_of_the_full_mask():
@@ -137,7 +158,7 @@ def test_warmup_into_a_folder_that_cannot_be_written_refuses_before_it_compiles(
     blocked.write_text("")
     with (
         knobs.scope(cache_dir=blocked / "cache"),
-        pytest.raises(PodrtError, match=r"cannot be written, and 1 of 1 variants.*PODRT_CACHE_DIR"),
+        pytest.raises(PodrtError, match=r"cannot be written, and 4 of 4 kernels.*PODRT_CACHE_DIR"),
     ):
         run("warmup", *HOPPER)
     assert jit.stats().compiled == 0
@@ -152,7 +173,7 @@ def test_warmup_is_content_with_a_full_cache_that_cannot_be_written(monkeypatch)
 def test_warmup_says_what_was_not_stored(monkeypatch):
     monkeypatch.setattr("podrt.jit.DiskCache.store", lambda cache, build: None)
     result = run_json("warmup", *HOPPER, exit_code=1)
-    assert result["not_stored"] == result["variants"]
+    assert result["not_stored"] == [*result["variants"], *result["beside"]]
 
 
 def test_warmup_under_a_bound_that_is_too_small_says_so():
