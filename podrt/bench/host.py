@@ -66,6 +66,7 @@ _PLAN_BATCHES = (
     short_prompts(80_000, 16, (1, 1)),
 )
 _RESERVED_PLAN_BATCHES = (_DECODES, _HYBRID)
+_GROWING_BATCHES = (_DECODES, decodes(32))
 _REPLAY_HYBRID = decodes(64, prefill=2048, kv_len=8192)
 _REPLAY_DECODES = (decodes(64, kv_len=4096), _DECODES)
 
@@ -128,6 +129,8 @@ def _rows() -> Iterator[HostRow]:
                 yield _plan_row(batch, framework)
         for batch in _RESERVED_PLAN_BATCHES:
             yield _reserved_plan_row(batch, framework)
+        for batch in _GROWING_BATCHES:
+            yield _growth_row(batch, framework)
     with load_cupy().cuda.Stream(non_blocking=True):
         yield from _hybrid_replay_rows(_REPLAY_HYBRID)
         for batch in _REPLAY_DECODES:
@@ -243,6 +246,30 @@ def _reserved_plan_row(batch: HostBatch, framework: Framework) -> HostRow:
         _wait()
         samples_us = _plan_samples_us(attention, batch, table, stream=stream)
     return row_of("plan", framework.name, batch.requests, f"{batch.name}, reserved", samples_us)
+
+
+def _growth_row(batch: HostBatch, framework: Framework) -> HostRow:
+    """Steps of the same decodes, which grow by a key and are planned where they must be."""
+    attention, last = _attention(batch), batch.at_step(0)
+    with load_cupy().cuda.Stream(non_blocking=True) as stream:
+        table = framework.convert(load_cupy().asarray(batch.block_table()))
+        attention.reserve(**batch.limits, stream=stream)
+        _wait()
+
+        def make_call(step: int) -> Call:
+            nonlocal last
+            kv_lens, before = batch.at_step(step), last
+            last, have_grown = kv_lens, bool((kv_lens - before == 1).all())
+
+            def call() -> None:
+                if not (have_grown and attention.grow(stream=stream)):
+                    attention.plan(batch.qo_indptr, kv_lens, block_table=table, stream=stream)
+
+            return call
+
+        samples_us = time_steps(make_call, _wait, _SAMPLES)
+    case = f"{batch.name}, reserved, a key more at every step"
+    return row_of("grow", framework.name, batch.requests, case, samples_us)
 
 
 def _hybrid_replay_rows(batch: HostBatch) -> Iterator[HostRow]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from podrt.bench.tables import empty_table
 
-What = Literal["run", "run alone", "first run", "plan", "write", "step", "replay"]
+What = Literal["run", "run alone", "first run", "plan", "grow", "write", "step", "replay"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class HostRow:
     what : str
         ``"run"``: one of 32 layers that follow each other after a synchronize, mean of the 32.
         ``"run alone"``: one call after a synchronize. ``"first run"``: the one after a `plan`.
-        ``"plan"``: its upload included. ``"write"``: as ``"run"``, of new keys and values.
+        ``"plan"``: its upload included. ``"grow"``: a step of the same decodes a key later, planned
+        where it has to be. ``"write"``: as ``"run"``, of new keys and values.
         ``"step"``: a plan, then a write and a run without `out` for each of 32 layers, all that
         podrt adds to an eager step. ``"replay"``: time on the GPU, of replays and of what they are
         compared with.
