@@ -19,7 +19,7 @@ from podrt.runtime.planned import Planned, Prepared
 from podrt.runtime.reservation import Limits, Reservation, room_for
 from podrt.runtime.session import Session
 from podrt.runtime.write_and_run import WriteAndRun, write_and_run_like
-from podrt.spec.attention import AttentionSpec, make_spec, positive_int
+from podrt.spec.attention import AttentionSpec, make_spec, positive_int, whole_number
 from podrt.spec.batch import HybridBatch
 from podrt.spec.shared_prefix import SharedPrefix
 from podrt.tensors.device_lengths import view_device_lengths
@@ -282,12 +282,12 @@ class HybridAttention:
         ------
         RuntimeError
             `stream` is being captured into a graph.
-        ValueError
-            `num_keys` is less than 1.
+        ValueError, TypeError
+            `num_keys` is less than 1, or no whole number.
         """
         with self._lock:
-            if num_keys < 1:
-                raise ValueError(f"num_keys={num_keys}: must be at least 1")
+            if type(num_keys) is not int or num_keys < 1:
+                num_keys = whole_number("num_keys", num_keys, 1)
             session, table = self._session, self._table
             if session is None:
                 return False

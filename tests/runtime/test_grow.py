@@ -289,9 +289,26 @@ def test_a_stream_that_is_captured_is_refused(gpu: FakeGpu) -> None:
         attention.grow(stream=STREAM)
 
 
-def test_by_less_than_a_key_is_refused(gpu: FakeGpu) -> None:
-    with pytest.raises(ValueError, match="num_keys=0: must be at least 1"):
-        layer().grow(0)
+@pytest.mark.parametrize(
+    ("num_keys", "error", "message"),
+    [
+        (0, ValueError, "num_keys=0: must be at least 1"),
+        (1.5, TypeError, "num_keys=1.5: expected an int"),
+        (True, TypeError, "num_keys=True: expected an int"),
+    ],
+)
+def test_growth_is_a_whole_number_of_keys(
+    gpu: FakeGpu, num_keys: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        layer().grow(num_keys)
+
+
+def test_a_numpy_integer_is_one(gpu: FakeGpu) -> None:
+    attention = reserved()
+    for less in (1, 0):
+        plan(attention, (INDPTR, LENGTHS - less))
+    assert attention.grow(np.int64(2), stream=STREAM)
 
 
 def test_without_its_kernel_all_is_left_to_plans(

@@ -138,12 +138,14 @@ class Engine:
 
         `stream` is the one that computes the step; None in host memory.
         """
+        last, self._kv_lens = self._kv_lens, []  # nothing grows from a step that failed
         names = [state.state.request_id for state in states]
         table = self._tables.of(names, self._allocator.block_table)
         q_lens = [state.query_length for state in states]
         kv_lens = [state.state.position_offset for state in states]
         self._tables.require_room(kv_lens)
-        if not self._grow_all(q_lens, kv_lens, stream):
+        have_grown = q_lens == self._q_lens and kv_lens == [length + 1 for length in last]
+        if not (have_grown and self._grow_all(stream)):
             batch = self._batch_of(q_lens, kv_lens, table)
             self._plan_all(batch, table, stream)
             self._batch, self._q_lens, self._kv_indptr = batch, q_lens, table.kv_indptr
@@ -155,14 +157,10 @@ class Engine:
         self._record.steps += 1
         self.num_steps += 1
 
-    def _grow_all(self, q_lens: list[int], kv_lens: list[int], stream: Any) -> bool:
-        """Have what is planned grow by a key a request; whether that is the step to plan."""
+    def _grow_all(self, stream: Any) -> bool:
+        """Have what is planned grow by a key a request; say whether that could be."""
         changed = self._tables.changed
-        if changed is None or q_lens != self._q_lens:
-            return False
-        if kv_lens != [length + 1 for length in self._kv_lens]:
-            return False
-        if self._sharing:  # with a page more requests may share a prefix
+        if changed is None or self._sharing:  # with a page more requests may share a prefix
             return False
         # What some have grown by is planned anew where others refuse.
         return all(

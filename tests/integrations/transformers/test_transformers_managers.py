@@ -29,6 +29,7 @@ from transformers_support import (  # noqa: E402
 )
 
 import podrt.integrations.transformers as integration  # noqa: E402
+from podrt.attention import HybridAttention  # noqa: E402
 from podrt.integrations.transformers import hooks  # noqa: E402
 from podrt.integrations.transformers.engine import Engine  # noqa: E402
 
@@ -266,3 +267,50 @@ def test_what_the_engine_clears_at_the_start_is_waited_for(monkeypatch: Any) -> 
             assert manager._create_batch_processor() is processor
         assert len(waited) == count
         waited.clear()
+
+
+class Planned(HybridAttention):
+    """Notes how it was planned; `fails` says when that is refused."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.fails = False
+
+    def grow(self, num_keys: int = 1, **_: Any) -> bool:
+        self.steps.append("grown")
+        return True
+
+    def prepare(self, batch: Any, table: Any, **_: Any) -> Any:
+        if self.fails:
+            raise MemoryError("no room")
+        self.steps.append("planned")
+
+    def adopt(self, prepared: Any) -> None:
+        pass
+
+
+def test_nothing_grows_from_a_step_that_failed(llama: Any, monkeypatch: Any) -> None:
+    with integration.enable(llama):
+        engine = make_manager(llama, 4).batch_processor._podrt_engine
+    attention = Planned()
+    monkeypatch.setattr(engine, "attentions", dict.fromkeys(engine.attentions, attention))
+    monkeypatch.setattr(engine, "_note", lambda: None)
+    blocks = engine._allocator.block_table
+    blocks["a"] = [1]
+
+    def step(keys: int) -> None:
+        state = SimpleNamespace(request_id="a", position_offset=keys)
+        engine.plan([SimpleNamespace(state=state, query_length=1)], None)
+
+    for keys in (3, 4, 5):
+        step(keys)
+    assert attention.steps == ["planned", "grown", "grown"]
+    attention.fails = True
+    with pytest.raises(MemoryError):
+        step(9)
+    with pytest.raises(ValueError, match="blocks hold"):
+        step(10_000)
+    attention.fails = False
+    for keys in (6, 7):  # the first as if nothing had failed
+        step(keys)
+    assert attention.steps[3:] == ["planned", "grown"]
