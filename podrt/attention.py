@@ -268,7 +268,9 @@ class HybridAttention:
             beside which those of the plan are upper bounds.
         new_pages : {entry: page}, optional
             Of a page table that `plan` copied from host memory, entries of the flat page numbers
-            that are others now. A table on the GPU may change in place without.
+            that are others now, 128 at most. A block table counts as many columns as it has, but
+            after `reserve` no more than `max_kv_len` needs. A table on the GPU may change in place
+            without.
         stream : optional
             As `plan`: the growth takes place in its order.
 
@@ -276,7 +278,10 @@ class HybridAttention:
         -------
         bool
             Whether it was done. If not, nothing has changed, and `plan` has to be called, which
-            says so if something is wrong, a page that is missing for example.
+            says so if something is wrong, a page that is missing for example. It is never done for
+            deterministic or autotuned layers that were measured; without `reserve` unless the last
+            run was on that stream, of PyTorch or CuPy and without an LSE; nor once runs have
+            checked a host table of which some entry is no page of the cache.
 
         Raises
         ------
@@ -288,13 +293,12 @@ class HybridAttention:
         with self._lock:
             if type(num_keys) is not int or num_keys < 1:
                 num_keys = whole_number("num_keys", num_keys, 1)
-            session, table = self._session, self._table
+            session = self._session
             if session is None:
                 return False
             with session.driver.current():
-                on = stream_of_plan(
-                    session, stream, self._framework, table.tensor if table else None
-                )
+                tensors = session.tensors_of_plan
+                on = stream_of_plan(session, stream, self._framework, *tensors)
                 return on is not None and session.grow(num_keys, new_pages or _NO_PAGES, on)
 
     @property

@@ -32,8 +32,9 @@ NO_RUNS: tuple[int, ...] = ()
 
 #: Units with at most this part of the longest one's keys may be kept for the end.
 _SHORT_PART = 2
-#: Decode with so many times the keys of prefill's tiles takes three times as long, or more.
-#: Measured from four times on: bench/results/h100/gemma-tiles.txt.
+#: Decode with more than so many times the keys of prefill's tiles takes over three times as long: a
+#: key costs prefill less. Gains were measured from four times on, neither gain nor loss at 2.6
+#: (bench/results/h100/gemma-tiles.txt).
 _HIDING_KEYS = 2
 #: More than any request has keys.
 _MANY_KEYS = 2**31

@@ -32,7 +32,7 @@ from podrt.spec.types import DType
 
 #: Of what the constants of `Cuts` were measured with.
 _MEASURED_HEAD_DIM = 128
-_WIDE_HEAD_DIM = 256
+_WIDE_HEAD_DIM = 256  # pieces beside prefill were measured there too; not at 192
 
 
 @lru_cache(maxsize=1024)  # building one checks it, which takes longer than planning a small batch
@@ -229,7 +229,7 @@ def _fixed_rows(policy: Policy, spec: AttentionSpec) -> int | None:
 
 
 def _cuts(cuts: Cuts, head_dim: int) -> Cuts:
-    """Return cuts, measured at head_dim 128, with longer pieces of a decode where heads are narrow.
+    """Return cuts, measured at head_dim 128, with pieces of decode for narrow and for wide heads.
 
     What starting and merging a piece costs is to be weighed against the bytes that it reads. Beside
     prefill pieces are as short for another reason: slots are of unlike speed there, and where heads

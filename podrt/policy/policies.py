@@ -124,7 +124,8 @@ class Policy:
     prefill_order : {"head", "length"}, optional
         Order of prefill units: ``"head"`` goes request by request and in each head by head,
         ``"length"`` longest first over all heads. If None, by head where the keys of all heads do
-        not stay in L2, with some short units kept for the end.
+        not stay in L2, with some short units kept for the end, unless all units run at once and
+        decode does not take much longer.
     max_partial_bytes : int, optional
         Most memory for partial outputs of split keys, 0 to 2^31; 0 splits nothing. If None, 64 MiB.
     autotuned : bool

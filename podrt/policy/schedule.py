@@ -183,7 +183,7 @@ class Scheduler:
     def growth_left(self, batch: HybridBatch, *, decode_rows: int | None = None) -> int:
         """Return how many keys more all requests may have with the schedule that they have.
 
-        But for the ends of their last pieces, and of a batch that was the last to be scheduled.
+        Only ends of last pieces differ. 0 if the batch is not of the span scheduled last.
         """
         last = self._last
         if last is None or last.decode_rows != decode_rows or self._trials:

@@ -65,6 +65,13 @@ class Growth:
         return cls(workspace, planned, most_keys, num_pages)
 
     @property
+    def has_unchecked_pages(self) -> bool:
+        """Whether there are page numbers in host memory that no run has checked."""
+        table = self.planned.page_table
+        in_host_memory = table is not None and table.host_values is not None
+        return in_host_memory and not self.planned.checked_num_pages
+
+    @property
     def is_in_place(self) -> bool:
         """Whether the workspace still has the plan."""
         return self.workspace.planned is self.planned

@@ -92,6 +92,15 @@ class Session:
             self._settle(growth)
         return self._planned
 
+    @property
+    def tensors_of_plan(self) -> tuple[TensorView | None, ...]:
+        """What the plan reads besides a run's tensors, as `stream_of_plan` asks for it."""
+        planned = self._planned
+        if planned is None:
+            return ()
+        table = planned.page_table
+        return table.tensor if table else None, planned.device_kv_lens
+
     def grow(self, num_keys: int, pages: Mapping[int, int], stream: int) -> bool:
         """Make every request of the planned batch longer on the GPU; say whether that could be.
 
@@ -108,19 +117,23 @@ class Session:
         if workspace is None:
             return False
         growth = self._growth
-        if growth is None or growth.workspace is not workspace:
+        if growth is None or not growth.num_keys or growth.workspace is not workspace:
+            # Anew until it has grown: a run may have checked pages since.
             growth = self._growth = self._growth_in(workspace)
         grower = self._grower
         if grower is None or growth is None or not growth.allows(num_keys, pages):
             return False
         grower.launch(growth, num_keys, pages, stream)
         growth.grow(num_keys, pages)
-        if not growth.planned.checked_num_pages:
+        if growth.has_unchecked_pages:
             self.repeatable = None  # the long way checks what has been added too
         return True
 
     def _found_by_runs(self, stream: int) -> Workspace | None:
-        """Return where runs or replays to come on a stream find their plan, as far as is known."""
+        """Return where runs or replays to come on a stream find their plan, as far as is known.
+
+        After `reserve` there is one place, whatever the stream.
+        """
         if self.reservation is not None:
             return self.reservation.workspace
         repeat = self.repeatable
@@ -164,6 +177,9 @@ class Session:
         """
         repeat, self.repeatable = self.repeatable, None
         self._by_other_family = None
+        growth = self._growth
+        if growth is not None and growth.num_keys and growth.is_in_place:
+            growth.workspace.planned = None  # it has grown there, and may be adopted again
         if stream is not None:
             workspace = self._workspace(planned, stream, may_be_captured=False)
             if repeat is not None and repeat.workspace is workspace:

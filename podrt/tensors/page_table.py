@@ -56,7 +56,7 @@ class PageTable:
         if not len(kv_lens):
             return 0
         if self.kv_indptr is None:
-            return int(self.tensor.shape[1] * page_size - kv_lens.max())
+            return self.tensor.shape[1] * page_size - int(kv_lens.max())
         room = np.diff(self.kv_indptr).astype(np.int64) * page_size
         return int((room - kv_lens).min())
 

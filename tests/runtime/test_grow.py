@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import FakeGpu
+from fake_gpu import FakeGpu, TorchTensor
 from runtime_support import (
     LIMITS,
     NUM_PAGES,
@@ -320,3 +320,82 @@ def test_without_its_kernel_all_is_left_to_plans(
     monkeypatch.setattr(growth, "load_grower", missing)
     for attention in (layer(), reserved()):
         assert grown(attention, LENGTHS) == 0
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["spare entry", "new page"])
+def test_pages_that_a_run_has_not_seen_are_not_grown_into(gpu: FakeGpu, is_new: bool) -> None:
+    """Though growth was asked for, and refused, before that run."""
+    attention = layer()
+    counts = -(-LENGTHS // PAGE_SIZE) + 3
+    indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    pages = np.zeros(indptr[-1], np.int32)
+    spare = int(indptr[4]) + 4  # of 64 keys, which fill their pages
+    if not is_new:
+        pages[spare] = NUM_PAGES + 5
+    for less in (2, 1, 0):
+        lens = LENGTHS - less
+        attention.plan(INDPTR, lens, kv_indptr=indptr, kv_indices=pages, stream=STREAM)
+        if less == 1:
+            attention.run(**tensors(ROWS), stream=STREAM)
+    assert not attention.grow(GROWTH_STEP, stream=STREAM)
+    attention.run(**tensors(ROWS), stream=STREAM)
+    new_pages = {spare: NUM_PAGES + 9} if is_new else {}
+    assert not attention.grow(new_pages=new_pages, stream=STREAM)
+
+
+def test_what_was_prepared_is_adopted_again_as_it_was(gpu: FakeGpu) -> None:
+    attention = layer()
+    for less in (1, 0):
+        plan(attention, (INDPTR, LENGTHS - less))
+    attention.run(**tensors(ROWS), stream=STREAM)
+    read = attention.read_batch(INDPTR, LENGTHS, block_table=table_of(ROWS))
+    prepared = attention.prepare(*read, stream=STREAM)
+    attention.adopt(prepared)
+    assert attention.grow(3, stream=STREAM)
+    attention.adopt(prepared)
+    launched(gpu)
+    attention.run(**tensors(ROWS), stream=STREAM)
+    (launch,) = launched(gpu)
+    assert is_of(launch, fresh_plan(LENGTHS, layer))
+
+
+def test_tables_of_more_tokens_than_fit_32_bits(gpu: FakeGpu) -> None:
+    attention = layer()
+    table = table_of(1)
+    table.shape, table.strides = (1, 1 << 27), (1 << 27, 1)
+    for keys in (79, 80):
+        plan(attention, ([0, 1], [keys]), block_table=table)
+    attention.run(**tensors(1), stream=STREAM)
+    assert attention.grow(stream=STREAM)
+
+
+def test_growth_goes_to_the_stream_of_a_plan_that_names_none(gpu: FakeGpu) -> None:
+    gpu.stream = 9
+    attention = reserved()
+    indptr = [0, *np.cumsum(-(-LENGTHS // PAGE_SIZE) + 3).tolist()]
+    exact = TorchTensor((ROWS,), 1 << 39, "torch.int32")
+    for less in (1, 0):
+        attention.plan(
+            INDPTR,
+            LENGTHS - less,
+            kv_indptr=indptr,
+            kv_indices=np.zeros(indptr[-1], np.int32),
+            device_kv_lens=exact,
+        )
+    gpu.finish()
+    assert attention.grow()
+    assert {stream for stream, _ in gpu.work} == {9}
+
+
+def test_growth_before_a_run_leaves_the_short_way_where_nothing_is_to_be_checked(
+    gpu: FakeGpu, plans: list[Any]
+) -> None:
+    attention = layer()
+    for less in (2, 1):
+        plan(attention, (INDPTR, LENGTHS - less))
+    attention.run(**tensors(ROWS), stream=STREAM)
+    plan(attention, (INDPTR, LENGTHS))
+    planned = len(plans)
+    assert attention.grow(stream=STREAM)
+    attention.run(**tensors(ROWS), stream=STREAM)
+    assert len(plans) == planned
