@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from podrt.jit.render import Headers, collect_headers
+from podrt.jit.render import Headers, collect_headers, render
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _ENTRY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ARCH = re.compile(r"sm_\d+[af]?")
+
+
+class Config(Protocol):
+    """One variant of a kernel, which has its name."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder in the cache, and of its ``extern "C"`` function."""
+
+    @property
+    def arch(self) -> str:
+        """NVRTC target."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +70,9 @@ class KernelSource:
             if not pattern.fullmatch(value):
                 raise ValueError(f"{name}={value!r}: expected {expected}")
         object.__setattr__(self, "headers", collect_headers(self.text))
+
+    @classmethod
+    def rendered(cls, template: str, config: Config, **values: Any) -> KernelSource:
+        """Return a template, a path as of `render`, with its values, of which one is `config`."""
+        text = render(template, {"config": config, **values})
+        return cls(name=config.name, arch=config.arch, text=text, entry=config.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from podrt.jit import KernelSource, render
+from podrt.jit import KernelSource
 from podrt.kernels.argument_block import ArgumentBlock
 from podrt.kernels.structs import Field, render_struct, struct_dtype
 from podrt.spec.attention import heads_tag
@@ -75,11 +75,8 @@ class CacheWriteConfig(NamedTuple):
 
 def source_of(config: CacheWriteConfig) -> KernelSource:
     """Render the CUDA C++ source of a variant."""
-    text = render(
-        "cache/write.cu.jinja",
-        {"config": config, "params_struct": render_struct("Params", PARAMS)},
-    )
-    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
+    params = render_struct("Params", PARAMS)
+    return KernelSource.rendered("cache/write.cu.jinja", config, params_struct=params)
 
 
 def ctas_of(num_tokens: int, num_kv_heads: int, elements: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from podrt.jit import KernelSource, render
+from podrt.jit import KernelSource
 from podrt.kernels.argument_block import ArgumentBlock
 from podrt.kernels.arguments import PLAN_STRUCTS
 from podrt.kernels.structs import Field, render_struct, struct_dtype
@@ -43,15 +43,12 @@ class GrowthConfig(NamedTuple):
 
 def source_of(config: GrowthConfig) -> KernelSource:
     """Render the CUDA C++ source of a variant."""
-    text = render(
+    return KernelSource.rendered(
         "plan/grow.cu.jinja",
-        {
-            "config": config,
-            "plan_structs": PLAN_STRUCTS,
-            "params_struct": render_struct("Params", PARAMS),
-        },
+        config,
+        plan_structs=PLAN_STRUCTS,
+        params_struct=render_struct("Params", PARAMS),
     )
-    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
 
 
 def ctas_of(num_items: int, num_pages: int) -> int:

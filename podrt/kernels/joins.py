@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from podrt.jit import KernelSource, render
+from podrt.jit import KernelSource
 from podrt.kernels.argument_block import ArgumentBlock
 from podrt.kernels.arguments import (
     BUFFERS,
@@ -63,19 +63,16 @@ class JoinConfig(NamedTuple):
 def source_of(config: JoinConfig) -> KernelSource:
     """Render the CUDA C++ source of a variant."""
     structs = (("JoinedToken", JOINED_TOKEN_FIELDS), ("JoinedTile", JOINED_TILE_FIELDS))
-    text = render(
+    return KernelSource.rendered(
         "merge/joins.cu.jinja",
-        {
-            "config": config,
-            "plan_structs": PLAN_STRUCTS,
-            "join_structs": "\n\n".join(
-                render_struct(name, tuple(Field("int", field, doc) for field, doc in fields))
-                for name, fields in structs
-            ),
-            "params_struct": render_struct("Params", PARAMS),
-        },
+        config,
+        plan_structs=PLAN_STRUCTS,
+        join_structs="\n\n".join(
+            render_struct(name, tuple(Field("int", field, doc) for field, doc in fields))
+            for name, fields in structs
+        ),
+        params_struct=render_struct("Params", PARAMS),
     )
-    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
 
 
 def ctas_of(config: JoinConfig, num_rows: int, num_sms: int) -> int:

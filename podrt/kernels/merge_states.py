@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from podrt.jit import KernelSource, render
+from podrt.jit import KernelSource
 from podrt.kernels.structs import Field, fill_struct, render_struct, struct_dtype
 from podrt.kernels.variant import DTYPE_TAGS
 from podrt.tensors.merge_states import VECTOR, MergeTensors
@@ -76,15 +76,12 @@ class MergeConfig(NamedTuple):
 
 def source_of(config: MergeConfig) -> KernelSource:
     """Render the CUDA C++ source of a variant."""
-    text = render(
+    return KernelSource.rendered(
         "merge/states.cu.jinja",
-        {
-            "config": config,
-            "params_struct": render_struct("Params", PARAMS),
-            "element_types": _ELEMENT_TYPES,
-        },
+        config,
+        params_struct=render_struct("Params", PARAMS),
+        element_types=_ELEMENT_TYPES,
     )
-    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
 
 
 def ctas_of(config: MergeConfig, num_rows: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from podrt.jit import KernelSource, render
+from podrt.jit import KernelSource
 from podrt.kernels.arguments import (
     BUFFERS,
     HEADS,
@@ -43,19 +43,16 @@ PARAMS_DTYPE = struct_dtype(PARAMS, align=_ALIGN)
 
 def source_of(config: HopperConfig) -> KernelSource:
     """Render the CUDA C++ source of a variant."""
-    text = render(
+    return KernelSource.rendered(
         f"{config.family}/kernel.cu.jinja",
-        {
-            "cache_rows_struct": render_struct("CacheRows", CACHE_ROWS),
-            "config": config,
-            "layout_struct": render_layout(config),
-            "most_tree_tokens": MOST_TREE_TOKENS,
-            "num_tickets": NUM_TICKETS,
-            "params_struct": render_struct("Params", PARAMS, align=_ALIGN),
-            "plan_structs": PLAN_STRUCTS,
-        },
+        config,
+        cache_rows_struct=render_struct("CacheRows", CACHE_ROWS),
+        layout_struct=render_layout(config),
+        most_tree_tokens=MOST_TREE_TOKENS,
+        num_tickets=NUM_TICKETS,
+        params_struct=render_struct("Params", PARAMS, align=_ALIGN),
+        plan_structs=PLAN_STRUCTS,
     )
-    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
 
 
 def num_ctas(config: HopperConfig, plan: Plan, num_sms: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from podrt.jit import KernelSource, render
+from podrt.jit import KernelSource
 from podrt.kernels.arguments import (
     BUFFERS,
     HEADS,
@@ -43,17 +43,14 @@ NUM_COUNTERS = NUM_TICKETS + 3
 
 def source_of(config: KernelConfig) -> KernelSource:
     """Render the CUDA C++ source of a variant."""
-    text = render(
+    return KernelSource.rendered(
         f"{config.family}/kernel.cu.jinja",
-        {
-            "config": config,
-            "most_tree_tokens": MOST_TREE_TOKENS,
-            "num_tickets": NUM_TICKETS,
-            "params_struct": render_struct("Params", PARAMS),
-            "plan_structs": PLAN_STRUCTS,
-        },
+        config,
+        most_tree_tokens=MOST_TREE_TOKENS,
+        num_tickets=NUM_TICKETS,
+        params_struct=render_struct("Params", PARAMS),
+        plan_structs=PLAN_STRUCTS,
     )
-    return KernelSource(name=config.name, arch=config.arch, text=text, entry=config.name)
 
 
 def num_ctas(
