@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -239,27 +240,18 @@ def _plan_row(batch: HostBatch, framework: Framework) -> HostRow:
 
 
 def _reserved_plan_row(batch: HostBatch, framework: Framework) -> HostRow:
-    attention = _attention(batch)
-    with load_cupy().cuda.Stream(non_blocking=True) as stream:
-        table = framework.convert(load_cupy().asarray(batch.block_table()))
-        attention.reserve(**batch.limits, stream=stream)
-        _wait()
+    with _reserved(batch, framework) as (attention, table, stream):
         samples_us = _plan_samples_us(attention, batch, table, stream=stream)
     return row_of("plan", framework.name, batch.requests, f"{batch.name}, reserved", samples_us)
 
 
 def _growth_row(batch: HostBatch, framework: Framework) -> HostRow:
     """Steps of the same decodes, which grow by a key and are planned where they must be."""
-    attention, last = _attention(batch), batch.at_step(0)
-    with load_cupy().cuda.Stream(non_blocking=True) as stream:
-        table = framework.convert(load_cupy().asarray(batch.block_table()))
-        attention.reserve(**batch.limits, stream=stream)
-        _wait()
+    with _reserved(batch, framework) as (attention, table, stream):
 
         def make_call(step: int) -> Call:
-            nonlocal last
-            kv_lens, before = batch.at_step(step), last
-            last, have_grown = kv_lens, bool((kv_lens - before == 1).all())
+            kv_lens = batch.at_step(step)
+            have_grown = bool((kv_lens - batch.at_step(step - 1) == 1).all())
 
             def call() -> None:
                 if not (have_grown and attention.grow(stream=stream)):
@@ -270,6 +262,17 @@ def _growth_row(batch: HostBatch, framework: Framework) -> HostRow:
         samples_us = time_steps(make_call, _wait, _SAMPLES)
     case = f"{batch.name}, reserved, a key more at every step"
     return row_of("grow", framework.name, batch.requests, case, samples_us)
+
+
+@contextmanager
+def _reserved(batch: HostBatch, framework: Framework) -> Iterator[tuple[HybridAttention, Any, Any]]:
+    """Reserve an object for a batch; gives it, the batch's block table and its stream."""
+    attention = _attention(batch)
+    with load_cupy().cuda.Stream(non_blocking=True) as stream:
+        table = framework.convert(load_cupy().asarray(batch.block_table()))
+        attention.reserve(**batch.limits, stream=stream)
+        _wait()
+        yield attention, table, stream
 
 
 def _hybrid_replay_rows(batch: HostBatch) -> Iterator[HostRow]:

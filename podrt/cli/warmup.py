@@ -31,7 +31,7 @@ from podrt.errors import PodrtError
 from podrt.explore.select import select
 from podrt.jit import DiskCache, KernelSource, recipe_of
 from podrt.kernels.beside import sources_beside
-from podrt.kernels.families import source_of
+from podrt.kernels.families import Variant, source_of
 
 
 class Preset(StrEnum):
@@ -88,7 +88,7 @@ def warmup(
         tree_masks=[tree],
     )
     cache, beside = disk_cache(), sources_beside(configs)
-    _require_room(cache, [*map(source_of, configs), *beside])
+    _require_room(cache, configs, beside)
     begin_s = time.perf_counter()
     builds = build_all(configs, beside=beside)
     elapsed_s = time.perf_counter() - begin_s
@@ -119,10 +119,13 @@ def warmup(
         raise typer.Exit(1)
 
 
-def _require_room(cache: DiskCache, sources: Sequence[KernelSource]) -> None:
+def _require_room(
+    cache: DiskCache, configs: Sequence[Variant], beside: Sequence[KernelSource]
+) -> None:
     """Refuse before the first compilation what could not be stored after it."""
     if cache.is_writable:
         return
+    sources = [*map(source_of, configs), *beside]
     missing = sum(not cache.holds(recipe_of(source)) for source in sources)
     if missing:
         raise PodrtError(

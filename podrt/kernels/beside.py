@@ -17,13 +17,17 @@ def sources_beside(variants: Iterable[Variant]) -> list[KernelSource]:
 
     Nothing for contiguous caches: writes and prefixes are of pages, as plans are that grow.
     """
-    sources: dict[KernelSource, None] = {}
-    for variant in variants:
-        arch, page_size = variant.arch, variant.page_size
-        if page_size is None:
-            continue
-        write = CacheWriteConfig(arch, variant.head_dim, page_size, variant.v_head_dim)
-        sources[cache_write.source_of(write)] = None
-        sources[joins.source_of(JoinConfig(arch, variant.value_dim, variant.dtype))] = None
-        sources[growth.source_of(GrowthConfig(arch))] = None
-    return list(sources)
+    writes: dict[CacheWriteConfig, None] = {}  # in order, each once
+    joiners: dict[JoinConfig, None] = {}
+    growers: dict[GrowthConfig, None] = {}
+    for each in variants:
+        if each.page_size is not None:
+            write = CacheWriteConfig(each.arch, each.head_dim, each.page_size, each.v_head_dim)
+            writes[write] = None
+            joiners[JoinConfig(each.arch, each.value_dim, each.dtype)] = None
+            growers[GrowthConfig(each.arch)] = None
+    return [
+        *map(cache_write.source_of, writes),
+        *map(joins.source_of, joiners),
+        *map(growth.source_of, growers),
+    ]

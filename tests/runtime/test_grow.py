@@ -33,6 +33,8 @@ from podrt.runtime.session import Session
 LENGTHS = np.array([500, 33, 1199, 804, 64, 2096, 40], np.int32)
 ROWS = len(LENGTHS)
 INDPTR = list(range(ROWS + 1))
+#: Of a list of pages in host memory, where each request has three entries to spare.
+KV_INDPTR = np.cumsum([0, *(-(-LENGTHS // PAGE_SIZE) + 3)]).astype(np.int32)
 
 
 @pytest.fixture
@@ -143,23 +145,27 @@ def test_another_stream_gets_what_the_plan_has_grown_to(gpu: FakeGpu) -> None:
     assert all(is_of(launch, fresh_plan(LENGTHS + 1, layer)) for launch in launched(gpu))
 
 
-def with_host_table(attention: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Plan over a list of pages in host memory with entries to spare; return it and offsets."""
+def plan_listed(attention: Any, less: int, pages: np.ndarray, **options: Any) -> None:
+    """Plan so many keys less than `LENGTHS` over a list of pages in host memory."""
+    given = {"kv_indptr": KV_INDPTR, "kv_indices": pages, "stream": STREAM} | options
+    attention.plan(INDPTR, LENGTHS - less, **given)
+
+
+def with_host_table(attention: Any) -> np.ndarray:
+    """Plan `LENGTHS`, and before them, over random pages; return these."""
     rng = np.random.default_rng(1)
-    counts = -(-LENGTHS // PAGE_SIZE) + 3
-    indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-    pages = rng.integers(0, NUM_PAGES, indptr[-1]).astype(np.int32)
+    pages = rng.integers(0, NUM_PAGES, KV_INDPTR[-1]).astype(np.int32)
     for less in (1, 0):
-        attention.plan(INDPTR, LENGTHS - less, kv_indptr=indptr, kv_indices=pages, stream=STREAM)
-    return pages, indptr
+        plan_listed(attention, less, pages)
+    return pages
 
 
 def test_new_page_numbers_take_the_places_of_old_ones(gpu: FakeGpu) -> None:
     attention = reserved()
     graph = capture(gpu, attention, decodes_only=True)
-    pages, indptr = with_host_table(attention)
+    pages = with_host_table(attention)
     for step in range(1, 6):
-        entries = {int(indptr[step]) + 1: 7 * step, int(indptr[step + 1]) - 1: 7 * step + 1}
+        entries = {int(KV_INDPTR[step]) + 1: 7 * step, int(KV_INDPTR[step + 1]) - 1: 7 * step + 1}
         assert attention.grow(new_pages=entries, stream=STREAM)
         pages[list(entries)] = list(entries.values())
         launch = replayed(gpu, graph)
@@ -183,8 +189,8 @@ def test_page_numbers_that_are_none_are_left_to_a_plan(gpu: FakeGpu, entries: An
 
 def test_page_numbers_given_before_a_run_are_checked_by_it(gpu: FakeGpu) -> None:
     attention = reserved()
-    _, indptr = with_host_table(attention)
-    assert attention.grow(new_pages={int(indptr[2]): NUM_PAGES}, stream=STREAM)
+    with_host_table(attention)
+    assert attention.grow(new_pages={int(KV_INDPTR[2]): NUM_PAGES}, stream=STREAM)
     with pytest.raises(ValueError, match=f"page 0 of request 2 is {NUM_PAGES}"):
         attention.run(**tensors(ROWS), stream=STREAM)
 
@@ -326,15 +332,12 @@ def test_without_its_kernel_all_is_left_to_plans(
 def test_pages_that_a_run_has_not_seen_are_not_grown_into(gpu: FakeGpu, is_new: bool) -> None:
     """Though growth was asked for, and refused, before that run."""
     attention = layer()
-    counts = -(-LENGTHS // PAGE_SIZE) + 3
-    indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-    pages = np.zeros(indptr[-1], np.int32)
-    spare = int(indptr[4]) + 4  # of 64 keys, which fill their pages
+    pages = np.zeros(KV_INDPTR[-1], np.int32)
+    spare = int(KV_INDPTR[4]) + 4  # of 64 keys, which fill their pages
     if not is_new:
         pages[spare] = NUM_PAGES + 5
     for less in (2, 1, 0):
-        lens = LENGTHS - less
-        attention.plan(INDPTR, lens, kv_indptr=indptr, kv_indices=pages, stream=STREAM)
+        plan_listed(attention, less, pages)
         if less == 1:
             attention.run(**tensors(ROWS), stream=STREAM)
     assert not attention.grow(GROWTH_STEP, stream=STREAM)
@@ -372,16 +375,10 @@ def test_tables_of_more_tokens_than_fit_32_bits(gpu: FakeGpu) -> None:
 def test_growth_goes_to_the_stream_of_a_plan_that_names_none(gpu: FakeGpu) -> None:
     gpu.stream = 9
     attention = reserved()
-    indptr = [0, *np.cumsum(-(-LENGTHS // PAGE_SIZE) + 3).tolist()]
     exact = TorchTensor((ROWS,), 1 << 39, "torch.int32")
+    pages = np.zeros(KV_INDPTR[-1], np.int32)
     for less in (1, 0):
-        attention.plan(
-            INDPTR,
-            LENGTHS - less,
-            kv_indptr=indptr,
-            kv_indices=np.zeros(indptr[-1], np.int32),
-            device_kv_lens=exact,
-        )
+        plan_listed(attention, less, pages, device_kv_lens=exact, stream=None)
     gpu.finish()
     assert attention.grow()
     assert {stream for stream, _ in gpu.work} == {9}
