@@ -60,7 +60,7 @@ class Growth:
         if values is None:
             return cls(workspace, planned, most_keys, 0)
         num_pages = min(planned.checked_num_pages, default=_ANY_PAGE)
-        if most_keys > 0 and (values.min() < 0 or values.max() >= num_pages):
+        if not table.has_only_pages_below(num_pages):
             most_keys = 0
         return cls(workspace, planned, most_keys, num_pages)
 

@@ -56,7 +56,7 @@ class Session:
         self.workspaces = Workspaces(driver, self._spec.value_dim)
         self.reservation: Reservation | None = None
         self._planned: Planned | None = None
-        self._growth: Growth | None = None  # of what was planned last, where it lies
+        self._growth: Growth | None = None  # of what was planned last, once it has grown
         self._grower: Grower | None = None
         self._by_other_family: Planned | None = None  # the same batch
         self._preferred = scheduler
@@ -87,9 +87,8 @@ class Session:
     @property
     def planned(self) -> Planned | None:
         """The batch planned last, as it is by now; None before the first."""
-        growth = self._growth
-        if growth is not None and growth.num_keys:
-            self._settle(growth)
+        if self._growth is not None:
+            self._settle(self._growth)
         return self._planned
 
     @property
@@ -114,17 +113,15 @@ class Session:
             As `adopt`.
         """
         workspace = self._found_by_runs(stream)
-        if workspace is None:
+        growth = self._growth or self._growth_in(workspace)
+        if growth is None or growth.workspace is not workspace:
             return False
-        growth = self._growth
-        if growth is None or not growth.num_keys or growth.workspace is not workspace:
-            # Anew until it has grown: a run may have checked pages since.
-            growth = self._growth = self._growth_in(workspace)
         grower = self._grower
-        if grower is None or growth is None or not growth.allows(num_keys, pages):
+        if grower is None or not growth.allows(num_keys, pages):
             return False
         grower.launch(growth, num_keys, pages, stream)
         growth.grow(num_keys, pages)
+        self._growth = growth
         if growth.has_unchecked_pages:
             self.repeatable = None  # the long way checks what has been added too
         return True
@@ -139,10 +136,10 @@ class Session:
         repeat = self.repeatable
         return repeat.workspace if repeat is not None and repeat.is_on(stream) else None
 
-    def _growth_in(self, workspace: Workspace) -> Growth | None:
-        """Return how the plan may grow that lies in a workspace; None if it is another one."""
+    def _growth_in(self, workspace: Workspace | None) -> Growth | None:
+        """Return how the plan may grow that lies in a workspace; None if it lies in none."""
         planned, reserved = self._planned, self.reservation
-        if planned is None or workspace.planned is not planned:
+        if workspace is None or planned is None or workspace.planned is not planned:
             return None
         if self._grower is None:
             self._grower = grower_for(self.driver, self.scheduler.gpu.arch.name)
@@ -177,9 +174,8 @@ class Session:
         """
         repeat, self.repeatable = self.repeatable, None
         self._by_other_family = None
-        growth = self._growth
-        if growth is not None and growth.num_keys and growth.is_in_place:
-            growth.workspace.planned = None  # it has grown there, and may be adopted again
+        if self._growth is not None and self._growth.is_in_place:
+            self._growth.workspace.planned = None  # it has grown there, and may be adopted again
         if stream is not None:
             workspace = self._workspace(planned, stream, may_be_captured=False)
             if repeat is not None and repeat.workspace is workspace:

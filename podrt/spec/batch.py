@@ -148,7 +148,7 @@ class HybridBatch(NamedTuple):
         queries, kv_lens, max_kv_len = _lengths(qo_indptr, kv_lens)
         _require_page_size(page_size)
         _require_int32_vector(kv_indptr, "kv_indptr")
-        pages = _kept_pages(kv_indptr.tobytes(), len(kv_lens), page_size)
+        pages = kept_pages(kv_indptr.tobytes(), len(kv_lens), page_size)
         if pages.end > num_kv_indices:
             raise ValueError(
                 f"kv_indices has {num_kv_indices} entries; kv_indptr ends at {pages.end}, "
@@ -283,7 +283,7 @@ def _kept_query_lengths(qo_indptr: bytes, requests: int) -> QueryLengths:
     return QueryLengths(*_differences(indptr, "qo_indptr", requests))
 
 
-class _Pages(NamedTuple):
+class Pages(NamedTuple):
     """The pages of every request, and the tokens that they have room for."""
 
     begin: Int32Array
@@ -294,11 +294,12 @@ class _Pages(NamedTuple):
 
 
 @lru_cache(maxsize=4)  # a server's next batch often has as many pages
-def _kept_pages(kv_indptr: bytes, requests: int, page_size: int) -> _Pages:
+def kept_pages(kv_indptr: bytes, requests: int, page_size: int) -> Pages:
+    """Return the pages of requests, given the bytes of their offsets, which are checked."""
     indptr = np.frombuffer(kv_indptr, np.int32)
     _, count, _ = _differences(indptr, "kv_indptr", requests)
     room = np.multiply(count, page_size, dtype=np.int64)
-    return _Pages(
+    return Pages(
         indptr[:-1],
         count,
         room,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from podrt.spec.batch import HybridBatch
+from podrt.spec.batch import HybridBatch, kept_pages
 from podrt.spec.mask import Mask
 from podrt.spec.prefixes import equal_first_pages
 from podrt.tensors.checks import require_dtype, require_rank, require_unit_stride
@@ -57,8 +57,13 @@ class PageTable:
             return 0
         if self.kv_indptr is None:
             return self.tensor.shape[1] * page_size - int(kv_lens.max())
-        room = np.diff(self.kv_indptr).astype(np.int64) * page_size
-        return int((room - kv_lens).min())
+        pages = kept_pages(self.kv_indptr.tobytes(), len(kv_lens), page_size)
+        return int((pages.room - kv_lens).min())
+
+    def has_only_pages_below(self, num_pages: int) -> bool:
+        """Whether all page numbers, which lie in host memory, are of a cache of so many pages."""
+        values = self.flat()
+        return bool(values.size and values.min() >= 0 and values.max() < num_pages)
 
     def is_at(self, values: Any) -> bool:
         """Whether this is what reading `values` would give: the same memory, laid out the same."""
@@ -198,7 +203,7 @@ def require_pages_exist(
     values = table.host_values
     if values is None or batch.page_size is None:
         return
-    if values.size and values.min() >= 0 and values.max() < num_pages:
+    if table.has_only_pages_below(num_pages):
         return  # as nearly always, and nothing need be known of which of them are read
     q_lens, kv_lens = batch.q_lens.astype(np.int64), batch.kv_lens.astype(np.int64)
     first_entry = (kv_lens - mask.seen_keys(q_lens, kv_lens)) // batch.page_size
